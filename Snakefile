@@ -1,0 +1,21 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/runs.smk"
+include: "workflow/rules/views.smk"
+include: "workflow/rules/tracking.smk"
+
+
+rule all:
+    input:
+        [out for stage in STAGES for out in stage.outs],
+        "results/tracking.json",
+    default_target: True
+    localrule: True

@@ -1,0 +1,32 @@
+"""Distances D(x, y) = phi(||x - y||) between the outputs of student and teacher (paper, section 2)."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gcflow.config import TrainingConfig
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def squared_l2(x: Tensor, y: Tensor) -> Tensor:
+    """||x - y||^2 per sample: [B, ...] and [B, ...] to [B]."""
+    return (x - y).flatten(1).square().sum(1)
+
+
+def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
+    """sqrt(||x - y||^2 + c^2) - c per sample, on the norm and not per element: [B, ...] and [B, ...] to [B]."""
+    return (squared_l2(x, y) + c**2).sqrt() - c
+
+
+def huber_constant(dimension: int) -> float:
+    """c = 0.00054 sqrt(d) (Song & Dhariwal 2024)."""
+    return 0.00054 * dimension**0.5
+
+
+def distance_for(training: TrainingConfig, dimension: int) -> Distance:
+    """The distance that a run trains with, for samples of `dimension` values."""
+    if training.distance == "squared-l2":
+        return squared_l2
+    c = training.huber_c if training.huber_c is not None else huber_constant(dimension)
+    return lambda x, y: pseudo_huber(x, y, c)

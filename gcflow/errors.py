@@ -1,0 +1,22 @@
+"""The one exception that means "the user can fix this"."""
+
+
+class GcflowError(Exception):
+    """Bad input or a bad environment: the message names the file, key or value and what to do.
+
+    The command line prints the message as one line and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class Preempted(GcflowError):
+    """A run was asked to stop (SIGTERM or a time limit) and has saved its state."""
+
+    exit_code = 75
+
+
+class NonFiniteLoss(GcflowError):
+    """The loss became NaN or infinite; the last good checkpoint was kept."""
+
+    exit_code = 3

@@ -1,0 +1,85 @@
+"""Lion, the choice of optimizer, and the exponential moving average of the weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gcflow.config import TrainingConfig
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay; fused over tensors.
+
+    Args:
+        params: parameters to optimise.
+        lr: learning rate, > 0.
+        betas: interpolation of the update, and decay of the momentum, each in [0, 1).
+        weight_decay: >= 0.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            beta1, beta2 = group["betas"]
+            updates = torch._foreach_lerp(grads, momenta, beta1)
+            torch._foreach_sign_(updates)
+            if group["weight_decay"] > 0:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+        return loss
+
+
+def make_optimizer(params: Iterable[nn.Parameter], training: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that a run's configuration names."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "lion": Lion,
+        "adam": torch.optim.Adam,
+        "radam": torch.optim.RAdam,
+    }
+    extra: dict[str, Any] = {} if training.optimizer == "lion" else {"foreach": True}
+    return kinds[training.optimizer](params, lr=training.learning_rate, weight_decay=training.weight_decay, **extra)
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """The learning rate at `step` (from 0): constant, or linear from its value to 0 at the end."""
+    if training.learning_rate_decay == "none":
+        return training.learning_rate
+    return training.learning_rate * (1 - step / training.steps)
+
+
+def ema_decay(step: int, training: TrainingConfig) -> float:
+    """The decay applied after `step` (from 0); with ramp-up min(decay, 1 - (1 + k)^(-2/3)), k = step."""
+    if not training.ema_ramp_up:
+        return training.ema_decay
+    return min(training.ema_decay, 1 - (1 + step) ** (-2 / 3))
+
+
+@torch.no_grad()
+def update_ema(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
+    """average <- decay average + (1 - decay) weights, in place."""
+    torch._foreach_lerp_(average, weights, 1 - decay)

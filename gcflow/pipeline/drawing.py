@@ -1,0 +1,63 @@
+"""Pictures of samples, and the style that every figure shares."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, readable with any colour vision; each colour goes with a marker of its own.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MAGNIFICATION = 4
+
+rcParams.update(
+    {
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.dpi": 150,
+        "font.size": 9,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "gcflow",
+    }
+)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, size in inches, that needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 images [n, C, H, W] side by side: [rows H, columns W] or [rows H, columns W, 3]; empty places are black."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    padded = np.zeros((rows * columns, channels, height, width), dtype=np.uint8)
+    padded[:count] = images
+    grid = padded.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    return (
+        grid.reshape(rows * height, columns * width, channels).squeeze(-1)
+        if channels == 1
+        else grid.reshape(rows * height, columns * width, channels)
+    )
+
+
+def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
+    """A PNG of samples: a magnified grid of images [n, C, H, W], or a scatter of points [n, 2]."""
+    if samples.ndim == 4:
+        from PIL import Image
+
+        image = Image.fromarray(tile(samples, columns))
+        image = image.resize((image.width * MAGNIFICATION, image.height * MAGNIFICATION), Image.Resampling.NEAREST)
+        image.save(path, format="PNG")
+        return
+    figure = new_figure(3, 3)
+    axes = figure.add_subplot(aspect="equal")
+    axes.scatter(samples[:, 0], samples[:, 1], s=4, color=COLOURS[0])
+    figure.savefig(path, format="png")

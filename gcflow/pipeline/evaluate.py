@@ -1,0 +1,268 @@
+"""`gcflow features`, `reference`, `evaluate` and `sample`: what generated samples are compared in, and the comparison."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gcflow.classifier import ImageClassifier, train_classifier
+from gcflow.config import NoiseProcess, RunConfig, Weights, to_dict
+from gcflow.data import load_dataset
+from gcflow.errors import GcflowError
+from gcflow.files import atomic_path, sha256_of, write_json
+from gcflow.metrics import class_score, frechet_distance, kernel_distance
+from gcflow.pipeline.drawing import save_samples
+from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
+from gcflow.pipeline.params import Classifier, Params
+from gcflow.pipeline.progress import Progress, say
+from gcflow.preconditioning import PreconditionedNetwork, from_model_space
+from gcflow.randomness import generator
+from gcflow.sampling import consistency_sample, heun_sample
+from gcflow.training import load_model, load_tensors, save_tensors
+
+SAMPLING_BATCH = 500
+
+
+def classifier_path(params: Params, dataset: str) -> Path:
+    """Weights of the feature classifier of a data set."""
+    return results_folder(params.root, dataset) / "features" / "classifier.safetensors"
+
+
+def reference_path(params: Params, dataset: str) -> Path:
+    """Features of the real data of a data set."""
+    return results_folder(params.root, dataset) / "features" / "reference.safetensors"
+
+
+def train_features(params: Params, dataset: str) -> None:
+    """Trains the classifier whose features are compared, and stores it with its held-out accuracy.
+
+    Raises:
+        GcflowError: the data set compares coordinates, or the accuracy is below `minimum_accuracy`.
+    """
+    settings = params.dataset(dataset).features
+    if not isinstance(settings, Classifier):
+        raise GcflowError(f"{params.path}: datasets.{dataset}.features.kind is {settings.kind}: nothing to train")
+    data = load_dataset(data_folder(params.root, dataset))
+    torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
+    classifier, accuracy = train_classifier(
+        data.samples,
+        data.labels,
+        held_out=settings.held_out,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )
+    say(f"  {dataset} feature classifier: held-out accuracy {accuracy:.2%}")
+    if accuracy < settings.minimum_accuracy:
+        raise GcflowError(
+            f"{params.path}: datasets.{dataset}.features.minimum_accuracy is {settings.minimum_accuracy}, "
+            f"but the classifier reaches {accuracy:.4f}; train it longer (epochs)"
+        )
+    metadata = {
+        "shape": list(data.shape),
+        "classes": int(data.labels.max()) + 1,
+        "held_out_accuracy": accuracy,
+        "settings": to_dict(settings),
+        "data_sha256": data.sha256,
+    }
+    save_tensors(classifier_path(params, dataset), classifier.state_dict(), metadata)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Turns stored samples into features, and into class probabilities where there are classes.
+
+    name: prefix of the metrics' names. sha256: of its weights; None for the identity.
+    """
+
+    name: str
+    sha256: str | None
+    classifier: ImageClassifier | None
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features [n, F] and probabilities [n, K] or None."""
+        if self.classifier is None:
+            return samples.flatten(1), None
+        features = self.classifier.features(samples)
+        return features, self.classifier.head(features).softmax(1)
+
+
+def load_extractor(params: Params, dataset: str) -> Extractor:
+    """The feature extractor of a data set's protocol."""
+    if not isinstance(params.dataset(dataset).features, Classifier):
+        return Extractor("coordinate", None, None)
+    path = classifier_path(params, dataset)
+    tensors, metadata = load_tensors(path)
+    classifier = ImageClassifier(tuple(metadata["shape"]), metadata["classes"])
+    classifier.load_state_dict(tensors)
+    return Extractor("classifier", sha256_of(path), classifier.eval().requires_grad_(False))
+
+
+def compute_reference(params: Params, dataset: str) -> None:
+    """Stores the features of every real sample, once, with their count."""
+    torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
+    data, extractor = load_dataset(data_folder(params.root, dataset)), load_extractor(params, dataset)
+    features, _ = extractor(data.samples)
+    metadata = {
+        "count": len(features),
+        "split": "all",
+        "data_sha256": data.sha256,
+        "extractor_sha256": extractor.sha256,
+    }
+    save_tensors(reference_path(params, dataset), {"features": features}, metadata)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to draw samples: its name, its network evaluations per sample, and the drawing itself."""
+
+    name: str
+    evaluations: int
+    draw: Callable[[PreconditionedNetwork, Tensor, torch.Generator], Tensor]
+
+
+def samplers(config: RunConfig, sigmas: tuple[float, ...], heun_steps: int) -> list[Sampler]:
+    """One step, and few steps, of a consistency model; the PF-ODE of a denoiser. The first is the main one."""
+    process = config.process
+    if config.method.objective == "denoising":
+        return [
+            Sampler("heun", 2 * heun_steps - 1, lambda model, z, _: heun_sample(model, z, process, heun_steps)),
+        ]
+    chains = [sigmas[:length] for length in range(len(sigmas) + 1)]
+    return [
+        Sampler(
+            "consistency",
+            len(chain) + 1,
+            lambda model, z, source, chain=chain: consistency_sample(model, z, process, chain, source),
+        )
+        for chain in chains
+    ]
+
+
+def draw_samples(
+    model: PreconditionedNetwork, sampler: Sampler, shape: tuple[int, ...], dtype: torch.dtype, count: int, seed: int
+) -> Tensor:
+    """`count` samples in stored form; the noise depends on the seed alone, so methods are compared at equal noise."""
+    parts = []
+    for index in range(0, count, SAMPLING_BATCH):
+        noise = torch.randn(SAMPLING_BATCH, *shape, generator=generator(seed, index, "sample"))
+        fresh = generator(seed, index, "renoise")
+        parts.append(sampler.draw(model, noise[: count - index], fresh))
+    return from_model_space(torch.cat(parts), model.process, dtype)
+
+
+def _space(process: NoiseProcess, dtype: torch.dtype) -> dict[str, str]:
+    if dtype == torch.uint8:
+        return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}
+    return {"clipping": "none", "quantisation": "none", "resize": "none"}
+
+
+def _measure(
+    extractor: Extractor, samples: Tensor, reference: Tensor, reference_record: dict[str, Any], protocol: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    features, probabilities = extractor(samples)
+    values = {
+        f"{extractor.name}-fd": frechet_distance(features, reference),
+        f"{extractor.name}-kd": kernel_distance(features, reference),
+    }
+    if probabilities is not None:
+        values[f"{extractor.name}-score"] = class_score(probabilities)
+    for metric, value in values.items():
+        yield {
+            "metric": metric,
+            "value": value,
+            **protocol,
+            "extractor_sha256": extractor.sha256,
+            "generated": len(samples),
+            "reference": reference_record["count"],
+            "reference_split": reference_record["split"],
+        }
+
+
+def evaluate_run(params: Params, name: str, lines: bool = False) -> None:
+    """Measures a run: EMA and raw weights at every snapshot; every sampler and generation seed at the last step.
+
+    Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png.
+
+    Raises:
+        GcflowError: weights, reference or classifier are missing or damaged.
+    """
+    run = params.parse_run(name)
+    entry, config = params.dataset(run.dataset), params.run_config(name)
+    torch.set_num_threads(config.training.cpu_threads)
+    folder, settings = run_folder(params.root, run), entry.evaluation
+    tensors, reference_record = load_tensors(reference_path(params, run.dataset))
+    extractor = load_extractor(params, run.dataset)
+    if reference_record["extractor_sha256"] != extractor.sha256:
+        raise GcflowError(
+            f"{reference_path(params, run.dataset)}: made with another classifier; run gcflow reference {run.dataset}"
+        )
+    dataset = load_dataset(data_folder(params.root, run.dataset))
+    dtype, shape = dataset.samples.dtype, dataset.shape
+
+    steps = config.training.snapshot_steps
+    choices = samplers(config, settings.intermediate_sigmas, settings.heun_steps)
+    plan: list[tuple[int, Weights, Sampler, int]] = []
+    for weights in ("ema", "raw"):
+        # Sampling a denoiser costs tens of evaluations: its curve is not a figure of the paper, its end is enough.
+        if config.method.objective != "denoising":
+            plan += [(step, weights, choices[0], settings.generation_seeds[0]) for step in steps[:-1]]
+        plan += [(steps[-1], weights, sampler, seed) for sampler in choices for seed in settings.generation_seeds]
+
+    records: list[dict[str, Any]] = []
+    grid = None
+    with Progress(f"{name} evaluation", len(plan), unit="measurement", lines=lines) as progress:
+        for done, (step, weights, sampler, seed) in enumerate(plan, start=1):
+            model, _ = load_model(snapshot(folder, step), weights)
+            samples = draw_samples(model, sampler, shape, dtype, settings.samples, seed)
+            protocol = {
+                "run": name,
+                "step": step,
+                "weights": weights,
+                "sampler": sampler.name,
+                "network_evaluations": sampler.evaluations,
+                "generation_seed": seed,
+                **_space(config.process, dtype),
+            }
+            measured = list(_measure(extractor, samples, tensors["features"], reference_record, protocol))
+            records += measured
+            if (step, weights) == (steps[-1], "ema") and grid is None:
+                grid = samples[: settings.grid**2].numpy()
+            progress.update(done, f"{measured[0]['metric']} {measured[0]['value']:.3g}")
+    assert grid is not None
+    out = folder / "evaluation"
+    with atomic_path(out / "samples.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, grid)
+    with atomic_path(out / "samples.png") as temporary:
+        save_samples(grid, settings.grid, temporary)
+    write_json(out / "metrics.json", records)
+
+
+def sample_to_file(
+    weights_file: Path, count: int, seed: int, sigmas: tuple[float, ...], weights: Weights, out: Path
+) -> None:
+    """Draws samples from a weights file and writes them as .npy (stored form) or .png (a square grid).
+
+    Raises:
+        GcflowError: the weights are missing or damaged, or `out` has another ending.
+    """
+    if out.suffix not in (".npy", ".png"):
+        raise GcflowError(f"{out}: expected a file name that ends in .npy or .png")
+    model, config = load_model(weights_file, weights)
+    _, metadata = load_tensors(weights_file)
+    shape = tuple(metadata["shape"])
+    dtype = torch.uint8 if len(shape) == 3 else torch.float32
+    sampler = samplers(config, sigmas, heun_steps=18)[-1]
+    samples = draw_samples(model, sampler, shape, dtype, count, seed).numpy()
+    with atomic_path(out) as temporary:
+        if out.suffix == ".png":
+            save_samples(samples, max(1, int(count**0.5)), temporary)
+        else:
+            np.save(temporary, samples)
+    say(f"{count} samples of {config.name} at step {metadata['step']} ({weights} weights): {out}")

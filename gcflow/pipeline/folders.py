@@ -1,0 +1,28 @@
+"""Where everything lies, relative to the project's root. The one place that knows folder names."""
+
+from pathlib import Path
+
+from gcflow.pipeline.params import Run
+
+TABLE_FORMATS = ("md", "csv", "tex")
+FIGURE_FORMATS = ("png", "svg")
+
+
+def data_folder(root: Path, dataset: str) -> Path:
+    """Prepared arrays and their manifest."""
+    return root / "data" / dataset
+
+
+def results_folder(root: Path, dataset: str) -> Path:
+    """Everything computed on a data set."""
+    return root / "results" / dataset
+
+
+def run_folder(root: Path, run: Run) -> Path:
+    """The folder of a run."""
+    return results_folder(root, run.dataset) / run.method / f"seed{run.seed}"
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """Weights of a run at a snapshot step."""
+    return folder / "snapshots" / f"{step:08d}.safetensors"

@@ -1,0 +1,391 @@
+"""params.yaml: the grid of runs, validated as a whole before anything is scheduled."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from gcflow.config import (
+    Cadence,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    RunReference,
+    Strict,
+    TrainingConfig,
+    require,
+)
+from gcflow.errors import GcflowError
+from gcflow.sources import DataSource
+
+NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+@dataclass(frozen=True)
+class MethodEntry(MethodConfig):
+    """A method as it stands in params.yaml: its algebra, and what it overrides.
+
+    network, training: keys that replace the data set's own, for this method only.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def algebra(self) -> MethodConfig:
+        """The part that decides weights."""
+        return MethodConfig(**{f.name: getattr(self, f.name) for f in fields(MethodConfig)})
+
+
+@dataclass(frozen=True)
+class Replicates(Strict):
+    """The runs of a method. label: its name in tables and figures. seeds: one run each."""
+
+    label: str
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        different = len(set(self.seeds)) == len(self.seeds) > 0
+        require(different and min(self.seeds) >= 0, "seeds", list(self.seeds), "different integers >= 0, at least one")
+
+
+@dataclass(frozen=True)
+class Classifier(Strict):
+    """Features are the penultimate layer (64 values) of a small classifier trained on the labelled data.
+
+    held_out: share of the data kept for its accuracy. minimum_accuracy: below it the stage fails.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    held_out: float
+    minimum_accuracy: float
+    seed: int
+    kind: Literal["classifier"] = "classifier"
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs", self.epochs, "an integer >= 1")
+        require(self.batch >= 2, "batch", self.batch, "an integer >= 2")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
+        require(0 < self.held_out < 1, "held_out", self.held_out, "a number in (0, 1)")
+        require(0 <= self.minimum_accuracy <= 1, "minimum_accuracy", self.minimum_accuracy, "a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Identity(Strict):
+    """Features are the values themselves: for low-dimensional points."""
+
+    kind: Literal["identity"] = "identity"
+
+
+@dataclass(frozen=True)
+class Evaluation(Strict):
+    """The evaluation protocol.
+
+    samples: generated per evaluation. generation_seeds: at the last step each is used; at snapshots only the first.
+    intermediate_sigmas: noise levels of the few-step sampler, descending. heun_steps: of the sampler of denoisers.
+    grid: images per row and column of the sample grid.
+    """
+
+    samples: int
+    generation_seeds: tuple[int, ...]
+    intermediate_sigmas: tuple[float, ...]
+    heun_steps: int
+    grid: int
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
+        require(len(self.generation_seeds) >= 1, "generation_seeds", [], "at least one seed")
+        descending = list(self.intermediate_sigmas) == sorted(self.intermediate_sigmas, reverse=True)
+        require(descending, "intermediate_sigmas", list(self.intermediate_sigmas), "descending noise levels")
+        require(self.heun_steps >= 2, "heun_steps", self.heun_steps, "an integer >= 2")
+        require(self.grid >= 1, "grid", self.grid, "an integer >= 1")
+
+
+@dataclass(frozen=True)
+class Transport(Strict):
+    """Transport cost: of IC, of OT in batches, and of GC at each noise level.
+
+    predictor: the run whose EMA predicts endpoints. samples: pairs per estimate; a multiple of every batch size.
+    """
+
+    predictor: RunReference
+    samples: int
+    batch_sizes: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
+        for size in self.batch_sizes:
+            require(1 <= size <= self.samples and self.samples % size == 0, "batch_sizes", size, "a divisor of samples")
+        require(
+            len(self.sigmas) > 0 and min(self.sigmas) > 0, "sigmas", list(self.sigmas), "at least one number, each > 0"
+        )
+
+
+@dataclass(frozen=True)
+class Table(Strict):
+    """A table of the methods' final metrics. paper: the paper's data set whose numbers stand beside ours, if it is this."""
+
+    title: str
+    methods: tuple[str, ...]
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure(Strict):
+    """A figure. kind: how it is drawn. title: says which figure of the paper it answers. methods: whose runs it shows."""
+
+    kind: Literal["convergence", "samples", "transport", "trajectories"]
+    title: str
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        needs = self.kind in ("convergence", "samples")
+        require(
+            needs == bool(self.methods), "methods", list(self.methods), f"{'some' if needs else 'none'} for {self.kind}"
+        )
+
+
+@dataclass(frozen=True)
+class DatasetEntry(Strict):
+    """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown."""
+
+    data: DataSource
+    process: NoiseProcess
+    network: NetworkConfig
+    training: TrainingConfig
+    methods: dict[str, MethodEntry]
+    runs: dict[str, Replicates]
+    features: Classifier | Identity
+    evaluation: Evaluation
+    cadence: Cadence = field(default_factory=Cadence)
+    transport: Transport | None = None
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tracking(Strict):
+    """MLflow. experiment: its name there. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
+
+    experiment: str
+
+
+@dataclass(frozen=True)
+class _Document(Strict):
+    tracking: Tracking
+    datasets: dict[str, DatasetEntry]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A point of the grid: data set x method x seed."""
+
+    dataset: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`data set/method/seed`."""
+        return f"{self.dataset}/{self.method}/{self.seed}"
+
+
+class Params:
+    """The validated params.yaml: typed access, and the raw document for the slices that DVC and Snakemake compare.
+
+    Args:
+        path: of the file; its folder is the project's root.
+
+    Raises:
+        GcflowError: one line per mistake, each with file and key.
+    """
+
+    def __init__(self, path: Path = Path("params.yaml")) -> None:
+        self.path = path
+        self.root = path.parent
+        self.document = _read_yaml(path)
+        parsed = self._validated(_Document, self.document, ())
+        self.tracking = parsed.tracking
+        self.datasets = parsed.datasets
+        for name, entry in self.datasets.items():
+            self._check_names(name, entry)
+        for run in self.runs():
+            self._check_reference(run, self.run_config(run.name))
+
+    def _fail(self, key: str, problem: str) -> GcflowError:
+        return GcflowError(f"{self.path}: {key} {problem}")
+
+    def _validated(self, kind: Any, document: Any, prefix: tuple[str, ...]) -> Any:
+        try:
+            # Through JSON, so that lists may become tuples while strings stay strings.
+            return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+        except ValidationError as error:
+            lines = [f"{self.path}: {_describe(item, document, prefix)}" for item in error.errors()]
+            raise GcflowError("\n".join(dict.fromkeys(lines))) from None
+
+    def dataset(self, name: str) -> DatasetEntry:
+        """The entry of a data set, or a GcflowError that lists the known ones."""
+        if name not in self.datasets:
+            raise self._fail(f"datasets has no {name!r};", f"known: {', '.join(self.datasets)}")
+        return self.datasets[name]
+
+    def runs(self, dataset: str | None = None) -> Iterator[Run]:
+        """Every run of the grid, or of one data set, in the file's order."""
+        for name in [dataset] if dataset else self.datasets:
+            for method, replicates in self.dataset(name).runs.items():
+                yield from (Run(name, method, seed) for seed in replicates.seeds)
+
+    def parse_run(self, name: str) -> Run:
+        """The run called `data set/method/seed`, or a GcflowError that says what is known."""
+        parts = name.split("/")
+        if len(parts) != 3 or not parts[2].isdecimal():
+            raise GcflowError(f"run {name!r} is not of the form dataset/method/seed, e.g. digits/gc/0")
+        run = Run(parts[0], parts[1], int(parts[2]))
+        entry = self.dataset(run.dataset)
+        if run.method not in entry.runs:
+            raise self._fail(f"datasets.{run.dataset}.runs", f"has no {run.method!r}; known: {', '.join(entry.runs)}")
+        seeds = entry.runs[run.method].seeds
+        if run.seed not in seeds:
+            known = ", ".join(map(str, seeds))
+            raise self._fail(f"datasets.{run.dataset}.runs.{run.method}.seeds", f"has no {run.seed}; known: {known}")
+        return run
+
+    def run_config(self, name: str) -> RunConfig:
+        """The resolved configuration of a run: the data set's blocks with the method's overrides."""
+        run = self.parse_run(name)
+        entry, raw = self.dataset(run.dataset), self.document["datasets"][run.dataset]
+        method = entry.methods[run.method]
+        where = ("datasets", run.dataset, "methods", run.method)
+        network = _merged(raw["network"], method.network)
+        training = _merged(raw["training"], method.training)
+        return RunConfig(
+            dataset=run.dataset,
+            method_name=run.method,
+            seed=run.seed,
+            process=entry.process,
+            network=self._validated(NetworkConfig, network, (*where, "network")),
+            training=self._validated(TrainingConfig, training, (*where, "training")),
+            method=method.algebra(),
+        )
+
+    def reference(self, run: Run) -> tuple[Run, int] | None:
+        """The run, and its snapshot step, whose weights `run` needs; None if it needs none."""
+        reference = self.dataset(run.dataset).methods[run.method].reference
+        return self.resolve(reference, run.dataset, run.seed) if reference else None
+
+    def resolve(self, reference: RunReference, dataset: str, seed: int) -> tuple[Run, int]:
+        """The run and snapshot step that a reference means, seen from a run of `dataset` with `seed`."""
+        run = Run(dataset, reference.method, reference.seed if reference.seed is not None else seed)
+        training = self.run_config(run.name).training
+        return run, reference.step if reference.step is not None else training.steps
+
+    def _check_names(self, name: str, entry: DatasetEntry) -> None:
+        where = f"datasets.{name}"
+        for word in (name, *entry.methods, *entry.tables, *entry.figures):
+            if not word or set(word) - NAME_CHARACTERS:
+                raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
+        for method in entry.runs:
+            if method not in entry.methods:
+                raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
+        for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
+            for view, content in views.items():
+                for method in content.methods:
+                    if method not in entry.runs:
+                        known = ", ".join(entry.runs)
+                        raise self._fail(f"{where}.{kind}.{view}.methods", f"names {method!r}; known: {known}")
+        if any(figure.kind == "transport" for figure in entry.figures.values()) and entry.transport is None:
+            raise self._fail(f"{where}.transport", "is missing, but a figure of kind transport needs it")
+        if entry.transport:
+            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, 0, "consistency")
+
+    def _check_reference(self, run: Run, config: RunConfig) -> None:
+        reference = config.method.reference
+        if reference is None:
+            return
+        where = f"datasets.{run.dataset}.methods.{run.method}"
+        if config.method.objective == "distillation":
+            self._check_role(f"{where}.teacher", reference, run.dataset, run.seed, "denoising")
+        else:
+            self._check_role(f"{where}.predictor", reference, run.dataset, run.seed, "consistency")
+
+    def _check_role(self, key: str, reference: RunReference, dataset: str, seed: int, objective: str) -> None:
+        entry = self.dataset(dataset)
+        if reference.method not in entry.runs:
+            raise self._fail(
+                f"{key}.method", f"names {reference.method!r}, which has no runs; known: {', '.join(entry.runs)}"
+            )
+        target = entry.methods[reference.method]
+        if (target.objective == "denoising") != (objective == "denoising"):
+            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {target.objective}")
+        if target.reference is not None:
+            raise self._fail(f"{key}.method", f"names {reference.method!r}, which itself needs another run")
+        wanted = reference.seed if reference.seed is not None else seed
+        if wanted not in entry.runs[reference.method].seeds:
+            raise self._fail(key, f"needs run {dataset}/{reference.method}/{wanted}, which runs does not list")
+        run, step = self.resolve(reference, dataset, seed)
+        known = self.run_config(run.name).training.snapshot_steps
+        if step not in known:
+            raise self._fail(f"{key}.step", f"is {step}, expected a snapshot step of {run.name}: {known}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise GcflowError(f"{path}: no such file; run in the project's folder or give --params") from None
+    except yaml.YAMLError as error:
+        raise GcflowError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise GcflowError(f"{path}: expected keys tracking and datasets")
+    return cast("dict[str, Any]", document)
+
+
+def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in override.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if nested else value
+    return result
+
+
+def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> str:
+    """One line for one pydantic error: the key as it stands in the file, the value, and what was expected."""
+    path, here = list(prefix), document
+    for part in error["loc"]:
+        if isinstance(here, dict) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif error["type"] == "missing" and part == error["loc"][-1]:
+            here = None
+        else:
+            continue  # the name of a branch of a union, not a key
+        path.append(str(part))
+    key = ".".join(path)
+    if error["type"] == "value_error":
+        return f"{key}.{error['ctx']['error']}"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key} is not a known key"
+    message = error["msg"].replace("Input should be", "expected")
+    hint = ""
+    if isinstance(here, str) and error["type"] in ("float_type", "int_type", "float_parsing") and _is_number(here):
+        hint = f"; YAML reads {here} as text, write {float(here)!r}" if "e" in here.lower() else "; remove the quotes"
+    return f"{key} is {here!r}: {message}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

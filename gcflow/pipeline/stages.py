@@ -1,0 +1,219 @@
+"""The graph of stages: what each reads, which keys of params.yaml it depends on, what it writes, and its command.
+
+Snakemake's rules take inputs and parameter slices from here and dvc.yaml is written from here, so the two cannot drift.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gcflow.config import RunReference
+from gcflow.files import write_text
+from gcflow.pipeline.folders import FIGURE_FORMATS, TABLE_FORMATS, data_folder, results_folder, run_folder
+from gcflow.pipeline.params import Classifier, Params, Run
+
+HEADER = "# Written from params.yaml by `gcflow stages`; change params.yaml and run it again.\n"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. deps, outs: paths relative to the root. keys: dotted keys of params.yaml."""
+
+    name: str
+    command: str
+    deps: tuple[str, ...]
+    keys: tuple[str, ...]
+    outs: tuple[str, ...]
+
+    def slice(self, params: Params) -> dict[str, Any]:
+        """The values of `keys`; a change in them, and in nothing else of params.yaml, makes the stage out of date."""
+        return {key: _value(params.document, key) for key in self.keys}
+
+
+def _value(document: Any, key: str) -> Any:
+    for part in key.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+class Stages:
+    """The stages of a params.yaml, by kind. Paths are relative to the project's root."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.root = Path()
+
+    def _keys(self, dataset: str, *names: str) -> tuple[str, ...]:
+        document = self.params.document["datasets"][dataset]
+        return tuple(f"datasets.{dataset}.{name}" for name in names if _value(document, name) is not None)
+
+    def _data(self, dataset: str) -> tuple[str, ...]:
+        folder = data_folder(self.root, dataset)
+        return tuple(str(folder / name) for name in ("manifest.json", "samples.npy", "labels.npy"))
+
+    def _features(self, dataset: str, *names: str) -> tuple[str, ...]:
+        folder = results_folder(self.root, dataset) / "features"
+        return tuple(str(folder / f"{name}.safetensors") for name in names)
+
+    def _classifier(self, dataset: str) -> tuple[str, ...]:
+        trained = isinstance(self.params.dataset(dataset).features, Classifier)
+        return self._features(dataset, "classifier") if trained else ()
+
+    def _snapshots(self, run: Run) -> str:
+        return str(run_folder(self.root, run) / "snapshots")
+
+    def prepare(self, dataset: str) -> Stage:
+        """Data arrays."""
+        return Stage(
+            f"prepare-{dataset}", f"gcflow prepare {dataset}", (), self._keys(dataset, "data"), self._data(dataset)
+        )
+
+    def features(self, dataset: str) -> Stage:
+        """The feature classifier."""
+        return Stage(
+            f"features-{dataset}",
+            f"gcflow features {dataset}",
+            self._data(dataset),
+            self._keys(dataset, "features"),
+            self._features(dataset, "classifier"),
+        )
+
+    def reference(self, dataset: str) -> Stage:
+        """Features of the real data."""
+        return Stage(
+            f"reference-{dataset}",
+            f"gcflow reference {dataset}",
+            (*self._data(dataset), *self._classifier(dataset)),
+            self._keys(dataset, "features.kind"),
+            self._features(dataset, "reference"),
+        )
+
+    def train(self, run: Run) -> Stage:
+        """A run."""
+        folder = run_folder(self.root, run)
+        needed = self.params.reference(run)
+        return Stage(
+            f"train-{run.dataset}-{run.method}-{run.seed}",
+            f"gcflow train {run.name}",
+            (*self._data(run.dataset), *([self._snapshots(needed[0])] if needed else [])),
+            self._keys(run.dataset, "process", "network", "training", f"methods.{run.method}"),
+            (
+                str(folder / "config.json"),
+                str(folder / "weights.safetensors"),
+                str(folder / "metrics.jsonl"),
+                str(folder / "snapshots"),
+            ),
+        )
+
+    def evaluate(self, run: Run) -> Stage:
+        """Metrics and samples of a run."""
+        folder = run_folder(self.root, run) / "evaluation"
+        return Stage(
+            f"evaluate-{run.dataset}-{run.method}-{run.seed}",
+            f"gcflow evaluate {run.name}",
+            (
+                *self._data(run.dataset),
+                *self._classifier(run.dataset),
+                *self._features(run.dataset, "reference"),
+                self._snapshots(run),
+            ),
+            self._keys(run.dataset, "evaluation"),
+            tuple(str(folder / name) for name in ("metrics.json", "samples.npy", "samples.png")),
+        )
+
+    def transport(self, dataset: str) -> Stage:
+        """Transport costs."""
+        settings = self.params.dataset(dataset).transport
+        predictor = settings.predictor if settings else RunReference(method="")
+        needed, _ = self.params.resolve(predictor, dataset, 0)
+        return Stage(
+            f"transport-{dataset}",
+            f"gcflow transport {dataset}",
+            (*self._data(dataset), self._snapshots(needed)),
+            self._keys(dataset, "transport"),
+            (str(results_folder(self.root, dataset) / "transport.json"),),
+        )
+
+    def _metrics(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
+        runs = (
+            Run(dataset, method, seed) for method in methods for seed in self.params.dataset(dataset).runs[method].seeds
+        )
+        return tuple(str(run_folder(self.root, run) / "evaluation" / "metrics.json") for run in runs)
+
+    def _shown(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
+        return self._keys(dataset, *(f"runs.{method}" for method in methods))
+
+    def table(self, dataset: str, name: str) -> Stage:
+        """A table."""
+        methods = self.params.dataset(dataset).tables[name].methods
+        out = results_folder(self.root, dataset) / "tables"
+        return Stage(
+            f"table-{dataset}-{name}",
+            f"gcflow table {dataset} {name}",
+            self._metrics(dataset, methods),
+            (*self._keys(dataset, f"tables.{name}"), *self._shown(dataset, methods)),
+            tuple(str(out / f"{name}.{suffix}") for suffix in TABLE_FORMATS),
+        )
+
+    def figure(self, dataset: str, name: str) -> Stage:
+        """A figure, from the files that its kind shows."""
+        entry = self.params.dataset(dataset)
+        content = entry.figures[name]
+        keys = (*self._keys(dataset, f"figures.{name}"), *self._shown(dataset, content.methods))
+        if content.kind == "convergence":
+            deps = self._metrics(dataset, content.methods)
+        elif content.kind == "samples":
+            firsts = (Run(dataset, method, entry.runs[method].seeds[0]) for method in content.methods)
+            grids = (str(run_folder(self.root, run) / "evaluation" / "samples.npy") for run in firsts)
+            deps = (*self._data(dataset), *grids)
+        elif content.kind == "transport":
+            deps = self.transport(dataset).outs
+            assert entry.transport is not None
+            keys = (*keys, *self._shown(dataset, (entry.transport.predictor.method,)))
+        else:
+            deps = ()
+            keys = (*keys, *self._keys(dataset, "data", "process"))
+        out = results_folder(self.root, dataset) / "figures"
+        return Stage(
+            f"figure-{dataset}-{name}",
+            f"gcflow figure {dataset} {name}",
+            deps,
+            keys,
+            tuple(str(out / f"{name}.{suffix}") for suffix in FIGURE_FORMATS),
+        )
+
+    def __iter__(self) -> Iterator[Stage]:
+        """All stages, in an order in which they could run."""
+        for dataset, entry in self.params.datasets.items():
+            yield self.prepare(dataset)
+            if self._classifier(dataset):
+                yield self.features(dataset)
+            yield self.reference(dataset)
+            runs = sorted(self.params.runs(dataset), key=lambda run: self.params.reference(run) is not None)
+            yield from (self.train(run) for run in runs)
+            yield from (self.evaluate(run) for run in runs)
+            if entry.transport:
+                yield self.transport(dataset)
+            yield from (self.table(dataset, name) for name in entry.tables)
+            yield from (self.figure(dataset, name) for name in entry.figures)
+
+
+def dvc_document(params: Params) -> str:
+    """The text of dvc.yaml."""
+    stages: dict[str, Any] = {}
+    for stage in Stages(params):
+        parts = {"cmd": stage.command, "deps": stage.deps, "params": stage.keys, "outs": stage.outs}
+        stages[stage.name] = {key: value if key == "cmd" else list(value) for key, value in parts.items() if value}
+    return HEADER + yaml.safe_dump({"stages": stages}, sort_keys=False, width=1000)
+
+
+def write_dvc_yaml(params: Params) -> bool:
+    """Writes dvc.yaml if its content differs; returns whether it did."""
+    path, text = params.root / "dvc.yaml", dvc_document(params)
+    if path.exists() and path.read_text() == text:
+        return False
+    write_text(path, text)
+    return True

@@ -1,0 +1,118 @@
+"""`gcflow table`: final metrics of a list of methods, mean and standard deviation over seeds, in three formats."""
+
+import math
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from gcflow.errors import GcflowError
+from gcflow.files import read_json, write_text
+from gcflow.pipeline.folders import results_folder, run_folder
+from gcflow.pipeline.params import Params, Run
+
+
+def metric_label(metric: str) -> tuple[str, float]:
+    """How a metric is shown: its name with the direction of better, and the factor of its values."""
+    extractor, kind = metric.rsplit("-", 1)
+    shown = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}
+    label, factor = shown[kind]
+    return f"{extractor} {label}", factor
+
+
+def run_metrics(params: Params, run: Run) -> pd.DataFrame:
+    """Every record of a run's evaluation, one row each."""
+    return pd.DataFrame.from_records(read_json(run_folder(params.root, run) / "evaluation" / "metrics.json"))
+
+
+def final_values(params: Params, dataset: str, method: str) -> pd.DataFrame:
+    """The one-step EMA (for denoisers: full sampler) metrics at the last step, a row per seed, mean over generation seeds."""
+    rows = []
+    for seed in params.dataset(dataset).runs[method].seeds:
+        records = run_metrics(params, Run(dataset, method, seed))
+        main = records["network_evaluations"] == records["network_evaluations"].min()
+        chosen = records[(records["weights"] == "ema") & (records["step"] == records["step"].max())]
+        rows.append(chosen[main].groupby("metric", sort=False)["value"].mean())
+    return pd.DataFrame(rows)
+
+
+def paper_values(paper: str) -> dict[str, dict[str, list[float]]]:
+    """The paper's Table 1 for one of its data sets: method to metric to [mean, std].
+
+    Raises:
+        GcflowError: the paper has no such data set.
+    """
+    document = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
+    known: dict[str, Any] = document["table1"]["datasets"]
+    if paper not in known:
+        raise GcflowError(f"tables.*.paper is {paper!r}; the paper's data sets are {', '.join(known)}")
+    values: dict[str, dict[str, list[float]]] = known[paper]
+    return values
+
+
+def cell(mean: float, std: float, count: int) -> str:
+    """`mean ± std` over `count` seeds; a single seed has no standard deviation."""
+    return f"{mean:.2f} ± {std:.2f}" if count > 1 and not math.isnan(std) else f"{mean:.2f}"
+
+
+def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
+    """The table as text cells, a row per method; the paper's numbers in columns of their own where it has the data set."""
+    entry = params.dataset(dataset)
+    if name not in entry.tables:
+        raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")
+    table = entry.tables[name]
+    paper = paper_values(table.paper) if table.paper else {}
+    rows = []
+    for method in table.methods:
+        values = final_values(params, dataset, method)
+        row: dict[str, str] = {"method": entry.runs[method].label, "seeds": str(len(values))}
+        for metric in values.columns:
+            label, factor = metric_label(str(metric))
+            column = values[metric] * factor
+            row[label] = cell(float(column.mean()), float(column.std()), len(column))
+        for metric, (mean, std) in paper.get(method, {}).items():
+            row[f"paper: {metric}"] = f"{mean:.2f} ± {std:.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _tex(frame: pd.DataFrame, caption: str) -> str:
+    symbols = {
+        "±": r"$\pm$",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "×10²": r"$\times 10^2$",
+        "μ": r"$\mu$",
+        "%": r"\%",
+    }
+
+    def escape(text: str) -> str:
+        for symbol, command in symbols.items():
+            text = text.replace(symbol, command)
+        return text
+
+    lines = [" & ".join(map(escape, row)) + r" \\" for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    body = "\n".join([lines[0], r"\midrule", *lines[1:]])
+    columns = "l" + "r" * (len(frame.columns) - 1)
+    return f"% {escape(caption)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def write_table(params: Params, dataset: str, name: str) -> None:
+    """Writes results/<dataset>/tables/<name>.{md,csv,tex}."""
+    frame, entry = build_table(params, dataset, name), params.dataset(dataset)
+    settings = entry.evaluation
+    note = (
+        f"{entry.tables[name].title}. EMA weights at the last step, {settings.samples} generated samples, mean over "
+        f"{len(settings.generation_seeds)} generation seeds, then mean ± standard deviation over training seeds. "
+        f"{params.dataset(dataset).features.kind.capitalize()} features: these numbers are not FID."
+    )
+    folder = results_folder(params.root, dataset) / "tables"
+    write_text(folder / f"{name}.md", f"{_markdown(frame)}\n{note}\n")
+    write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    write_text(folder / f"{name}.tex", _tex(frame, note))

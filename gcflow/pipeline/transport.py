@@ -1,0 +1,82 @@
+"""`gcflow transport`: the cost E||x - z||^2 of the pairs that each coupling trains on (paper, section 3, Figure 3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcflow.couplings import optimal_transport
+from gcflow.data import load_dataset
+from gcflow.errors import GcflowError
+from gcflow.files import write_json
+from gcflow.metrics import transport_cost
+from gcflow.oracles import solve_ode, velocity
+from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.progress import Progress
+from gcflow.preconditioning import to_model_space
+from gcflow.randomness import generator
+from gcflow.training import load_model
+
+EXACT_FLOW_STEPS = 60
+
+
+def _estimate(cost: Tensor) -> dict[str, float]:
+    return {"cost": cost.mean().item(), "standard_error": (cost.std() / len(cost) ** 0.5).item()}
+
+
+def measure_transport(params: Params, dataset: str, lines: bool = False) -> None:
+    """Writes results/<dataset>/transport.json: IC, OT per batch size, GC per noise level, trained and exact.
+
+    `gc` uses the predictor run's EMA; `gc-exact` the flow of the data's own closed-form velocity.
+
+    Raises:
+        GcflowError: no transport block, or the predictor's weights are missing.
+    """
+    settings = params.dataset(dataset).transport
+    if settings is None:
+        raise GcflowError(f"{params.path}: datasets.{dataset}.transport is missing; see digits for an example")
+    run, step = params.resolve(settings.predictor, dataset, 0)
+    model, config = load_model(snapshot(run_folder(params.root, run), step))
+    torch.set_num_threads(config.training.cpu_threads)
+    data = load_dataset(data_folder(params.root, dataset))
+    mixture = params.dataset(dataset).data.exact_mixture(data.samples, config.process)
+
+    index = torch.randint(len(data.samples), (settings.samples,), generator=generator(settings.seed, "transport"))
+    x = to_model_space(data.samples[index], config.process)
+    z = torch.randn(x.shape, generator=generator(settings.seed, "transport-noise"))
+    records: list[dict[str, Any]] = [{"coupling": "ic", **_estimate(transport_cost(x, z))}]
+    for size in settings.batch_sizes:
+        pairs = [optimal_transport(a, b) for a, b in zip(x.split(size), z.split(size), strict=True)]
+        cost = torch.stack([transport_cost(a, b).mean() for a, b in pairs])
+        estimate = _estimate(cost)
+        if len(cost) == 1:
+            # Pairs of one assignment are not independent, so a single batch gives no standard error.
+            estimate["standard_error"] = float("nan")
+        records.append({"coupling": "ot", "batch": size, **estimate})
+
+    def exact(noisy: Tensor, sigma: Tensor) -> Tensor:
+        def field(y: Tensor, level: Tensor) -> Tensor:
+            return velocity(mixture.denoise, y, level)
+
+        return solve_ode(field, noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEPS)[-1]
+
+    endpoints: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gc": model, "gc-exact": exact}
+    with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level", lines=lines) as progress:
+        for done, sigma in enumerate(settings.sigmas, start=1):
+            levels = torch.full((len(x),), sigma)
+            for coupling, predict in endpoints.items():
+                with torch.no_grad():
+                    endpoint = predict(x + sigma * z, levels)
+                records.append({"coupling": coupling, "sigma": sigma, **_estimate(transport_cost(endpoint, z))})
+            progress.update(done, f"sigma {sigma:g}")
+    document = {
+        "predictor": {"run": run.name, "step": step, "weights": "ema"},
+        "exact_flow": {"solver": "RK4 in ln sigma", "steps": EXACT_FLOW_STEPS, "end": config.process.sigma_min},
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "space": "values in [-1, 1] minus data_mean",
+        "records": [{k: None if v != v else v for k, v in record.items()} for record in records],
+    }
+    write_json(results_folder(params.root, dataset) / "transport.json", document)

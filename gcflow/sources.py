@@ -1,0 +1,99 @@
+"""Where samples come from.
+
+A new data set is a frozen dataclass with `load` (and `exact_mixture`, if its noised distribution is known in closed form),
+and its place in `DataSource`; everything else follows from its prepared arrays. The fields are its keys in params.yaml.
+numpy and torch are imported when samples are made, so that the grid can be read in an instant.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from gcflow.config import NoiseProcess, Strict, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from gcflow.oracles import GaussianMixture
+
+
+class RawData(NamedTuple):
+    """samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. provenance: source and transform, in words."""
+
+    samples: "np.ndarray"
+    labels: "np.ndarray"
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Digits(Strict):
+    """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
+
+    source: Literal["digits"] = "digits"
+
+    def load(self) -> RawData:
+        """Reads the images from the installed package; nothing is downloaded."""
+        import numpy as np
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        samples = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+        provenance = {
+            "source": f"scikit-learn {version('scikit-learn')}, sklearn.datasets.load_digits",
+            "transform": "grey levels 0..16 scaled to 0..255 and rounded",
+        }
+        return RawData(samples, bunch.target.astype(np.int64), provenance)
+
+    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
+        """The empirical distribution of the prepared images, in model space."""
+        from gcflow.oracles import empirical
+        from gcflow.preconditioning import to_model_space
+
+        return empirical(to_model_space(data, process))
+
+
+@dataclass(frozen=True)
+class Mixture2d(Strict):
+    """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form.
+
+    means: the components' centres. std: their standard deviation. count: points to draw. seed: of the draw.
+    """
+
+    means: tuple[tuple[float, float], ...]
+    std: float
+    count: int
+    seed: int
+    source: Literal["mixture2d"] = "mixture2d"
+
+    def __post_init__(self) -> None:
+        require(len(self.means) >= 1, "means", list(self.means), "at least one [x, y]")
+        require(self.std > 0, "std", self.std, "a number > 0")
+        require(self.count >= 1, "count", self.count, "an integer >= 1")
+
+    def mixture(self) -> "GaussianMixture":
+        """The distribution itself, float64."""
+        import torch
+
+        from gcflow.oracles import GaussianMixture
+
+        means = torch.tensor(self.means, dtype=torch.float64)
+        return GaussianMixture(means, torch.full((len(means),), 1 / len(means), dtype=torch.float64), self.std)
+
+    def load(self) -> RawData:
+        """Draws the points."""
+        from gcflow.randomness import generator
+
+        points, components = self.mixture().sample(self.count, generator(self.seed, "mixture2d"))
+        provenance = {"source": "Gaussian mixture of params.yaml", "transform": "none"}
+        return RawData(points.float().numpy(), components.numpy(), provenance)
+
+    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
+        """The mixture itself, shifted to model space."""
+        from gcflow.oracles import GaussianMixture
+
+        exact = self.mixture()
+        return GaussianMixture((exact.means - process.data_mean).float(), exact.weights.float(), self.std)
+
+
+DataSource = Digits | Mixture2d

@@ -1,0 +1,115 @@
+# The validated grid, and the named helpers that rules use instead of lambdas.
+
+import json
+import os
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from gcflow.errors import GcflowError
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.stages import Stages
+
+try:
+    PARAMS = Params(Path("params.yaml"))
+except GcflowError as error:
+    raise WorkflowError(error) from None
+
+STAGES = Stages(PARAMS)
+
+# Several jobs share the terminal, so each speaks in whole lines instead of drawing a bar.
+os.environ["GCFLOW_PROGRESS"] = "lines"
+
+
+wildcard_constraints:
+    dataset="[a-z0-9-]+",
+    method="[a-z0-9-]+",
+    seed="[0-9]+",
+    name="[a-z0-9-]+",
+
+
+def run_of(wildcards):
+    return Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+
+
+def slice_of(stage):
+    """A stage's own part of params.yaml: a change elsewhere in the file reruns nothing."""
+    return json.dumps(stage.slice(PARAMS), sort_keys=True)
+
+
+def prepare_slice(wildcards):
+    return slice_of(STAGES.prepare(wildcards.dataset))
+
+
+def features_inputs(wildcards):
+    return STAGES.features(wildcards.dataset).deps
+
+
+def features_slice(wildcards):
+    return slice_of(STAGES.features(wildcards.dataset))
+
+
+def reference_inputs(wildcards):
+    return STAGES.reference(wildcards.dataset).deps
+
+
+def reference_slice(wildcards):
+    return slice_of(STAGES.reference(wildcards.dataset))
+
+
+def train_inputs(wildcards):
+    return STAGES.train(run_of(wildcards)).deps
+
+
+def train_slice(wildcards):
+    return slice_of(STAGES.train(run_of(wildcards)))
+
+
+def train_threads(wildcards):
+    return PARAMS.run_config(run_of(wildcards).name).training.cpu_threads
+
+
+def evaluate_inputs(wildcards):
+    return STAGES.evaluate(run_of(wildcards)).deps
+
+
+def evaluate_slice(wildcards):
+    return slice_of(STAGES.evaluate(run_of(wildcards)))
+
+
+def transport_inputs(wildcards):
+    return STAGES.transport(wildcards.dataset).deps
+
+
+def transport_slice(wildcards):
+    return slice_of(STAGES.transport(wildcards.dataset))
+
+
+def table_inputs(wildcards):
+    return STAGES.table(wildcards.dataset, wildcards.name).deps
+
+
+def table_slice(wildcards):
+    return slice_of(STAGES.table(wildcards.dataset, wildcards.name))
+
+
+def figure_inputs(wildcards):
+    return STAGES.figure(wildcards.dataset, wildcards.name).deps
+
+
+def figure_slice(wildcards):
+    return slice_of(STAGES.figure(wildcards.dataset, wildcards.name))
+
+
+def figure_title(wildcards):
+    return PARAMS.dataset(wildcards.dataset).figures[wildcards.name].title
+
+
+def table_title(wildcards):
+    return PARAMS.dataset(wildcards.dataset).tables[wildcards.name].title
+
+
+def tracked_files(wildcards):
+    return [
+        out for run in PARAMS.runs() for stage in (STAGES.train(run), STAGES.evaluate(run)) for out in stage.outs
+    ]

@@ -1,0 +1,60 @@
+# The grid: every run is trained once and measured once.
+
+
+rule train:
+    input:
+        train_inputs,
+    output:
+        config="results/{dataset}/{method}/seed{seed}/config.json",
+        weights="results/{dataset}/{method}/seed{seed}/weights.safetensors",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.jsonl",
+        snapshots=directory("results/{dataset}/{method}/seed{seed}/snapshots"),
+    log:
+        "results/{dataset}/logs/train-{method}-{seed}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/train-{method}-{seed}.tsv"
+    # The longest jobs first, so that the short ones fill the end.
+    priority: 1
+    threads: train_threads
+    params:
+        slice=train_slice,
+    shell:
+        "gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+
+
+rule evaluate:
+    input:
+        evaluate_inputs,
+    output:
+        metrics="results/{dataset}/{method}/seed{seed}/evaluation/metrics.json",
+        samples="results/{dataset}/{method}/seed{seed}/evaluation/samples.npy",
+        grid=report(
+            "results/{dataset}/{method}/seed{seed}/evaluation/samples.png",
+            caption="../report/samples.rst",
+            category="Samples of each run",
+            subcategory="{dataset}",
+            labels={"method": "{method}", "seed": "{seed}"},
+        ),
+    log:
+        "results/{dataset}/logs/evaluate-{method}-{seed}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/evaluate-{method}-{seed}.tsv"
+    params:
+        slice=evaluate_slice,
+    shell:
+        "gcflow evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+
+
+rule transport:
+    input:
+        transport_inputs,
+    output:
+        "results/{dataset}/transport.json",
+    log:
+        "results/{dataset}/logs/transport.log",
+    benchmark:
+        "results/{dataset}/benchmarks/transport.tsv"
+    params:
+        slice=transport_slice,
+    shell:
+        "gcflow transport {wildcards.dataset} 2>&1 | tee {log}"

@@ -14,8 +14,8 @@ include: "workflow/rules/tracking.smk"
 
 
 rule all:
+    default_target: True
     input:
         [out for stage in STAGES for out in stage.outs],
         "results/tracking.json",
-    default_target: True
     localrule: True

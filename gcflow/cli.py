@@ -31,6 +31,24 @@ def _load(context: click.Context) -> "Params":
     return Params(context.obj)
 
 
+def _device(choice: str) -> str:
+    if choice != "auto":
+        return choice
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="GCFLOW_DEVICE",
+    show_envvar=True,
+    help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
+)
+
+
 def _lines() -> bool:
     return os.environ.get("GCFLOW_PROGRESS") == "lines"
 
@@ -116,7 +134,7 @@ def reference(context: click.Context, dataset: str) -> None:
     "gcflow train digits/gc/0 --time-limit 55",
 )
 @click.argument("run")
-@click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cuda or cuda:1.")
+@DEVICE
 @click.option("--time-limit", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
 @click.option("--restart", is_flag=True, help="Forget the checkpoints of this configuration and begin anew.")
 @click.pass_context
@@ -125,7 +143,7 @@ def train(context: click.Context, run: str, device: str, time_limit: float | Non
     params.parse_run(run)
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, device, time_limit, restart, _lines())
+    train_run(params, run, _device(device), time_limit, restart, _lines())
 
 
 @verb(
@@ -133,13 +151,14 @@ def train(context: click.Context, run: str, device: str, time_limit: float | Non
     "gcflow evaluate digits/gc/0",
 )
 @click.argument("run")
+@DEVICE
 @click.pass_context
-def evaluate(context: click.Context, run: str) -> None:
+def evaluate(context: click.Context, run: str, device: str) -> None:
     params = _load(context)
     params.parse_run(run)
     from gcflow.pipeline.evaluate import evaluate_run
 
-    evaluate_run(params, run, _lines())
+    evaluate_run(params, run, _device(device), _lines())
 
 
 @verb(

@@ -129,7 +129,7 @@ class TrainingConfig(Strict):
 
 @dataclass(frozen=True)
 class Cadence(Strict):
-    """How often a run speaks and saves, in steps. It does not touch the weights, so it is no part of a run's identity."""
+    """How often a run speaks and saves, in steps; no part of its identity, since it does not touch the weights."""
 
     log_every: int = 50
     checkpoint_every: int = 500

@@ -1,7 +1,8 @@
 """Couplings: which clean endpoint goes with which noise.
 
 A coupling maps a batch of data and of independent noise to the endpoints and noises whose line x + sigma z the
-consistency objective is trained on. A new one is a function with the signature of `Coupling` and an entry in `COUPLINGS`.
+consistency objective is trained on. A new one is a function with the signature of `Coupling` and an entry in
+`COUPLINGS`.
 """
 
 from collections.abc import Callable

@@ -20,7 +20,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
 
 
 def huber_constant(dimension: int) -> float:
-    """c = 0.00054 sqrt(d) (Song & Dhariwal 2024)."""
+    """C = 0.00054 sqrt(d) (Song & Dhariwal 2024)."""
     return 0.00054 * dimension**0.5
 
 

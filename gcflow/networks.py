@@ -4,6 +4,7 @@ Each maps (x, c_noise [B], dropout generator or None) to the shape of x. Dropout
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class NoiseEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.logspace(-1, 0.5, EMBEDDING // 2), persistent=False)
         self.layers = nn.Sequential(nn.Linear(EMBEDDING, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
@@ -58,11 +60,21 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x [B, C, H, W], embedding [B, E] to [B, C', H, W]."""
+        """X [B, C, H, W], embedding [B, E] to [B, C', H, W]."""
         h = self.conv0(functional.silu(self.norm0(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = functional.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         return self.skip(x) + self.conv1(dropout(h, self.rate, generator))
+
+
+class Blocks(nn.ModuleList):
+    """Residual blocks applied one after the other."""
+
+    def forward(self, x: Tensor, embedding: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Maps x [B, C, H, W] and embedding [B, E] to [B, C', H, W]."""
+        for block in self:
+            x = block(x, embedding, generator)
+        return x
 
 
 class UNet(nn.Module):
@@ -78,19 +90,17 @@ class UNet(nn.Module):
         self.embedding = NoiseEmbedding(embedding)
         self.input = nn.Conv2d(image_channels, widths[0], 3, padding=1)
 
-        def stack(first: int, width: int) -> nn.ModuleList:
+        def stack(first: int, width: int) -> Blocks:
             sizes = [first, *[width] * config.blocks]
-            return nn.ModuleList(
-                ResidualBlock(a, b, embedding, config.dropout) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-            )
+            return Blocks(ResidualBlock(a, b, embedding, config.dropout) for a, b in pairwise(sizes))
 
-        self.down = nn.ModuleList(stack(a, b) for a, b in zip([widths[0], *widths[:-1]], widths, strict=True))
-        self.up = nn.ModuleList(stack(a + b, b) for a, b in zip(widths[1:], widths[:-1], strict=True))
+        self.down = nn.ModuleList(stack(a, b) for a, b in pairwise([widths[0], *widths]))
+        self.up = nn.ModuleList(stack(deep + wide, wide) for wide, deep in pairwise(widths))
         self.output_norm = nn.GroupNorm(min(8, widths[0]), widths[0])
         self.output = zero_initialised(nn.Conv2d(widths[0], image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x [B, C, H, W] with H and W divisible by 2^(levels - 1), condition [B]."""
+        """X [B, C, H, W] with H and W divisible by 2^(levels - 1), and condition [B] to the shape of x."""
         embedding = self.embedding(condition)
         h = self.input(x.contiguous(memory_format=torch.channels_last))
         skips = []
@@ -98,12 +108,10 @@ class UNet(nn.Module):
             if level > 0:
                 skips.append(h)
                 h = functional.avg_pool2d(h, 2)
-            for block in blocks:
-                h = block(h, embedding, generator)
+            h = blocks(h, embedding, generator)
         for blocks in reversed(self.up):
             h = torch.cat([functional.interpolate(h, scale_factor=2.0), skips.pop()], dim=1)
-            for block in blocks:
-                h = block(h, embedding, generator)
+            h = blocks(h, embedding, generator)
         return self.output(functional.silu(self.output_norm(h)))
 
 
@@ -119,7 +127,7 @@ class ResidualMLPBlock(nn.Module):
         self.linear1 = zero_initialised(nn.Linear(width, width))
 
     def forward(self, x: Tensor, embedding: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x [B, W], embedding [B, E] to [B, W]."""
+        """X [B, W], embedding [B, E] to [B, W]."""
         scale, shift = self.affine(embedding).chunk(2, dim=1)
         h = functional.silu(torch.addcmul(shift, self.linear0(self.norm(x)), scale + 1))
         return x + self.linear1(dropout(h, self.rate, generator))
@@ -138,7 +146,7 @@ class ResidualMLP(nn.Module):
         self.output = zero_initialised(nn.Linear(width, dimension))
 
     def forward(self, x: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """x [B, ...], condition [B]."""
+        """X [B, ...], condition [B]."""
         embedding = self.embedding(condition)
         h = self.input(x.flatten(1))
         for block in self.blocks:
@@ -157,4 +165,6 @@ def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> nn.Module:
     halvings = 2 ** (len(config.multipliers) - 1)
     if len(shape) != 3 or shape[1] % halvings or shape[2] % halvings:
         raise ValueError(f"network.architecture unet needs images with sides divisible by {halvings}, not {shape}")
-    return UNet(config, shape[0]).to(memory_format=torch.channels_last)
+    network = UNet(config, shape[0])
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

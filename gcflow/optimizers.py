@@ -1,6 +1,6 @@
 """Lion, the choice of optimizer, and the exponential moving average of the weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,6 @@ def ema_decay(step: int, training: TrainingConfig) -> float:
 
 
 @torch.no_grad()
-def update_ema(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
-    """average <- decay average + (1 - decay) weights, in place."""
-    torch._foreach_lerp_(average, weights, 1 - decay)
+def update_ema(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
+    """Average <- decay average + (1 - decay) weights, in place."""
+    torch._foreach_lerp_(list(average), list(weights), 1 - decay)

@@ -1,6 +1,7 @@
 """Samplers: one and few steps of a consistency model, and the PF-ODE of a denoiser."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,9 +44,9 @@ def consistency_sample(
 @torch.no_grad()
 def heun_sample(denoiser: Model, noise: Tensor, process: NoiseProcess, steps: int) -> Tensor:
     """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1): 2 steps - 1 evaluations of the denoiser."""
-    levels = noise_levels(steps - 1, process).flip(0).tolist() + [0.0]
+    levels = [*noise_levels(steps - 1, process).flip(0).tolist(), 0.0]
     x = process.sigma_max * noise
-    for high, low in zip(levels[:-1], levels[1:], strict=True):
+    for high, low in pairwise(levels):
         slope = (x - denoiser(x, _full(x, high))) / high
         euler = x + (low - high) * slope
         if low > 0:

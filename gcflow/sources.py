@@ -1,8 +1,8 @@
 """Where samples come from.
 
-A new data set is a frozen dataclass with `load` (and `exact_mixture`, if its noised distribution is known in closed form),
-and its place in `DataSource`; everything else follows from its prepared arrays. The fields are its keys in params.yaml.
-numpy and torch are imported when samples are made, so that the grid can be read in an instant.
+A new data set is a frozen dataclass with `load` and `exact_mixture`, and its place in `DataSource`; everything else
+follows from its prepared arrays. The fields are its keys in params.yaml. numpy and torch are imported when samples are
+made, so that the grid can be read in an instant.
 """
 
 from dataclasses import dataclass

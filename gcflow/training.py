@@ -6,14 +6,14 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gcflow.config import Cadence, MethodConfig, NoiseProcess, RunConfig, Weights, digest, run_config_from_dict, to_dict
+from gcflow.config import Cadence, MethodConfig, RunConfig, Weights, digest, run_config_from_dict, to_dict
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
 from gcflow.files import atomic_path
 from gcflow.networks import build_network
@@ -25,7 +25,7 @@ from gcflow.randomness import batch_indices, derived_seed
 from gcflow.schedules import number_of_intervals
 
 
-def model_kind(method: MethodConfig) -> str:
+def model_kind(method: MethodConfig) -> Literal["consistency", "denoising"]:
     """Which preconditioning a method's model has: `denoising` or `consistency`."""
     return "denoising" if method.objective == "denoising" else "consistency"
 
@@ -193,7 +193,7 @@ def train(
     data: Tensor,
     state: TrainingState,
     observer: Observer | None = None,
-    cadence: Cadence = Cadence(),
+    cadence: Cadence | None = None,
     frozen: PreconditionedNetwork | None = None,
     exact: Denoiser | None = None,
 ) -> TrainingState:
@@ -212,7 +212,7 @@ def train(
         NonFiniteLoss: before anything of that step is saved.
         Preempted: the observer asked to stop; its `checkpoint` was called with the state.
     """
-    observer = observer or Observer()
+    observer, cadence = observer or Observer(), cadence or Cadence()
     training = config.training
     objective = make_objective(config, state, frozen, exact)
     model_parameters = list(state.model.parameters())

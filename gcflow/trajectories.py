@@ -1,6 +1,7 @@
 """Trajectories on a Gaussian mixture: of the PF-ODE, and of the generator-augmented coupling's own flow."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class GeneratorAugmentedFlow:
     def trajectories(self, x: Tensor, sigmas: list[float]) -> Tensor:
         """Heun's method along descending noise levels from x [B, 2]: states [levels, B, 2]."""
         states = [x]
-        for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for high, low in pairwise(sigmas):
             slope = self(states[-1], high)
             guess = states[-1] + (low - high) * slope
             states.append(states[-1] + (low - high) * (slope + self(guess, low)) / 2)

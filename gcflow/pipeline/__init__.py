@@ -1,1 +1,1 @@
-"""The stages: declared files in, declared files out. Each module is one verb of the command line, or what they share."""
+"""The stages: declared files in, declared files out. A module is a verb of the command line, or what verbs share."""

@@ -1,4 +1,4 @@
-"""`gcflow features`, `reference`, `evaluate` and `sample`: what generated samples are compared in, and the comparison."""
+"""`gcflow features`, `reference`, `evaluate` and `sample`: generated samples, and how they compare with real ones."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gcflow.classifier import ImageClassifier, train_classifier
-from gcflow.config import NoiseProcess, RunConfig, Weights, to_dict
+from gcflow.config import RunConfig, Weights, to_dict
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, sha256_of, write_json
@@ -134,30 +134,33 @@ def samplers(config: RunConfig, sigmas: tuple[float, ...], heun_steps: int) -> l
         return [
             Sampler("heun", 2 * heun_steps - 1, lambda model, z, _: heun_sample(model, z, process, heun_steps)),
         ]
-    chains = [sigmas[:length] for length in range(len(sigmas) + 1)]
-    return [
-        Sampler(
-            "consistency",
-            len(chain) + 1,
-            lambda model, z, source, chain=chain: consistency_sample(model, z, process, chain, source),
-        )
-        for chain in chains
-    ]
+
+    def chained(levels: tuple[float, ...]) -> Sampler:
+        def draw(model: PreconditionedNetwork, noise: Tensor, source: torch.Generator) -> Tensor:
+            return consistency_sample(model, noise, process, levels, source)
+
+        return Sampler("consistency", len(levels) + 1, draw)
+
+    return [chained(sigmas[:length]) for length in range(len(sigmas) + 1)]
 
 
 def draw_samples(
     model: PreconditionedNetwork, sampler: Sampler, shape: tuple[int, ...], dtype: torch.dtype, count: int, seed: int
 ) -> Tensor:
-    """`count` samples in stored form; the noise depends on the seed alone, so methods are compared at equal noise."""
+    """`count` samples in stored form, on the CPU.
+
+    The first noise is drawn on the CPU from the seed alone, so methods and devices are compared at equal noise.
+    """
+    device = next(model.parameters()).device
     parts = []
     for index in range(0, count, SAMPLING_BATCH):
         noise = torch.randn(SAMPLING_BATCH, *shape, generator=generator(seed, index, "sample"))
-        fresh = generator(seed, index, "renoise")
-        parts.append(sampler.draw(model, noise[: count - index], fresh))
-    return from_model_space(torch.cat(parts), model.process, dtype)
+        fresh = generator(seed, index, "renoise", device=device)
+        parts.append(sampler.draw(model, noise[: count - index].to(device), fresh))
+    return from_model_space(torch.cat(parts), model.process, dtype).cpu()
 
 
-def _space(process: NoiseProcess, dtype: torch.dtype) -> dict[str, str]:
+def _space(dtype: torch.dtype) -> dict[str, str]:
     if dtype == torch.uint8:
         return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}
     return {"clipping": "none", "quantisation": "none", "resize": "none"}
@@ -185,7 +188,7 @@ def _measure(
         }
 
 
-def evaluate_run(params: Params, name: str, lines: bool = False) -> None:
+def evaluate_run(params: Params, name: str, device: str = "cpu", lines: bool = False) -> None:
     """Measures a run: EMA and raw weights at every snapshot; every sampler and generation seed at the last step.
 
     Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png.
@@ -219,7 +222,7 @@ def evaluate_run(params: Params, name: str, lines: bool = False) -> None:
     grid = None
     with Progress(f"{name} evaluation", len(plan), unit="measurement", lines=lines) as progress:
         for done, (step, weights, sampler, seed) in enumerate(plan, start=1):
-            model, _ = load_model(snapshot(folder, step), weights)
+            model, _ = load_model(snapshot(folder, step), weights, device)
             samples = draw_samples(model, sampler, shape, dtype, settings.samples, seed)
             protocol = {
                 "run": name,
@@ -228,7 +231,7 @@ def evaluate_run(params: Params, name: str, lines: bool = False) -> None:
                 "sampler": sampler.name,
                 "network_evaluations": sampler.evaluations,
                 "generation_seed": seed,
-                **_space(config.process, dtype),
+                **_space(dtype),
             }
             measured = list(_measure(extractor, samples, tensors["features"], reference_record, protocol))
             records += measured

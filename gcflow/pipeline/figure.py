@@ -120,7 +120,7 @@ def _draw_paths(axes: Axes, states: torch.Tensor, title: str, colour: str) -> No
 
 
 def trajectories(params: Params, dataset: str, figure: Figure) -> Canvas:
-    """Lines of the independent coupling, PF-ODE and GC flow of a mixture, from the same starts, with their straightness."""
+    """Independent pairs, PF-ODE and GC flow of a mixture from the same starts, with straightness and crossings."""
     from gcflow.oracles import solve_ode, velocity
     from gcflow.randomness import generator
     from gcflow.trajectories import GeneratorAugmentedFlow, crossings, straightness

@@ -131,7 +131,7 @@ class Transport(Strict):
 
 @dataclass(frozen=True)
 class Table(Strict):
-    """A table of the methods' final metrics. paper: the paper's data set whose numbers stand beside ours, if it is this."""
+    """A table of final metrics. paper: which of the paper's data sets this is, for its numbers beside ours."""
 
     title: str
     methods: tuple[str, ...]
@@ -140,7 +140,7 @@ class Table(Strict):
 
 @dataclass(frozen=True)
 class Figure(Strict):
-    """A figure. kind: how it is drawn. title: says which figure of the paper it answers. methods: whose runs it shows."""
+    """A figure. kind: how it is drawn. title: which figure of the paper it answers. methods: whose runs it shows."""
 
     kind: Literal["convergence", "samples", "transport", "trajectories"]
     title: str
@@ -212,7 +212,7 @@ class Params:
         self.path = path
         self.root = path.parent
         self.document = _read_yaml(path)
-        parsed = self._validated(_Document, self.document, ())
+        parsed: _Document = self._validated(_Document, self.document, ())
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
         for name, entry in self.datasets.items():
@@ -360,9 +360,8 @@ def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> str:
     """One line for one pydantic error: the key as it stands in the file, the value, and what was expected."""
     path, here = list(prefix), document
     for part in error["loc"]:
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
+        if in_list or (isinstance(here, dict) and part in here):
             here = here[part]
         elif error["type"] == "missing" and part == error["loc"][-1]:
             here = None

@@ -1,4 +1,4 @@
-"""`gcflow record`: writes what is complete into dvc.lock, so that `dvc status` is clean and `dvc repro` does nothing."""
+"""`gcflow record`: writes what is complete to dvc.lock: `dvc status` is clean, `dvc repro` does nothing."""
 
 import subprocess
 import sys

@@ -27,13 +27,16 @@ def run_metrics(params: Params, run: Run) -> pd.DataFrame:
 
 
 def final_values(params: Params, dataset: str, method: str) -> pd.DataFrame:
-    """The one-step EMA (for denoisers: full sampler) metrics at the last step, a row per seed, mean over generation seeds."""
+    """Metrics of the EMA at the last step by the cheapest sampler: a row per seed, mean over generation seeds."""
     rows = []
     for seed in params.dataset(dataset).runs[method].seeds:
         records = run_metrics(params, Run(dataset, method, seed))
-        main = records["network_evaluations"] == records["network_evaluations"].min()
-        chosen = records[(records["weights"] == "ema") & (records["step"] == records["step"].max())]
-        rows.append(chosen[main].groupby("metric", sort=False)["value"].mean())
+        chosen = records[
+            (records["weights"] == "ema")
+            & (records["step"] == records["step"].max())
+            & (records["network_evaluations"] == records["network_evaluations"].min())
+        ]
+        rows.append(chosen.groupby("metric", sort=False)["value"].mean())
     return pd.DataFrame(rows)
 
 
@@ -57,7 +60,7 @@ def cell(mean: float, std: float, count: int) -> str:
 
 
 def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
-    """The table as text cells, a row per method; the paper's numbers in columns of their own where it has the data set."""
+    """The table as text cells, a row per method; the paper's numbers, where it has any, in columns of their own."""
     entry = params.dataset(dataset)
     if name not in entry.tables:
         raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")

@@ -1,7 +1,7 @@
 """`gcflow track`: mirrors the runs' own files to MLflow, once each, however often it is called.
 
-The files are the truth. One MLflow run per run of ours and configuration, found again by its tags; a point is sent only if
-MLflow's history lacks its step. So an interrupted or repeated call, or a server that was down, costs nothing.
+The files are the truth. One MLflow run per run of ours and configuration, found again by its tags; a point is sent only
+if MLflow's history lacks its step. So an interrupted or repeated call, or a server that was down, costs nothing.
 """
 
 import contextlib
@@ -43,11 +43,10 @@ def training_points(path: Path) -> list[Point]:
 def evaluation_points(path: Path, milliseconds: int) -> list[Point]:
     """One point per metric, weights, sampler and step: the mean over generation seeds."""
     frame = pd.DataFrame.from_records(read_json(path))
-    groups = frame.groupby(["metric", "weights", "network_evaluations", "step"], sort=False)["value"].mean()
-    return [
-        (f"{metric}/{weights}/{evaluations}-evaluations", float(value), milliseconds, int(step))
-        for (metric, weights, evaluations, step), value in groups.items()  # type: ignore[misc]
-    ]
+    frame["name"] = frame["metric"] + "/" + frame["weights"] + "/" + frame["network_evaluations"].astype(str) + "-evals"
+    means = frame.groupby(["name", "step"], sort=False)["value"].mean().reset_index()
+    rows = zip(means["name"], means["value"], means["step"], strict=True)
+    return [(name, float(value), milliseconds, int(step)) for name, value, step in rows]
 
 
 def flat_parameters(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -146,7 +145,7 @@ def track(params: Params, lines: bool = False) -> None:
                 progress.update(done, run.name)
     except GcflowError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a tracking server does, it must not stop the workflow
+    except Exception as error:
         problem = " ".join(str(error).split())[:300]
     pending = [run.name for run in runs if run.name not in sent]
     write_json(params.root / "results" / "tracking.json", {"uri": uri, "sent": sent, "pending": pending})

@@ -1,7 +1,7 @@
 """`gcflow train`: one run, resumable after anything, published whole or not at all.
 
-While it runs everything lies in `state/<config hash>/` beside the outputs, because Snakemake and DVC delete the declared
-outputs of a job that fails. At the end the snapshots, weights and metrics are linked to their places.
+While it runs everything lies in `state/<config hash>/` beside the outputs, because Snakemake and DVC delete the
+declared outputs of a job that fails. At the end the snapshots, weights and metrics are linked to their places.
 """
 
 import fcntl

@@ -1,10 +1,13 @@
 # The validated grid, and the named helpers that rules use instead of lambdas.
 
 import json
+import logging
 import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
@@ -16,6 +19,18 @@ except GcflowError as error:
     raise WorkflowError(error) from None
 
 STAGES = Stages(PARAMS)
+
+
+class Chatter(logging.Filter):
+    """Drops what Snakemake says around every job; its progress, warnings and errors stay."""
+
+    def filter(self, record):
+        text = record.getMessage()
+        finished = getattr(record, "event", None) == LogEvent.JOB_FINISHED
+        return not (finished or text.startswith(("Select jobs to execute", "Execute ")))
+
+
+logger.addFilter(Chatter())
 
 # Several jobs share the terminal, so each speaks in whole lines instead of drawing a bar.
 os.environ["GCFLOW_PROGRESS"] = "lines"
@@ -111,5 +126,8 @@ def table_title(wildcards):
 
 def tracked_files(wildcards):
     return [
-        out for run in PARAMS.runs() for stage in (STAGES.train(run), STAGES.evaluate(run)) for out in stage.outs
+        out
+        for run in PARAMS.runs()
+        for stage in (STAGES.train(run), STAGES.evaluate(run))
+        for out in stage.outs
     ]

@@ -1,6 +1,5 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -47,10 +46,6 @@ DEVICE = click.option(
     show_envvar=True,
     help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
 )
-
-
-def _lines() -> bool:
-    return os.environ.get("GCFLOW_PROGRESS") == "lines"
 
 
 def verb(help_text: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -143,7 +138,7 @@ def train(context: click.Context, run: str, device: str, time_limit: float | Non
     params.parse_run(run)
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, _device(device), time_limit, restart, _lines())
+    train_run(params, run, _device(device), time_limit, restart)
 
 
 @verb(
@@ -158,7 +153,7 @@ def evaluate(context: click.Context, run: str, device: str) -> None:
     params.parse_run(run)
     from gcflow.pipeline.evaluate import evaluate_run
 
-    evaluate_run(params, run, _device(device), _lines())
+    evaluate_run(params, run, _device(device))
 
 
 @verb(
@@ -189,7 +184,7 @@ def transport(context: click.Context, dataset: str) -> None:
     params.dataset(dataset)
     from gcflow.pipeline.transport import measure_transport
 
-    measure_transport(params, dataset, _lines())
+    measure_transport(params, dataset)
 
 
 @verb("Write the table NAME of DATASET as Markdown, CSV and LaTeX.", "gcflow table digits table1")
@@ -221,7 +216,7 @@ def track(context: click.Context) -> None:
     params = _load(context)
     from gcflow.pipeline.track import track as mirror
 
-    mirror(params, _lines())
+    mirror(params)
 
 
 @verb("Write dvc.yaml from params.yaml; --check only compares.", "gcflow stages --check")

@@ -188,7 +188,7 @@ def _measure(
         }
 
 
-def evaluate_run(params: Params, name: str, device: str = "cpu", lines: bool = False) -> None:
+def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     """Measures a run: EMA and raw weights at every snapshot; every sampler and generation seed at the last step.
 
     Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png.
@@ -220,7 +220,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu", lines: bool = F
 
     records: list[dict[str, Any]] = []
     grid = None
-    with Progress(f"{name} evaluation", len(plan), unit="measurement", lines=lines) as progress:
+    with Progress(f"{name} evaluation", len(plan), unit="measurement") as progress:
         for done, (step, weights, sampler, seed) in enumerate(plan, start=1):
             model, _ = load_model(snapshot(folder, step), weights, device)
             samples = draw_samples(model, sampler, shape, dtype, settings.samples, seed)

@@ -20,15 +20,15 @@ def say(text: str) -> None:
 class Progress:
     """Progress of one job, from `start` to `total` units.
 
-    On a terminal (and unless `lines` is asked for) it is a bar; otherwise at most one line every ten seconds.
+    On a terminal it is a bar. Elsewhere, as among the jobs of a workflow, it is at most one line every ten seconds.
     """
 
-    def __init__(self, name: str, total: int, start: int = 0, unit: str = "step", lines: bool = False) -> None:
+    def __init__(self, name: str, total: int, start: int = 0, unit: str = "step") -> None:
         self.name, self.total, self.unit = name, total, unit
         self.begun = self.spoken = time.monotonic()
         self.start = self.done = start
         self.detail = ""
-        on_terminal = sys.stderr.isatty() and not lines
+        on_terminal = sys.stderr.isatty()
         self.bar = (
             tqdm(total=total, initial=start, desc=name, unit=unit, dynamic_ncols=True, leave=True)
             if on_terminal

@@ -1,5 +1,6 @@
 """`gcflow record`: writes what is complete to dvc.lock: `dvc status` is clean, `dvc repro` does nothing."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,14 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.stages import Stages, write_dvc_yaml
+
+
+def _dvc(params: Params, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, cwd=params.root, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise GcflowError(f"dvc {arguments[0]} failed: {' '.join(result.stderr.split()) or 'no message'}")
+    return result.stdout
 
 
 def record(params: Params) -> None:
@@ -20,8 +29,8 @@ def record(params: Params) -> None:
     complete = [s.name for s in stages if all((params.root / path).exists() for path in (*s.deps, *s.outs))]
     if not complete:
         raise GcflowError("nothing to record: no stage is complete; run `snakemake --profile local all` first")
-    command = [sys.executable, "-m", "dvc", "commit", "--force", "--quiet", *complete]
-    result = subprocess.run(command, cwd=params.root, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise GcflowError(f"dvc commit failed: {' '.join(result.stderr.split()) or 'no message'}")
-    say(f"recorded {len(complete)} of {len(stages)} stages in dvc.lock")
+    changed = json.loads(_dvc(params, "status", "--json"))
+    new = [name for name in complete if name in changed]
+    if new:
+        _dvc(params, "commit", "--force", "--quiet", *new)
+    say(f"dvc.lock: {len(new)} stages recorded, {len(complete)} of {len(stages)} complete")

@@ -128,7 +128,7 @@ class Mirror:
         return run_id
 
 
-def track(params: Params, lines: bool = False) -> None:
+def track(params: Params) -> None:
     """Mirrors every finished run; writes results/tracking.json, which says what was sent and what is still missing.
 
     A tracking server that cannot be reached is reported and is no error: the next call sends what is missing.
@@ -139,7 +139,7 @@ def track(params: Params, lines: bool = False) -> None:
     problem = None
     try:
         mirror = Mirror(params)
-        with Progress("MLflow", len(runs), unit="run", lines=lines) as progress:
+        with Progress("MLflow", len(runs), unit="run") as progress:
             for done, run in enumerate(runs, start=1):
                 sent[run.name] = mirror.send(run)
                 progress.update(done, run.name)

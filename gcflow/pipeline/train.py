@@ -215,7 +215,6 @@ def train_run(
     device: str = "cpu",
     minutes: float | None = None,
     restart: bool = False,
-    lines: bool = False,
 ) -> None:
     """Trains a run to its end, from its newest checkpoint if it has one, and publishes its outputs.
 
@@ -225,7 +224,6 @@ def train_run(
         device: torch device.
         minutes: save and stop after so long (exit code 75).
         restart: forget the run's state first.
-        lines: progress as lines even on a terminal.
 
     Raises:
         GcflowError: bad input, a run that is locked, a checkpoint of another configuration.
@@ -257,7 +255,7 @@ def train_run(
         exact = None
         if config.method.teacher == "exact":
             exact = params.dataset(run.dataset).data.exact_mixture(data, config.process).denoise
-        with Progress(name, config.training.steps, state.step, lines=lines) as progress:
+        with Progress(name, config.training.steps, state.step) as progress:
             watcher = _Watcher(run_state, progress, minutes)
             train(config, data, state, watcher, params.dataset(run.dataset).cadence, frozen, exact)
         run_state.publish(folder, config.training.steps)

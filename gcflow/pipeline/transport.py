@@ -26,7 +26,7 @@ def _estimate(cost: Tensor) -> dict[str, float]:
     return {"cost": cost.mean().item(), "standard_error": (cost.std() / len(cost) ** 0.5).item()}
 
 
-def measure_transport(params: Params, dataset: str, lines: bool = False) -> None:
+def measure_transport(params: Params, dataset: str) -> None:
     """Writes results/<dataset>/transport.json: IC, OT per batch size, GC per noise level, trained and exact.
 
     `gc` uses the predictor run's EMA; `gc-exact` the flow of the data's own closed-form velocity.
@@ -62,7 +62,7 @@ def measure_transport(params: Params, dataset: str, lines: bool = False) -> None
     endpoints: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gc": model, "gc-exact": exact}
     # The exact flow looks at every sample of the data set at each of its steps, so fewer pairs have to do.
     pairs_used = {"gc": len(x), "gc-exact": min(EXACT_PAIRS, len(x))}
-    with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level", lines=lines) as progress:
+    with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level") as progress:
         for done, sigma in enumerate(settings.sigmas, start=1):
             for coupling, predict in endpoints.items():
                 clean, noise = x[: pairs_used[coupling]], z[: pairs_used[coupling]]

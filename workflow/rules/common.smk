@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -31,9 +30,6 @@ class Chatter(logging.Filter):
 
 
 logger.addFilter(Chatter())
-
-# Several jobs share the terminal, so each speaks in whole lines instead of drawing a bar.
-os.environ["GCFLOW_PROGRESS"] = "lines"
 
 
 wildcard_constraints:

@@ -1,0 +1,61 @@
+# The habits of the project. `make help` lists them.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: reproduce
+reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
+	@snakemake --profile local --report-after-run --report results/report.html all
+	@gcflow record
+	@echo "The report: $(CURDIR)/results/report.html"
+
+.PHONY: test
+test: .venv/complete lint  ## lint, then every test
+	pytest -n 2 --dist loadgroup
+
+.PHONY: lint
+lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint, and dvc.yaml against params.yaml
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow
+	python workflow/lint.py
+	gcflow stages --check
+
+.PHONY: format
+format: .venv/complete  ## ruff and snakefmt in place
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+.PHONY: ui
+ui: .venv/complete  ## browse the runs in MLflow
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+.PHONY: record
+record: .venv/complete  ## write what is complete to dvc.lock
+	gcflow record
+
+.PHONY: bench
+bench: .venv/complete  ## steps per second of each coupling, and its ratio to the bare network passes
+	python benchmarks/step.py
+
+.PHONY: lock
+lock:  ## resolve the newest versions that fit into requirements.lock
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'torch==2.13.0' --editable '.[pipeline,dev]'
+	$(BIN)/python workflow/lock.py > requirements.lock
+
+.venv/complete: requirements.lock pyproject.toml
+	@echo "Installing into .venv (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give one with make PYTHON=...")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

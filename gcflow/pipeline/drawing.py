@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAGNIFICATION = 4
+GAP = 96
 
 rcParams.update(
     {
@@ -35,17 +36,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 images [n, C, H, W] side by side: [rows H, columns W] or [rows H, columns W, 3]; empty places are black."""
+    """uint8 images [n, C, H, W] in rows of `columns`, a grey line apart: [height, width] or [height, width, 3]."""
     count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    padded = np.zeros((rows * columns, channels, height, width), dtype=np.uint8)
-    padded[:count] = images
+    rows, height, width = -(-count // columns), height + 1, width + 1
+    padded = np.full((rows * columns, channels, height, width), GAP, dtype=np.uint8)
+    padded[:count, :, 1:, 1:] = images
     grid = padded.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    return (
-        grid.reshape(rows * height, columns * width, channels).squeeze(-1)
-        if channels == 1
-        else grid.reshape(rows * height, columns * width, channels)
-    )
+    picture = grid.reshape(rows * height, columns * width, channels)
+    return picture.squeeze(-1) if channels == 1 else picture
 
 
 def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:

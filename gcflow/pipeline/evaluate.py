@@ -16,7 +16,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, sha256_of, write_json
 from gcflow.metrics import class_score, frechet_distance, kernel_distance
 from gcflow.pipeline.drawing import save_samples
-from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
+from gcflow.pipeline.folders import classifier_path, data_folder, reference_path, run_folder, snapshot
 from gcflow.pipeline.params import Classifier, Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.preconditioning import PreconditionedNetwork, from_model_space
@@ -25,16 +25,6 @@ from gcflow.sampling import consistency_sample, heun_sample
 from gcflow.training import load_model, load_tensors, save_tensors
 
 SAMPLING_BATCH = 500
-
-
-def classifier_path(params: Params, dataset: str) -> Path:
-    """Weights of the feature classifier of a data set."""
-    return results_folder(params.root, dataset) / "features" / "classifier.safetensors"
-
-
-def reference_path(params: Params, dataset: str) -> Path:
-    """Features of the real data of a data set."""
-    return results_folder(params.root, dataset) / "features" / "reference.safetensors"
 
 
 def train_features(params: Params, dataset: str) -> None:
@@ -70,7 +60,7 @@ def train_features(params: Params, dataset: str) -> None:
         "settings": to_dict(settings),
         "data_sha256": data.sha256,
     }
-    save_tensors(classifier_path(params, dataset), classifier.state_dict(), metadata)
+    save_tensors(classifier_path(params.root, dataset), classifier.state_dict(), metadata)
 
 
 @dataclass(frozen=True)
@@ -97,25 +87,46 @@ def load_extractor(params: Params, dataset: str) -> Extractor:
     """The feature extractor of a data set's protocol."""
     if not isinstance(params.dataset(dataset).features, Classifier):
         return Extractor("coordinate", None, None)
-    path = classifier_path(params, dataset)
+    path = classifier_path(params.root, dataset)
     tensors, metadata = load_tensors(path)
     classifier = ImageClassifier(tuple(metadata["shape"]), metadata["classes"])
     classifier.load_state_dict(tensors)
     return Extractor("classifier", sha256_of(path), classifier.eval().requires_grad_(False))
 
 
+def _compare(
+    extractor: Extractor, features: Tensor, probabilities: Tensor | None, reference: Tensor
+) -> dict[str, float]:
+    values = {
+        f"{extractor.name}-fd": frechet_distance(features, reference),
+        f"{extractor.name}-kd": kernel_distance(features, reference),
+    }
+    if probabilities is not None:
+        values[f"{extractor.name}-score"] = class_score(probabilities)
+    return values
+
+
 def compute_reference(params: Params, dataset: str) -> None:
-    """Stores the features of every real sample, once, with their count."""
+    """Stores the features of every real sample, once, with their count and how one random half compares with the other.
+
+    That comparison of real with real is what the metrics' values should be read against.
+    """
     torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
     data, extractor = load_dataset(data_folder(params.root, dataset)), load_extractor(params, dataset)
-    features, _ = extractor(data.samples)
+    features, probabilities = extractor(data.samples)
+    order = torch.randperm(len(features), generator=generator(0, "halves"))
+    first, second = order[: len(order) // 2], order[len(order) // 2 :]
+    halves = _compare(
+        extractor, features[first], probabilities[first] if probabilities is not None else None, features[second]
+    )
     metadata = {
         "count": len(features),
         "split": "all",
+        "real_half_against_half": halves,
         "data_sha256": data.sha256,
         "extractor_sha256": extractor.sha256,
     }
-    save_tensors(reference_path(params, dataset), {"features": features}, metadata)
+    save_tensors(reference_path(params.root, dataset), {"features": features}, metadata)
 
 
 @dataclass(frozen=True)
@@ -170,13 +181,7 @@ def _measure(
     extractor: Extractor, samples: Tensor, reference: Tensor, reference_record: dict[str, Any], protocol: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     features, probabilities = extractor(samples)
-    values = {
-        f"{extractor.name}-fd": frechet_distance(features, reference),
-        f"{extractor.name}-kd": kernel_distance(features, reference),
-    }
-    if probabilities is not None:
-        values[f"{extractor.name}-score"] = class_score(probabilities)
-    for metric, value in values.items():
+    for metric, value in _compare(extractor, features, probabilities, reference).items():
         yield {
             "metric": metric,
             "value": value,
@@ -200,12 +205,11 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     entry, config = params.dataset(run.dataset), params.run_config(name)
     torch.set_num_threads(config.training.cpu_threads)
     folder, settings = run_folder(params.root, run), entry.evaluation
-    tensors, reference_record = load_tensors(reference_path(params, run.dataset))
+    tensors, reference_record = load_tensors(reference_path(params.root, run.dataset))
     extractor = load_extractor(params, run.dataset)
     if reference_record["extractor_sha256"] != extractor.sha256:
-        raise GcflowError(
-            f"{reference_path(params, run.dataset)}: made with another classifier; run gcflow reference {run.dataset}"
-        )
+        path = reference_path(params.root, run.dataset)
+        raise GcflowError(f"{path}: made with another classifier; run gcflow reference {run.dataset}")
     dataset = load_dataset(data_folder(params.root, run.dataset))
     dtype, shape = dataset.samples.dtype, dataset.shape
 

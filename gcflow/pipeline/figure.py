@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter
 
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
@@ -18,6 +19,10 @@ from gcflow.sources import Mixture2d
 
 TRAJECTORY_START, TRAJECTORY_END, TRAJECTORY_LEVELS = 3.0, 0.05, 31
 TRAJECTORIES, QUADRATURE_NODES = 24, 150
+
+
+def _plain(value: float, _position: int) -> str:
+    return f"{value:g}" if f"{value:e}"[0] in "1235" else ""
 
 
 def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
@@ -46,9 +51,11 @@ def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
         if len(curves) > 1:
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
+    for axis_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_ticks(FuncFormatter(_plain))
     axes.set_xlabel("training step")
     axes.set_ylabel(metric_label(metric)[0])
-    axes.set_title(figure.title, loc="left")
+    axes.set_title(figure.title, loc="left", fontsize=9)
     axes.legend(fontsize=8)
     return canvas
 
@@ -85,7 +92,7 @@ def transport(params: Params, dataset: str, figure: Figure) -> Canvas:
     """Transport cost of IC, of OT per batch size, and of GC against the noise level."""
     document = read_json(results_folder(params.root, dataset) / "transport.json")
     records = document["records"]
-    canvas = new_figure(6, 3.6)
+    canvas = new_figure(7.2, 3.4)
     axes = canvas.add_subplot()
     labels = {
         "gc": f"GC, {params.dataset(dataset).runs[document['predictor']['run'].split('/')[1]].label} as predictor",
@@ -105,8 +112,8 @@ def transport(params: Params, dataset: str, figure: Figure) -> Canvas:
     axes.set_xscale("log")
     axes.set_xlabel("noise level σ")
     axes.set_ylabel("E‖x − z‖²")
-    axes.set_title(figure.title, loc="left")
-    axes.legend(fontsize=8)
+    axes.set_title(figure.title, loc="left", fontsize=9)
+    canvas.legend(fontsize=8, loc="outside right center")
     return canvas
 
 

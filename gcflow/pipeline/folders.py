@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gcflow.pipeline.params import Run
 
-TABLE_FORMATS = ("md", "csv", "tex")
+TABLE_FORMATS = ("md", "csv", "tex", "html")
 FIGURE_FORMATS = ("png", "svg")
 
 
@@ -16,6 +16,16 @@ def data_folder(root: Path, dataset: str) -> Path:
 def results_folder(root: Path, dataset: str) -> Path:
     """Everything computed on a data set."""
     return root / "results" / dataset
+
+
+def classifier_path(root: Path, dataset: str) -> Path:
+    """Weights of the classifier whose features samples are compared in."""
+    return results_folder(root, dataset) / "features" / "classifier.safetensors"
+
+
+def reference_path(root: Path, dataset: str) -> Path:
+    """Features of the real data."""
+    return results_folder(root, dataset) / "features" / "reference.safetensors"
 
 
 def run_folder(root: Path, run: Run) -> Path:

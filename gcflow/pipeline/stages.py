@@ -153,7 +153,7 @@ class Stages:
         return Stage(
             f"table-{dataset}-{name}",
             f"gcflow table {dataset} {name}",
-            self._metrics(dataset, methods),
+            (*self._features(dataset, "reference"), *self._metrics(dataset, methods)),
             (*self._keys(dataset, f"tables.{name}"), *self._shown(dataset, methods)),
             tuple(str(out / f"{name}.{suffix}") for suffix in TABLE_FORMATS),
         )

@@ -1,6 +1,7 @@
 """`gcflow table`: final metrics of a list of methods, mean and standard deviation over seeds, in three formats."""
 
 import math
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -9,8 +10,9 @@ import yaml
 
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_text
-from gcflow.pipeline.folders import results_folder, run_folder
+from gcflow.pipeline.folders import reference_path, results_folder, run_folder
 from gcflow.pipeline.params import Params, Run
+from gcflow.training import load_tensors
 
 
 def metric_label(metric: str) -> tuple[str, float]:
@@ -90,15 +92,15 @@ def _tex(frame: pd.DataFrame, caption: str) -> str:
         "%": r"\%",
     }
 
-    def escape(text: str) -> str:
+    def tex(text: str) -> str:
         for symbol, command in symbols.items():
             text = text.replace(symbol, command)
         return text
 
-    lines = [" & ".join(map(escape, row)) + r" \\" for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    lines = [" & ".join(map(tex, row)) + r" \\" for row in [list(frame.columns), *frame.to_numpy().tolist()]]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
     columns = "l" + "r" * (len(frame.columns) - 1)
-    return f"% {escape(caption)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    return f"% {tex(caption)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
 def _markdown(frame: pd.DataFrame) -> str:
@@ -106,16 +108,37 @@ def _markdown(frame: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
+def _html(frame: pd.DataFrame, note: str) -> str:
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
+        "table{border-collapse:collapse}th,td{padding:.35rem .9rem;text-align:right;border-bottom:1px solid #ddd}"
+        "th:first-child,td:first-child{text-align:left}p{max-width:46rem;color:#555}"
+    )
+    table = frame.to_html(index=False, border=0)
+    head = f"<meta charset='utf-8'><title>{escape(note.partition('.')[0])}</title><style>{style}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
+
+
+def _real_data(params: Params, dataset: str) -> str:
+    _, record = load_tensors(reference_path(params.root, dataset))
+    parts = []
+    for metric, value in record["real_half_against_half"].items():
+        label, factor = metric_label(metric)
+        parts.append(f"{label[:-2]} {value * factor:.2f}")
+    return f"Real data, one random half of {record['count']} samples against the other: {', '.join(parts)}"
+
+
 def write_table(params: Params, dataset: str, name: str) -> None:
-    """Writes results/<dataset>/tables/<name>.{md,csv,tex}."""
+    """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}."""
     frame, entry = build_table(params, dataset, name), params.dataset(dataset)
     settings = entry.evaluation
     note = (
         f"{entry.tables[name].title}. EMA weights at the last step, {settings.samples} generated samples, mean over "
         f"{len(settings.generation_seeds)} generation seeds, then mean ± standard deviation over training seeds. "
-        f"{params.dataset(dataset).features.kind.capitalize()} features: these numbers are not FID."
+        f"{_real_data(params, dataset)}. {entry.features.kind.capitalize()} features: these numbers are not FID."
     )
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{_markdown(frame)}\n{note}\n")
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))
     write_text(folder / f"{name}.tex", _tex(frame, note))
+    write_text(folder / f"{name}.html", _html(frame, note))

@@ -6,14 +6,15 @@ rule table:
         table_inputs,
     output:
         markdown="results/{dataset}/tables/{name}.md",
-        csv=report(
-            "results/{dataset}/tables/{name}.csv",
+        csv="results/{dataset}/tables/{name}.csv",
+        tex="results/{dataset}/tables/{name}.tex",
+        html=report(
+            "results/{dataset}/tables/{name}.html",
             caption="../report/table.rst",
             category="Tables",
             subcategory="{dataset}",
             labels={"table": "{name}"},
         ),
-        tex="results/{dataset}/tables/{name}.tex",
     log:
         "results/{dataset}/logs/table-{name}.log",
     benchmark:

@@ -1,0 +1,274 @@
+"""The whole workflow, through Snakemake, in a clone of the repository: then DVC, then MLflow, on what it made."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from projects import contents, environment, gcflow, tiny_params, write_project
+
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stages
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sysconfig.get_path("scripts")
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def run(folder, *command, check=True):
+    path = f"{SCRIPTS}:{environment()['PATH']}"
+    result = subprocess.run(
+        command, cwd=folder, env=environment({"PATH": path}), capture_output=True, text=True, check=False
+    )
+    if check and result.returncode != 0:
+        raise AssertionError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def snakemake(folder, *arguments, check=True):
+    return run(folder, "snakemake", "--profile", "local", *arguments, check=check)
+
+
+def dvc(folder, *arguments):
+    return run(folder, sys.executable, "-m", "dvc", *arguments)
+
+
+def clone(folder, params):
+    folder.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        source, target = ROOT / name, folder / name
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target, follow_symlinks=False)
+    write_project(folder, params)
+    gcflow(folder, "stages")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    folder = clone(tmp_path_factory.mktemp("workflow") / "project", tiny_params())
+    snakemake(folder, "--report-after-run", "--report", "results/report.html", "all")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recorded(project):
+    gcflow(project, "record")
+    return project
+
+
+def test_every_declared_file_of_every_stage_exists(project):
+    missing = [
+        out for stage in Stages(Params(project / "params.yaml")) for out in stage.outs if not (project / out).exists()
+    ]
+    assert missing == []
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    assert "Nothing to be done" in snakemake(project, "all")
+
+
+def test_the_report_is_one_file_that_holds_tables_and_figures_and_asks_for_nothing(project):
+    text = (project / "results" / "report.html").read_text()
+    for content in (
+        "Tiny convergence",
+        "Tiny table",
+        "data:text/html",
+        "data:image/png",
+        "are <strong>not</strong> FID",
+    ):
+        assert content in text
+    assert "<script src=" not in text
+    assert '<link rel="stylesheet" href="http' not in text
+
+
+def test_every_number_travels_with_its_protocol(project):
+    records = json.loads((project / "results/digits/gc/seed0/evaluation/metrics.json").read_text())
+    keys = {
+        "metric", "value", "run", "step", "weights", "sampler", "network_evaluations", "generation_seed", "clipping",
+        "quantisation", "resize", "extractor_sha256", "generated", "reference", "reference_split",
+    }  # fmt: skip
+    assert all(set(record) == keys for record in records)
+    assert {record["reference"] for record in records} == {1797}
+    assert {(r["step"], r["weights"]) for r in records} == {(s, w) for s in (20, 40) for w in ("ema", "raw")}
+    final = [r for r in records if r["step"] == 40 and r["metric"] == "classifier-fd" and r["weights"] == "ema"]
+    assert {(r["network_evaluations"], r["generation_seed"]) for r in final} == {(1, 0), (1, 1), (2, 0), (2, 1)}
+    assert not any("fid" in record["metric"].lower() for record in records)
+
+
+def test_the_table_shows_ours_beside_the_paper_only_where_asked(project):
+    text = (project / "results/digits/tables/table1.md").read_text()
+    assert "paper: FID" in text
+    assert "7.42 ± 0.04" in text
+    assert "5.95 ± 0.05" in text
+    assert "not FID" in text
+
+
+def test_table_cells_are_the_mean_and_deviation_of_the_records(project):
+    values = []
+    for seed in (0, 1):
+        records = json.loads((project / f"results/digits/ic/seed{seed}/evaluation/metrics.json").read_text())
+        chosen = [
+            r["value"]
+            for r in records
+            if (r["metric"], r["weights"], r["step"], r["network_evaluations"]) == ("classifier-fd", "ema", 40, 1)
+        ]
+        assert len(chosen) == 2
+        values.append(sum(chosen) / 2)
+    mean, deviation = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+    row = next(
+        line for line in (project / "results/digits/tables/table1.md").read_text().splitlines() if "iCT-IC" in line
+    )
+    assert f"{mean:.2f} ± {deviation:.2f}" in row
+
+
+def test_dvc_is_clean_and_idle_after_recording(recorded):
+    assert dvc(recorded, "status").strip() == "Data and pipelines are up to date."
+    output = dvc(recorded, "repro")
+    assert "Running stage" not in output
+    assert "Data and pipelines are up to date." in output
+
+
+def test_recording_changes_no_byte_and_leaves_snakemake_idle(recorded):
+    lock, before = (recorded / "dvc.lock").read_bytes(), contents(recorded / "results")
+    gcflow(recorded, "record")
+    assert (recorded / "dvc.lock").read_bytes() == lock
+    assert contents(recorded / "results") == before
+    assert "Nothing to be done" in snakemake(recorded, "-n", "all")
+
+
+def test_recorded_weights_are_on_disk_once(recorded):
+    weights = recorded / "results/digits/ic/seed0/weights.safetensors"
+    names = [weights, *recorded.glob("results/digits/ic/seed0/**/snapshots/00000040.safetensors")]
+    assert len({path.stat().st_ino for path in names}) == 1
+    cached = [path for path in (recorded / ".dvc/cache").rglob("*") if path.is_file()]
+    assert weights.stat().st_ino in {path.stat().st_ino for path in cached}
+
+
+def snakemake_jobs(folder):
+    """Every job as Snakemake itself recorded it: command to inputs, outputs and parameters."""
+    jobs = {}
+    for path in (folder / ".snakemake" / "metadata").rglob("*"):
+        if path.is_file():
+            record = json.loads(path.read_text())
+            if record["rule"] in ("all", "track"):
+                continue
+            output = base64.b64decode("".join(path.relative_to(folder / ".snakemake/metadata").parts)).decode()
+            command = record["shellcmd"].split(" 2>&1 | tee ")[0]
+            job = jobs.setdefault(command, {"inputs": record["input"], "params": record["params"], "outputs": set()})
+            job["outputs"].add(output)
+    return jobs
+
+
+def test_the_two_graphs_are_the_same(project):
+    stages = {stage["cmd"]: stage for stage in yaml.safe_load((project / "dvc.yaml").read_text())["stages"].values()}
+    jobs = snakemake_jobs(project)
+    assert set(jobs) == set(stages)
+    for command, stage in stages.items():
+        assert set(jobs[command]["inputs"]) == set(stage.get("deps", [])), command
+        assert jobs[command]["outputs"] == set(stage["outs"]), command
+        named = {key for key in stage["params"] if f'"{key}": ' in " ".join(jobs[command]["params"])}
+        assert named == set(stage["params"]), command
+
+
+def test_mlflow_holds_one_run_per_run_with_real_steps_metrics_and_samples(project):
+    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    names = {r.name for r in Params(project / "params.yaml").runs()}
+    assert set(runs) == names
+    ours = [json.loads(line) for line in (project / "results/digits/gc/seed0/metrics.jsonl").read_text().splitlines()]
+    run_id = runs["digits/gc/0"].info.run_id
+    history = sorted(client.get_metric_history(run_id, "loss"), key=lambda m: m.step)
+    assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ours]
+    fd = client.get_metric_history(run_id, "classifier-fd/ema/1-evals")
+    assert sorted(m.step for m in fd) == [20, 40]
+    assert runs["digits/gc/0"].data.params["method.predictor"] == "ema"
+    assert [a.path for a in client.list_artifacts(run_id)] == ["samples.png"]
+    assert runs["digits/gc/0"].info.status == "FINISHED"
+
+
+def test_tracking_again_sends_nothing_twice(project):
+    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+
+    def snapshot():
+        found = client.search_runs([experiment])
+        return {
+            r.info.run_id: {k: len(client.get_metric_history(r.info.run_id, k)) for k in r.data.metrics} for r in found
+        }
+
+    before = snapshot()
+    gcflow(project, "track")
+    assert snapshot() == before
+
+
+@pytest.fixture(scope="session")
+def changed(recorded, tmp_path_factory):
+    """A copy of the recorded project in which one method's mu is another."""
+    folder = tmp_path_factory.mktemp("changed") / "project"
+    shutil.copytree(recorded, folder, symlinks=True)
+    params = tiny_params()
+    params["datasets"]["digits"]["methods"]["gc"]["mu"] = [0.0, 0.5]
+    write_project(folder, params)
+    return folder
+
+
+def planned(folder, verb):
+    """Runs that Snakemake would give to a verb."""
+    plan = snakemake(folder, "-n", "-p", "--quiet", "host", "--", "all")
+    return set(re.findall(rf"gcflow {verb} (\S+)", plan))
+
+
+def test_changing_one_methods_mu_makes_exactly_its_stages_out_of_date_in_both_graphs(changed):
+    assert planned(changed, "train") == {"digits/gc/0"}
+    assert planned(changed, "evaluate") == {"digits/gc/0"}
+    assert set(json.loads(dvc(changed, "status", "--json"))) == {"train-digits-gc-0"}
+
+
+def test_dvc_repro_runs_a_single_changed_stage(changed):
+    output = dvc(changed, "repro", "--single-item", "train-digits-gc-0")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["train-digits-gc-0"]
+    config = json.loads((changed / "results/digits/gc/seed0/config.json").read_text())
+    assert config["config"]["method"]["mu"] == [0.0, 0.5]
+
+
+def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(recorded, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(recorded, folder, symlinks=True)
+    table = folder / "results/digits/tables/table1.md"
+    before = table.read_bytes()
+    table.unlink()
+    dvc(folder, "repro", "--single-item", "table-digits-table1")
+    assert table.read_bytes() == before
+    assert planned(folder, "table") == set()
+
+
+def test_a_mistake_in_params_stops_snakemake_before_anything_runs_with_one_line(project, tmp_path):
+    params = tiny_params()
+    params["datasets"]["digits"]["methods"]["gc"]["mu"] = 1.5
+    folder = clone(tmp_path / "broken", tiny_params())
+    write_project(folder, params)
+    output = snakemake(folder, "all", check=False)
+    assert "datasets.digits.methods.gc.mu is 1.5, expected a number in [0, 1]" in output
+    assert "Traceback" not in output
+    assert not (folder / "results").exists() or not any((folder / "results").rglob("*.json"))

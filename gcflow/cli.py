@@ -31,10 +31,14 @@ def _load(context: click.Context) -> "Params":
 
 
 def _device(choice: str) -> str:
-    if choice != "auto":
-        return choice
     import torch
 
+    if choice != "auto":
+        try:
+            torch.zeros(1, device=choice)
+        except (RuntimeError, AssertionError) as error:
+            raise GcflowError(f"--device {choice}: {str(error).splitlines()[0]}") from None
+        return choice
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -22,7 +22,7 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
 class Strict:
     """Makes pydantic refuse unknown keys and silent type conversions."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True)

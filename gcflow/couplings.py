@@ -43,8 +43,8 @@ def optimal_transport(x: Tensor, z: Tensor, context: CouplingContext | None = No
     x, z: [B, ...]. The returned noises are a permutation of z.
     """
     # ||x||^2 + ||z||^2 is the same for every assignment, so only the inner products decide.
-    similarity = x.flatten(1) @ z.flatten(1).T
-    _, columns = linear_sum_assignment(similarity.double().cpu().numpy(), maximize=True)
+    similarity = x.flatten(1).double() @ z.flatten(1).double().T
+    _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
     return x, z[torch.from_numpy(columns).to(z.device)]
 
 

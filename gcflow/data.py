@@ -28,9 +28,11 @@ class Dataset(NamedTuple):
 
 
 def prepare(source: DataSource, folder: Path) -> dict[str, Any]:
-    """Writes samples.npy, labels.npy and, last, manifest.json to `folder`; returns the manifest."""
+    """Writes samples.npy, labels.npy and, last, manifest.json to `folder`; returns the manifest.
+
+    Interrupted, it leaves no manifest, or one whose hashes `load_dataset` finds wrong.
+    """
     raw = source.load()
-    (folder / "manifest.json").unlink(missing_ok=True)
     arrays = {"samples": raw.samples, "labels": raw.labels}
     for name, array in arrays.items():
         with atomic_path(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
@@ -66,6 +68,8 @@ def load_dataset(folder: Path) -> Dataset:
     again = f"run gcflow prepare {folder.name}"
     if not isinstance(manifest, dict) or not {"sha256", "count", "shape"} <= manifest.keys():
         raise GcflowError(f"{folder}/manifest.json: lacks sha256, count or shape; {again}")
+    if not isinstance(manifest["sha256"], dict) or not {"samples.npy", "labels.npy"} <= manifest["sha256"].keys():
+        raise GcflowError(f"{folder}/manifest.json: sha256 lacks samples.npy or labels.npy; {again}")
     for name, expected in manifest["sha256"].items():
         path = folder / name
         if not path.exists():

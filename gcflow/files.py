@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A failed write (a full disk) says neither where nor, from numpy, why.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)

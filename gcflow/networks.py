@@ -31,6 +31,11 @@ def zero_initialised(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     return layer
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation in at most 8 groups of equal size."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
 class NoiseEmbedding(nn.Module):
     """Sinusoids of the noise condition, then two linear layers: [B] to [B, width]."""
 
@@ -52,10 +57,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, embedding: int, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.norm0 = nn.GroupNorm(min(8, channels_in), channels_in)
+        self.norm0 = group_norm(channels_in)
         self.conv0 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.affine = nn.Linear(embedding, 2 * channels_out)
-        self.norm1 = nn.GroupNorm(min(8, channels_out), channels_out)
+        self.norm1 = group_norm(channels_out)
         self.conv1 = zero_initialised(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -96,7 +101,7 @@ class UNet(nn.Module):
 
         self.down = nn.ModuleList(stack(a, b) for a, b in pairwise([widths[0], *widths]))
         self.up = nn.ModuleList(stack(deep + wide, wide) for wide, deep in pairwise(widths))
-        self.output_norm = nn.GroupNorm(min(8, widths[0]), widths[0])
+        self.output_norm = group_norm(widths[0])
         self.output = zero_initialised(nn.Conv2d(widths[0], image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -21,7 +21,7 @@ def consistency_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficien
     """Consistency preconditioning (paper, section 2); c_skip = 1 and c_out = 0 exactly at sigma_min."""
     data, above = process.sigma_data, sigma - process.sigma_min
     return Coefficients(
-        skip=data**2 / (data**2 + above**2),
+        skip=1 / (1 + (above / data) ** 2),
         out=data * above / (data**2 + sigma**2).sqrt(),
         input=1 / (data**2 + sigma**2).sqrt(),
         noise=sigma.log() / 4,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gcflow.config import Cadence, MethodConfig, RunConfig, Weights, digest, run_config_from_dict, to_dict
@@ -52,6 +52,10 @@ class TrainingState:
     loss_sum: Tensor
     loss_count: int
 
+    def mean_loss(self) -> float:
+        """Mean loss of the current logging window; 0 when it is empty."""
+        return (self.loss_sum / max(1, self.loss_count)).item()
+
     def weights(self) -> dict[str, Tensor]:
         """`raw.*` and `ema.*` tensors."""
         raw = {f"raw.{name}": tensor for name, tensor in self.model.network.state_dict().items()}
@@ -72,9 +76,9 @@ class TrainingState:
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, slot = name.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor
+                slots.setdefault(int(index), {})[slot] = tensor.clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.loss_sum = tensors["window.loss_sum"].to(self.loss_sum.device)
+        self.loss_sum = tensors["window.loss_sum"].to(self.loss_sum.device, copy=True)
         self.loss_count = int(tensors["window.loss_count"])
         self.step = step
 
@@ -86,7 +90,7 @@ def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weigh
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Writes a safetensors file in one atomic, synced step; metadata values are stored as JSON.
+    """Writes a safetensors file in one atomic, synced step. Equal content gives equal bytes.
 
     Raises:
         GcflowError: it could not be written (a full disk, say); a file that was at `path` is still there.
@@ -94,7 +98,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with atomic_path(path) as temporary:
-            save_file(contiguous, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+            # One key, because safetensors writes several in an order that differs between processes.
+            temporary.write_bytes(save(contiguous, {"gcflow": json.dumps(metadata)}))
     except (OSError, SafetensorError) as error:
         raise GcflowError(f"{path}: cannot be written ({error}); nothing was overwritten") from None
 
@@ -107,7 +112,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("gcflow", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
@@ -130,9 +135,15 @@ def load_model(path: Path, weights: Weights = "ema", device: str = "cpu") -> tup
     tensors, metadata = load_tensors(path)
     if "config" not in metadata or "shape" not in metadata:
         raise GcflowError(f"{path}: has no gcflow header; expected weights written by `gcflow train`")
-    config = run_config_from_dict(metadata["config"])
+    try:
+        config = run_config_from_dict(metadata["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); train it again") from None
     model = build_model(config, tuple(metadata["shape"]))
-    load_weights(model, tensors, weights)
+    try:
+        load_weights(model, tensors, weights)
+    except RuntimeError:
+        raise GcflowError(f"{path}: lacks {weights} weights of the network that its header describes") from None
     return model.to(device).eval().requires_grad_(False), config
 
 
@@ -188,6 +199,22 @@ def make_objective(
     return ConsistencyObjective(config, state.model, predict, denoiser)
 
 
+def require_finite(config: RunConfig, state: TrainingState) -> None:
+    """Refuses a state that must not be saved.
+
+    Raises:
+        NonFiniteLoss: the mean loss since the last line, or a weight, is NaN or infinite.
+    """
+    loss = state.mean_loss()
+    sound = all(bool(torch.isfinite(parameter).all()) for parameter in state.model.parameters())
+    if not math.isfinite(loss) or not sound:
+        found = f"loss is {loss}" if not math.isfinite(loss) else "a weight is not finite"
+        raise NonFiniteLoss(
+            f"{config.name}: {found} by step {state.step}; the checkpoint before it was kept; "
+            f"lower training.learning_rate ({config.training.learning_rate:g})"
+        )
+
+
 def train(
     config: RunConfig,
     data: Tensor,
@@ -222,6 +249,7 @@ def train(
 
     while state.step < training.steps:
         if (reason := observer.stop_requested()) is not None:
+            require_finite(config, state)
             observer.checkpoint(state)
             raise Preempted(f"{config.name}: {reason}; saved at step {state.step} of {training.steps}")
 
@@ -246,15 +274,10 @@ def train(
         logging = state.step % cadence.log_every == 0 or last
         checkpointing = state.step % cadence.checkpoint_every == 0 or last
         if logging or checkpointing or state.step in snapshots:
-            mean = (state.loss_sum / state.loss_count).item()
-            if not math.isfinite(mean):
-                raise NonFiniteLoss(
-                    f"{config.name}: loss is {mean} by step {state.step}; the checkpoint before it was kept; "
-                    f"lower training.learning_rate ({training.learning_rate:g})"
-                )
+            require_finite(config, state)
         if logging:
             now = time.perf_counter()
-            record = {"step": state.step, "loss": mean, "learning_rate": rate}
+            record = {"step": state.step, "loss": state.mean_loss(), "learning_rate": rate}
             if config.method.objective != "denoising":
                 record["intervals"] = number_of_intervals(step, training.steps, training.schedule)
             record["images_per_second"] = window_images / (now - window_start)

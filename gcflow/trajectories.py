@@ -29,7 +29,7 @@ class GeneratorAugmentedFlow:
     Args:
         mixture: two-dimensional, float64.
         sigma_min: where f ends.
-        nodes: grid points per axis.
+        nodes: grid points per axis; their distance must stay below sigma, so small noise levels need many.
     """
 
     def __init__(self, mixture: GaussianMixture, sigma_min: float, nodes: int) -> None:

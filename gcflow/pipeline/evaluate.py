@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,11 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     grid = None
     with Progress(f"{name} evaluation", len(plan), unit="measurement") as progress:
         for done, (step, weights, sampler, seed) in enumerate(plan, start=1):
-            model, _ = load_model(snapshot(folder, step), weights, device)
+            model, found = load_model(snapshot(folder, step), weights, device)
+            if found != config:
+                raise GcflowError(
+                    f"{snapshot(folder, step)}: weights of another configuration; run gcflow train {name}"
+                )
             samples = draw_samples(model, sampler, shape, dtype, settings.samples, seed)
             protocol = {
                 "run": name,
@@ -263,6 +268,11 @@ def sample_to_file(
         raise GcflowError(f"{out}: expected a file name that ends in .npy or .png")
     model, config = load_model(weights_file, weights)
     _, metadata = load_tensors(weights_file)
+    process = config.process
+    if not all(high > low for high, low in pairwise([process.sigma_max, *sigmas, process.sigma_min])):
+        given = " ".join(map(str, sigmas))
+        bounds = f"between {process.sigma_max:g} and {process.sigma_min:g}"
+        raise GcflowError(f"--sigma {given}: expected descending noise levels {bounds}")
     shape = tuple(metadata["shape"])
     dtype = torch.uint8 if len(shape) == 3 else torch.float32
     sampler = samplers(config, sigmas, heun_steps=18)[-1]

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gcflow.config import (
     Cadence,
@@ -123,7 +124,8 @@ class Transport(Strict):
     def __post_init__(self) -> None:
         require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
         for size in self.batch_sizes:
-            require(1 <= size <= self.samples and self.samples % size == 0, "batch_sizes", size, "a divisor of samples")
+            two = size >= 1 and self.samples % size == 0 and self.samples > size
+            require(two, "batch_sizes", size, "a divisor of samples that gives at least two batches")
         require(
             len(self.sigmas) > 0 and min(self.sigmas) > 0, "sigmas", list(self.sigmas), "at least one number, each > 0"
         )
@@ -157,13 +159,13 @@ class Figure(Strict):
 class DatasetEntry(Strict):
     """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown."""
 
-    data: DataSource
+    data: Annotated[DataSource, Field(discriminator="source")]
     process: NoiseProcess
     network: NetworkConfig
     training: TrainingConfig
     methods: dict[str, MethodEntry]
     runs: dict[str, Replicates]
-    features: Classifier | Identity
+    features: Annotated[Classifier | Identity, Field(discriminator="kind")]
     evaluation: Evaluation
     cadence: Cadence = field(default_factory=Cadence)
     transport: Transport | None = None
@@ -217,8 +219,14 @@ class Params:
         self.datasets = parsed.datasets
         for name, entry in self.datasets.items():
             self._check_names(name, entry)
-        for run in self.runs():
-            self._check_reference(run, self.run_config(run.name))
+            low, high = entry.process.sigma_min, entry.process.sigma_max
+            levels = list(entry.evaluation.intermediate_sigmas)
+            for sigma in levels:
+                if not low < sigma < high:
+                    key = f"datasets.{name}.evaluation.intermediate_sigmas"
+                    raise self._fail(key, f"is {levels}, expected levels between {low:g} and {high:g}")
+            for method in entry.methods:
+                self._check_method(name, method)
 
     def _fail(self, key: str, problem: str) -> GcflowError:
         return GcflowError(f"{self.path}: {key} {problem}")
@@ -228,8 +236,9 @@ class Params:
             # Through JSON, so that lists may become tuples while strings stay strings.
             return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
-            lines = [f"{self.path}: {_describe(item, document, prefix)}" for item in error.errors()]
-            raise GcflowError("\n".join(dict.fromkeys(lines))) from None
+            raise GcflowError(
+                "\n".join(f"{self.path}: {line}" for line in _mistakes(error, document, prefix))
+            ) from None
 
     def dataset(self, name: str) -> DatasetEntry:
         """The entry of a data set, or a GcflowError that lists the known ones."""
@@ -260,7 +269,9 @@ class Params:
 
     def run_config(self, name: str) -> RunConfig:
         """The resolved configuration of a run: the data set's blocks with the method's overrides."""
-        run = self.parse_run(name)
+        return self._config(self.parse_run(name))
+
+    def _config(self, run: Run) -> RunConfig:
         entry, raw = self.dataset(run.dataset), self.document["datasets"][run.dataset]
         method = entry.methods[run.method]
         where = ("datasets", run.dataset, "methods", run.method)
@@ -295,6 +306,10 @@ class Params:
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
+        for view, table in entry.tables.items():
+            if table.paper is not None and table.paper not in paper_table1():
+                known = ", ".join(paper_table1())
+                raise self._fail(f"{where}.tables.{view}.paper", f"is {table.paper!r}; known: {known}")
         for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
             for view, content in views.items():
                 for method in content.methods:
@@ -304,19 +319,22 @@ class Params:
         if any(figure.kind == "transport" for figure in entry.figures.values()) and entry.transport is None:
             raise self._fail(f"{where}.transport", "is missing, but a figure of kind transport needs it")
         if entry.transport:
-            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, 0, "consistency")
+            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "consistency")
 
-    def _check_reference(self, run: Run, config: RunConfig) -> None:
-        reference = config.method.reference
-        if reference is None:
+    def _check_method(self, dataset: str, method: str) -> None:
+        entry = self.dataset(dataset)
+        content = entry.methods[method]
+        self._config(Run(dataset, method, 0))
+        if content.reference is None:
             return
-        where = f"datasets.{run.dataset}.methods.{run.method}"
-        if config.method.objective == "distillation":
-            self._check_role(f"{where}.teacher", reference, run.dataset, run.seed, "denoising")
-        else:
-            self._check_role(f"{where}.predictor", reference, run.dataset, run.seed, "consistency")
+        distils = content.objective == "distillation"
+        key = f"datasets.{dataset}.methods.{method}.{'teacher' if distils else 'predictor'}"
+        seeds = entry.runs[method].seeds if method in entry.runs else ()
+        self._check_role(key, content.reference, dataset, seeds, "denoising" if distils else "consistency")
 
-    def _check_role(self, key: str, reference: RunReference, dataset: str, seed: int, objective: str) -> None:
+    def _check_role(
+        self, key: str, reference: RunReference, dataset: str, seeds: tuple[int, ...], objective: str
+    ) -> None:
         entry = self.dataset(dataset)
         if reference.method not in entry.runs:
             raise self._fail(
@@ -327,21 +345,55 @@ class Params:
             raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {target.objective}")
         if target.reference is not None:
             raise self._fail(f"{key}.method", f"names {reference.method!r}, which itself needs another run")
-        wanted = reference.seed if reference.seed is not None else seed
-        if wanted not in entry.runs[reference.method].seeds:
-            raise self._fail(key, f"needs run {dataset}/{reference.method}/{wanted}, which runs does not list")
-        run, step = self.resolve(reference, dataset, seed)
+        listed = entry.runs[reference.method].seeds
+        for wanted in seeds if reference.seed is None else (reference.seed,):
+            if wanted not in listed:
+                raise self._fail(key, f"needs run {dataset}/{reference.method}/{wanted}, which runs does not list")
+        run, step = self.resolve(reference, dataset, listed[0])
         known = self.run_config(run.name).training.snapshot_steps
         if step not in known:
             raise self._fail(f"{key}.step", f"is {step}, expected a snapshot step of {run.name}: {known}")
 
 
+def paper_table1() -> dict[str, Any]:
+    """The paper's Table 1: data set to method to metric to [mean, std]."""
+    document = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
+    values: dict[str, Any] = document["table1"]["datasets"]
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, with dates as text, every key as text, and no key twice: what JSON can hold."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002, RUF100
+        """A mapping with text keys.
+
+        Raises:
+            ConstructorError: a key stands twice.
+        """
+        result: dict[str, Any] = {}
+        self.flatten_mapping(node)
+        for key_node, value_node in node.value:
+            plain = isinstance(key_node, yaml.ScalarNode)
+            key = key_node.value if plain else str(self.construct_object(key_node, deep=True))
+            if key in result:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            result[key] = self.construct_object(value_node, deep=True)
+        return result
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run in the project's folder or give --params") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GcflowError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise GcflowError(f"{path}: expected keys tracking and datasets")
@@ -356,8 +408,25 @@ def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> str:
-    """One line for one pydantic error: the key as it stands in the file, the value, and what was expected."""
+def _mistakes(error: ValidationError, document: Any, prefix: tuple[str, ...]) -> list[str]:
+    """One line per mistake. Of a union's branches the one that got deepest speaks; equals are joined by `or`."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for item in error.errors():
+        key, message = _describe(item, document, prefix)
+        found.setdefault(key, []).append(message)
+    lines = []
+    for key, messages in found.items():
+        if any(other[: len(key)] == key and other != key for other in found):
+            continue
+        start = messages[0].partition("expected ")[0]
+        expected = [m.removeprefix(f"{start}expected ") for m in dict.fromkeys(messages) if m.startswith(start)]
+        text = f"{start}expected {' or '.join(expected)}" if len(expected) > 1 else messages[0]
+        lines.append(f"{'.'.join(key)} {text}")
+    return lines
+
+
+def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """The key of one pydantic error as it stands in the file; the value, and what was expected."""
     path, here = list(prefix), document
     for part in error["loc"]:
         in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
@@ -368,18 +437,24 @@ def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> str:
         else:
             continue  # the name of a branch of a union, not a key
         path.append(str(part))
-    key = ".".join(path)
     if error["type"] == "value_error":
-        return f"{key}.{error['ctx']['error']}"
+        name, _, text = str(error["ctx"]["error"]).partition(" ")
+        return (*path, name), text
     if error["type"] == "missing":
-        return f"{key} is missing"
+        return tuple(path), "is missing"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key} is not a known key"
+        return tuple(path), "is not a known key"
+    if error["type"].startswith("union_tag"):
+        name = error["ctx"]["discriminator"].strip("'")
+        if name not in here:
+            return (*path, name), "is missing"
+        expected = error["ctx"].get("expected_tags", "a known name")
+        return (*path, name), f"is {here[name]!r}: expected {expected}"
     message = error["msg"].replace("Input should be", "expected")
     hint = ""
     if isinstance(here, str) and error["type"] in ("float_type", "int_type", "float_parsing") and _is_number(here):
         hint = f"; YAML reads {here} as text, write {float(here)!r}" if "e" in here.lower() else "; remove the quotes"
-    return f"{key} is {here!r}: {message}{hint}"
+    return tuple(path), f"is {here!r}: {message}{hint}"
 
 
 def _is_number(text: str) -> bool:

@@ -2,16 +2,13 @@
 
 import math
 from html import escape
-from importlib.resources import files
-from typing import Any
 
 import pandas as pd
-import yaml
 
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_text
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
-from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.params import Params, Run, paper_table1
 from gcflow.training import load_tensors
 
 
@@ -25,7 +22,11 @@ def metric_label(metric: str) -> tuple[str, float]:
 
 def run_metrics(params: Params, run: Run) -> pd.DataFrame:
     """Every record of a run's evaluation, one row each."""
-    return pd.DataFrame.from_records(read_json(run_folder(params.root, run) / "evaluation" / "metrics.json"))
+    path = run_folder(params.root, run) / "evaluation" / "metrics.json"
+    records = read_json(path)
+    if not isinstance(records, list) or not records:
+        raise GcflowError(f"{path}: has no records; run gcflow evaluate {run.name}")
+    return pd.DataFrame.from_records(records)
 
 
 def final_values(params: Params, dataset: str, method: str) -> pd.DataFrame:
@@ -43,16 +44,8 @@ def final_values(params: Params, dataset: str, method: str) -> pd.DataFrame:
 
 
 def paper_values(paper: str) -> dict[str, dict[str, list[float]]]:
-    """The paper's Table 1 for one of its data sets: method to metric to [mean, std].
-
-    Raises:
-        GcflowError: the paper has no such data set.
-    """
-    document = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
-    known: dict[str, Any] = document["table1"]["datasets"]
-    if paper not in known:
-        raise GcflowError(f"tables.*.paper is {paper!r}; the paper's data sets are {', '.join(known)}")
-    values: dict[str, dict[str, list[float]]] = known[paper]
+    """The paper's Table 1 for one of its data sets: method to metric to [mean, std]."""
+    values: dict[str, dict[str, list[float]]] = paper_table1()[paper]
     return values
 
 

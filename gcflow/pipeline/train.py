@@ -101,6 +101,8 @@ class RunState:
                 tensors, metadata = load_tensors(path)
             except GcflowError as error:
                 say(f"{error}; trying the checkpoint before it")
+                # Out of the way of `save`, which would keep it as one of the newest two.
+                path.rename(path.with_name(f"damaged-{path.name}"))
                 continue
             if metadata.get("config_hash") != self.header["config_hash"]:
                 keys = ", ".join(differing_keys(metadata, self.header)) or "the header"
@@ -110,8 +112,11 @@ class RunState:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise GcflowError(f"{self.metrics}: cannot be written ({error.strerror}); free space, then again") from None
 
     def cut_metrics(self, step: int) -> None:
         """Drops the lines after `step`, which the resumed run will write again, and a half-written last one."""
@@ -120,11 +125,14 @@ class RunState:
         kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
-    def publish(self, folder: Path, last_step: int) -> None:
+    def publish(self, folder: Path, steps: list[int]) -> None:
         """Links snapshots, final weights and metrics to their declared places; config.json comes last."""
-        for path in sorted((self.folder / "snapshots").glob("*.safetensors")):
-            link(path, folder / "snapshots" / path.name)
-        link(snapshot(self.folder, last_step), folder / "weights.safetensors")
+        published = [snapshot(folder, step) for step in steps]
+        for step, target in zip(steps, published, strict=True):
+            link(snapshot(self.folder, step), target)
+        for stale in set((folder / "snapshots").glob("*.safetensors")) - set(published):
+            stale.unlink()
+        link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
         link(self.metrics, folder / "metrics.jsonl")
         write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
 
@@ -206,6 +214,8 @@ def _prepare_inputs(params: Params, run: Run) -> tuple[Dataset, Path | None, dic
     path = snapshot(run_folder(params.root, needed), step)
     if not path.exists():
         raise GcflowError(f"{path}: {run.name} needs it; run gcflow train {needed.name} first")
+    if load_model(path)[1] != params.run_config(needed.name):
+        raise GcflowError(f"{path}: weights of another configuration; run gcflow train {needed.name} first")
     return dataset, path, inputs | {"reference_sha256": sha256_of(path)}
 
 
@@ -258,4 +268,4 @@ def train_run(
         with Progress(name, config.training.steps, state.step) as progress:
             watcher = _Watcher(run_state, progress, minutes)
             train(config, data, state, watcher, params.dataset(run.dataset).cadence, frozen, exact)
-        run_state.publish(folder, config.training.steps)
+        run_state.publish(folder, config.training.snapshot_steps)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gcflow.classifier import FEATURES, ImageClassifier, split, train_classifier
+
+
+def stripes(count=80):
+    """Two kinds of 6x6 images that differ in nothing but the direction of their stripes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    rows = torch.arange(6)[:, None].expand(6, 6) % 2 * 200
+    images = torch.stack([rows if label else rows.T for label in labels])
+    noise = torch.randint(0, 50, (count, 6, 6), generator=generator)
+    return (images + noise).to(torch.uint8)[:, None], labels
+
+
+def trained(seed=0, epochs=6):
+    images, labels = stripes()
+    return train_classifier(images, labels, 0.25, epochs, 16, 0.01, seed)
+
+
+@given(count=st.integers(1, 200), held_out=st.floats(0.01, 0.99), seed=st.integers(0, 1000))
+@settings(deadline=None, max_examples=50)
+def test_the_split_is_a_partition_of_the_asked_size(count, held_out, seed):
+    train, test = split(count, held_out, seed)
+    assert len(test) == round(count * held_out)
+    assert torch.cat([train, test]).sort().values.tolist() == list(range(count))
+    again, _ = split(count, held_out, seed)
+    assert torch.equal(train, again)
+
+
+def test_the_split_is_shuffled_by_its_seed():
+    parts = {tuple(sorted(split(60, 0.5, seed)[1].tolist())) for seed in range(4)}
+    assert len(parts) == 4
+
+
+def test_the_classifier_learns_what_separates_the_classes():
+    classifier, accuracy = trained()
+    assert accuracy == 1.0
+    images, labels = stripes()
+    _, test = split(len(images), 0.25, 0)
+    assert torch.equal(classifier(images[test]).argmax(1), labels[test])
+
+
+def test_the_reported_accuracy_is_that_of_the_held_out_images():
+    images, labels = stripes()
+    shuffled = labels[torch.randperm(80, generator=torch.Generator().manual_seed(3))]
+    classifier, accuracy = train_classifier(images, shuffled, 0.25, 3, 16, 0.01, 1)
+    _, test = split(80, 0.25, 1)
+    hits = sum(int(classifier(images[i : i + 1]).argmax() == shuffled[i]) for i in test)
+    assert accuracy == pytest.approx(hits / 20)
+    assert accuracy < 0.95
+
+
+def test_training_repeats_itself_whatever_the_global_random_state():
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(trained(epochs=2)[0].state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    other = trained(seed=1, epochs=2)[0].state_dict()
+    assert not torch.equal(results[0]["head.weight"], other["head.weight"])
+
+
+def test_training_changes_neither_images_nor_labels():
+    images, labels = stripes()
+    train_classifier(images, labels, 0.25, 1, 16, 0.01, 0)
+    assert torch.equal(images, stripes()[0])
+    assert torch.equal(labels, stripes()[1])
+
+
+def test_a_trained_classifier_is_in_evaluation_mode_and_treats_every_image_alone():
+    classifier, _ = trained(epochs=2)
+    images, _ = stripes()
+    assert not classifier.training
+    assert not any(p.requires_grad for p in classifier.parameters())
+    together = classifier.features(images[:8])
+    alone = torch.cat([classifier.features(images[i : i + 1]) for i in range(8)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_the_non_negative_input_of_the_last_layer():
+    classifier, _ = trained(epochs=2)
+    images, _ = stripes()
+    features = classifier.features(images)
+    assert features.shape == (80, FEATURES) == (80, 64)
+    assert features.min() == 0
+    expected = features @ classifier.head.weight.T + classifier.head.bias
+    torch.testing.assert_close(classifier(images), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
+def test_the_classifier_takes_images_of_any_even_sides_and_channels(shape):
+    images = torch.randint(0, 256, (5, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert ImageClassifier(shape, 7)(images).shape == (5, 7)
+
+
+def test_the_number_of_classes_is_the_largest_label_plus_one():
+    images, labels = stripes(20)
+    classifier, _ = train_classifier(images, 3 * labels, 0.25, 1, 8, 0.01, 0)
+    assert classifier(images).shape == (20, 4)

@@ -1,0 +1,433 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from projects import (
+    SCRIPT,
+    contents,
+    environment,
+    gcflow,
+    limit_file_size,
+    prepare_data,
+    tiny_params,
+    train_here,
+    write_project,
+)
+from safetensors.torch import save_file
+from torch import zeros
+
+from gcflow.cli import main
+from gcflow.pipeline.evaluate import train_features
+from gcflow.pipeline.params import Params
+from gcflow.training import load_tensors, save_tensors
+
+VERBS = {
+    "evaluate",
+    "features",
+    "figure",
+    "prepare",
+    "record",
+    "reference",
+    "sample",
+    "stages",
+    "table",
+    "track",
+    "train",
+    "transport",
+}
+
+
+class Outcome(NamedTuple):
+    code: int
+    output: str
+    errors: str
+
+
+def process(root: Path, *args: str) -> Outcome:
+    result = gcflow(root, *args, check=False)
+    return Outcome(result.returncode, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The command line within this process, for verbs that import torch; any exception but its exit is a failure."""
+
+    def call(root: Path, *args: str) -> Outcome:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("GCFLOW_DEVICE", "cpu")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(args))
+        code = caught.value.code
+        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call
+
+
+def refused(outcome: Outcome, *named: str, code: int = 2) -> str:
+    """Checks that a call ended in one line of error that names what is wrong; returns it."""
+    assert "Traceback" not in outcome.errors
+    assert outcome.output == ""
+    (line,) = outcome.errors.splitlines()
+    assert line.startswith("gcflow: error: ")
+    assert outcome.code == code
+    for name in named:
+        assert name in line
+    return line
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with its data, a feature classifier and a trained run."""
+    root = prepare_data(write_project(tmp_path_factory.mktemp("cli") / "project"), "digits", "mixture2d")
+    train_here(root, "digits/ic/0")
+    train_features(Params(root / "params.yaml"), "digits")
+    return root
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared project, to damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "project"))
+
+
+# Help.
+
+
+def imported(root: Path, *args: str) -> tuple[set[str], int]:
+    """Top-level modules that a `gcflow` process imports, and its exit code."""
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), *args]
+    result = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=False)
+    modules = re.findall(r"^import time:.*\| +([\w.]+)$", result.stderr, re.MULTILINE)
+    return {name.split(".")[0] for name in modules}, result.returncode
+
+
+HEAVY = {"torch", "mlflow", "numpy", "pandas", "matplotlib", "scipy", "sklearn"}
+
+
+def test_help_lists_every_verb_and_the_exit_codes():
+    result = gcflow(Path.cwd(), "--help")
+    listed = re.findall(r"^  (\w+)  +\S", result.stdout.split("Commands:")[1].split("Examples:")[0], re.MULTILINE)
+    assert set(listed) == set(main.commands)
+    assert set(listed) >= VERBS
+    for code in ("0 done", "2 bad input", "3 the loss", "75 stopped"):
+        assert code in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("track", "--help"), ("--version",)])
+def test_help_imports_nothing_heavy(tmp_path, args):
+    modules, code = imported(tmp_path, *args)
+    assert code == 0
+    assert "click" in modules
+    assert modules & HEAVY == set()
+
+
+def test_a_run_that_does_not_exist_is_refused_before_anything_heavy_is_imported(tmp_path):
+    modules, code = imported(write_project(tmp_path), "train", "digits/ic/99")
+    assert code == 2
+    assert "yaml" in modules
+    assert modules & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", sorted(VERBS))
+def test_the_help_of_a_verb_has_an_example_that_calls_it(name):
+    result = gcflow(Path.cwd(), name, "--help")
+    (example,) = re.findall(r"^\s*Example: (.*)$", result.stdout, re.MULTILINE)
+    assert example.startswith(f"gcflow {name}")
+
+
+def test_the_examples_of_help_are_runs_of_the_repositorys_own_params(here):
+    params = Params(Path(__file__).parent.parent / "params.yaml")
+    text = gcflow(Path.cwd(), "--help").stdout
+    runs = re.findall(r"^  +gcflow (?:train|evaluate) (\S+)", text, re.MULTILINE)
+    assert runs
+    for run in runs:
+        params.parse_run(run)
+
+
+# Bad params.yaml.
+
+
+def edited(*key_and_value: Any) -> dict[str, Any]:
+    *keys, last, value = key_and_value
+    document = tiny_params()
+    here = document["datasets"]["digits"]
+    for key in keys:
+        here = here[key]
+    here[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        (edited("training", "stepps", 3), "datasets.digits.training.stepps is not a known key"),
+        (edited("features", "epoch", 3), "datasets.digits.features.epoch is not a known key"),
+        (edited("training", "steps", "many"), "datasets.digits.training.steps is 'many'"),
+        (edited("training", "learning_rate", "1e-4"), "datasets.digits.training.learning_rate is '1e-4'"),
+        (edited("methods", "gc", "mu", "half"), "datasets.digits.methods.gc.mu is 'half'"),
+        (edited("methods", "gc", "mu", 1.5), "datasets.digits.methods.gc.mu is 1.5"),
+        (
+            edited("methods", "gc-frozen", "predictor", {"method": "nope"}),
+            "datasets.digits.methods.gc-frozen.predictor.method names 'nope'",
+        ),
+        (edited("runs", "cd", "seeds", [0, 4]), "datasets.digits.methods.cd.teacher needs run digits/denoiser/4"),
+        (edited("data", "source", "nope"), "datasets.digits.data.source is 'nope'"),
+    ],
+)
+def test_a_bad_params_file_is_refused_by_key_and_overwrites_nothing(tmp_path, document, key):
+    root = write_project(tmp_path, document)
+    (root / "dvc.yaml").write_text("good\n")
+    before = contents(root)
+    refused(process(root, "stages"), f"params.yaml: {key}")
+    assert contents(root) == before
+
+
+def test_a_missing_params_file_is_refused_by_name(tmp_path):
+    refused(process(tmp_path, "prepare", "digits"), "params.yaml: no such file", "--params")
+    refused(process(tmp_path, "--params", "other.yaml", "prepare", "digits"), "other.yaml: no such file")
+    refused(process(tmp_path, "--params", str(tmp_path), "prepare", "digits"), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad names.
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("prepare", "cifar"), "datasets has no 'cifar'; known: digits, mixture2d"),
+        (("features", "cifar"), "datasets has no 'cifar'"),
+        (("reference", "cifar"), "datasets has no 'cifar'"),
+        (("transport", "cifar"), "datasets has no 'cifar'"),
+        (("table", "cifar", "table1"), "datasets has no 'cifar'"),
+        (("figure", "cifar", "samples"), "datasets has no 'cifar'"),
+        (("train", "cifar/ic/0"), "datasets has no 'cifar'"),
+        (("train", "digits/ot/0"), "datasets.digits.runs has no 'ot'; known: ic, gc, gc-frozen, cd, denoiser"),
+        (("evaluate", "digits/ic/7"), "datasets.digits.runs.ic.seeds has no 7; known: 0, 1"),
+        (("train", "digits-ic-0"), "run 'digits-ic-0' is not of the form dataset/method/seed"),
+        (("evaluate", "digits/ic/zero"), "run 'digits/ic/zero' is not of the form dataset/method/seed"),
+        (("table", "digits", "table9"), "datasets.digits.tables has no 'table9'; known: table1"),
+        (("figure", "digits", "nope"), "datasets.digits.figures has no 'nope'; known: convergence"),
+        (("features", "mixture2d"), "datasets.mixture2d.features.kind is identity"),
+        (("transport", "mixture2d"), "datasets.mixture2d.transport is missing"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_refused_with_what_is_known(root, here, args, named):
+    before = contents(root)
+    refused(here(root, *args), named)
+    assert contents(root) == before
+
+
+def test_an_unknown_data_set_and_an_unknown_run_are_refused_by_a_real_process(tmp_path):
+    root = write_project(tmp_path)
+    refused(process(root, "prepare", "cifar"), "params.yaml: datasets has no 'cifar'")
+    refused(process(root, "train", "digits/ot/0"), "params.yaml: datasets.digits.runs has no 'ot'")
+    refused(process(root, "train", "digits"), "run 'digits' is not of the form")
+    assert list(contents(root)) == ["params.yaml"]
+
+
+# Damaged inputs.
+
+
+def no_manifest(folder: Path) -> str:
+    (folder / "manifest.json").unlink()
+    return "manifest.json: missing, so preparation did not finish; run gcflow prepare digits"
+
+
+def truncated_samples(folder: Path) -> str:
+    os.truncate(folder / "samples.npy", 5000)
+    return "samples.npy: sha256 differs from manifest.json"
+
+
+def another_hash(folder: Path) -> str:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["labels.npy"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return "labels.npy: sha256 differs from manifest.json"
+
+
+def manifest_not_json(folder: Path) -> str:
+    (folder / "manifest.json").write_text("{")
+    return "manifest.json: not valid JSON"
+
+
+@pytest.mark.parametrize("damage", [no_manifest, truncated_samples, another_hash, manifest_not_json])
+@pytest.mark.parametrize("verb", [("train", "digits/ic/0"), ("features", "digits"), ("reference", "digits")])
+def test_damaged_data_are_refused_by_file_and_nothing_is_overwritten(root, here, damage, verb):
+    expected = damage(root / "data" / "digits")
+    before = contents(root)
+    refused(here(root, *verb), f"data/digits/{expected}")
+    assert contents(root) == before
+
+
+def test_damaged_data_are_refused_by_a_real_process(root):
+    expected = truncated_samples(root / "data" / "digits")
+    before = contents(root)
+    refused(process(root, "train", "digits/ic/0"), f"data/digits/{expected}")
+    assert contents(root) == before
+
+
+def test_data_that_cannot_be_written_are_named_and_leave_the_old_arrays(root):
+    before = contents(root)
+    result = gcflow(root, "prepare", "digits", check=False, preexec=lambda: limit_file_size(20_000))
+    after = contents(root)
+    assert after.items() <= before.items()
+    assert before.keys() - after.keys() <= {"data/digits/manifest.json"}
+    refused(Outcome(result.returncode, result.stdout, result.stderr), "data/digits/samples.npy: ")
+
+
+def test_a_run_whose_reference_is_not_trained_is_refused_with_the_run_to_train_first(root, here):
+    before = contents(root)
+    line = refused(here(root, "train", "digits/cd/0"), "gcflow train digits/denoiser/0 first")
+    assert "results/digits/denoiser/seed0/snapshots/00000040.safetensors" in line
+    assert contents(root) == before
+
+
+def test_missing_features_are_refused_by_file(root, here):
+    reference, classifier = (f"results/digits/features/{name}.safetensors" for name in ("reference", "classifier"))
+    refused(here(root, "evaluate", "digits/ic/0"), f"{reference}: no such file")
+    (root / classifier).unlink()
+    before = contents(root)
+    refused(here(root, "reference", "digits"), f"{classifier}: no such file")
+    assert contents(root) == before
+
+
+def test_missing_and_damaged_snapshots_are_refused_by_file(root, here):
+    snapshot = root / "results" / "digits" / "ic" / "seed0" / "snapshots" / "00000020.safetensors"
+    assert here(root, "reference", "digits").code == 0
+    os.truncate(snapshot, 1000)
+    name = str(snapshot.relative_to(root))
+    refused(here(root, "evaluate", "digits/ic/0"), f"{name}: not a readable safetensors file")
+    snapshot.unlink()
+    refused(here(root, "evaluate", "digits/ic/0"), f"{name}: no such file")
+    assert not (root / "results" / "digits" / "ic" / "seed0" / "evaluation").exists()
+
+
+def test_a_table_without_its_numbers_is_refused_by_file(root, here):
+    missing = "results/digits/ic/seed0/evaluation/metrics.json: no such file"
+    refused(here(root, "table", "digits", "table1"), missing)
+    refused(here(root, "figure", "digits", "convergence"), missing)
+    refused(here(root, "figure", "digits", "transport-cost"), "results/digits/transport.json: no such file")
+    assert not (root / "results" / "digits" / "tables").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}"])
+def test_numbers_of_another_kind_are_refused_by_file(root, here, content):
+    path = root / "results" / "digits" / "ic" / "seed0" / "evaluation" / "metrics.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    refused(here(root, "table", "digits", "table1"), str(path.relative_to(root)))
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_does_not_exist_is_refused_by_name(root, here, device):
+    before = contents(root)
+    refused(here(root, "train", "digits/ic/0", "--device", device), device)
+    assert contents(root).items() >= before.items()
+
+
+# Samples.
+
+
+WEIGHTS = "results/digits/ic/seed0/weights.safetensors"
+
+
+def test_samples_are_written_as_asked(root, here):
+    assert here(root, "sample", WEIGHTS, "--count", "9", "--out", "nine.png").code == 0
+    assert (root / "nine.png").read_bytes().startswith(b"\x89PNG")
+    assert here(root, "sample", WEIGHTS, "--count", "9", "--out", "deep/nine.npy", "--sigma", "0.8", "--raw").code == 0
+    assert (root / "deep" / "nine.npy").read_bytes().startswith(b"\x93NUMPY")
+
+
+def truncated(path: Path) -> str:
+    os.truncate(path, 20_000)
+    return "not a readable safetensors file"
+
+
+def garbage(path: Path) -> str:
+    path.write_bytes(b"garbage" * 100)
+    return "not a readable safetensors file"
+
+
+def empty(path: Path) -> str:
+    path.write_bytes(b"")
+    return "not a readable safetensors file"
+
+
+def missing(path: Path) -> str:
+    path.unlink()
+    return "no such file"
+
+
+def foreign(path: Path) -> str:
+    save_file({"a": zeros(2)}, path)
+    return "has no gcflow header"
+
+
+def foreign_with_a_header(path: Path) -> str:
+    save_file({"a": zeros(2)}, path, {"format": "pt"})
+    return WEIGHTS
+
+
+def features(path: Path) -> str:
+    shutil.copyfile(path.parents[2] / "features" / "classifier.safetensors", path)
+    return "has no gcflow header"
+
+
+def another_schema(path: Path) -> str:
+    tensors, metadata = load_tensors(path)
+    del metadata["config"]["training"]["batch"]
+    save_tensors(path, tensors, metadata)
+    return WEIGHTS
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, garbage, empty, missing, foreign, foreign_with_a_header, features, another_schema]
+)
+def test_a_damaged_weights_file_is_refused_by_name_and_no_picture_overwritten(root, here, damage):
+    (root / "samples.png").write_bytes(b"good")
+    path = root / WEIGHTS
+    path.write_bytes(path.read_bytes())
+    problem = damage(path)
+    refused(here(root, "sample", WEIGHTS), WEIGHTS, problem)
+    assert (root / "samples.png").read_bytes() == b"good"
+
+
+def test_a_picture_with_another_ending_is_refused_by_name(root):
+    (root / "samples.jpg").write_bytes(b"good")
+    before = contents(root)
+    refused(process(root, "sample", WEIGHTS, "--out", "samples.jpg"), "samples.jpg", ".npy or .png")
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("sigmas", [("-1",), ("0",), ("0.001",), ("100",), ("nan",), ("0.5", "0.8")])
+def test_noise_levels_that_are_no_steps_down_are_refused(root, here, sigmas):
+    options = [part for sigma in sigmas for part in ("--sigma", sigma)]
+    refused(here(root, "sample", WEIGHTS, "--count", "4", *options), "sigma")
+    assert not (root / "samples.png").exists()
+
+
+# Stages.
+
+
+def test_stages_are_written_once_and_checked(tmp_path):
+    root = write_project(tmp_path)
+    refused(process(root, "stages", "--check"), "dvc.yaml")
+    assert not (root / "dvc.yaml").exists()
+    assert process(root, "stages").code == 0
+    assert process(root, "stages", "--check").code == 0
+    written = contents(root)
+    assert "up to date" in process(root, "stages").errors
+    assert contents(root) == written
+    document = tiny_params()
+    document["datasets"]["digits"]["runs"]["ic"]["seeds"] = [0, 1, 2]
+    write_project(root, document)
+    refused(process(root, "stages", "--check"), "dvc.yaml")

@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gcflow.config import TrainingConfig
+from gcflow.distances import distance_for, huber_constant, pseudo_huber, squared_l2
+
+SEEDS = st.integers(0, 2**31)
+
+
+def batch(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def training(**changes):
+    return TrainingConfig(steps=1, batch=1, learning_rate=1, snapshot_every=1, **changes)
+
+
+def test_pseudo_huber_of_a_three_four_five_triangle_by_hand():
+    x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    assert pseudo_huber(x, y, 12.0).item() == pytest.approx(1.0)
+    assert squared_l2(x, y).item() == 25.0
+
+
+def test_pseudo_huber_acts_on_the_norm_and_not_per_element():
+    difference, c = torch.ones(2, 3, 8, 8), 0.5
+    per_element = 192 * (math.sqrt(1 + c**2) - c)
+    on_the_norm = math.sqrt(192 + c**2) - c
+    distances = pseudo_huber(difference, torch.zeros_like(difference), c)
+    assert distances.tolist() == pytest.approx([on_the_norm, on_the_norm])
+    assert abs(on_the_norm - per_element) > 100
+
+
+@given(seed=SEEDS, c=st.floats(1e-3, 10))
+@settings(deadline=None, max_examples=30)
+def test_rotating_both_arguments_changes_no_distance(seed, c):
+    x, y = batch(seed, 4, 6), batch(seed + 1, 4, 6)
+    rotation, _ = torch.linalg.qr(batch(seed + 2, 6, 6))
+    for distance in (squared_l2, lambda a, b: pseudo_huber(a, b, c)):
+        torch.testing.assert_close(distance(x @ rotation, y @ rotation), distance(x, y))
+
+
+@given(seed=SEEDS, c=st.floats(1e-3, 10))
+@settings(deadline=None, max_examples=30)
+def test_distances_agree_with_numpy_sample_by_sample_and_are_symmetric(seed, c):
+    x, y = batch(seed, 3, 2, 4, 4), batch(seed + 1, 3, 2, 4, 4)
+    norms = np.array([np.linalg.norm((x[i] - y[i]).numpy().ravel()) for i in range(3)])
+    np.testing.assert_allclose(squared_l2(x, y).numpy(), norms**2)
+    np.testing.assert_allclose(pseudo_huber(x, y, c).numpy(), np.hypot(norms, c) - c)
+    assert torch.equal(pseudo_huber(x, y, c), pseudo_huber(y, x, c))
+    assert (pseudo_huber(x, x, c).abs() <= 1e-12).all()
+
+
+def test_far_points_are_the_norm_apart_less_the_constant():
+    x = 1e6 * batch(0, 5, 7)
+    norms = x.flatten(1).norm(dim=1)
+    torch.testing.assert_close(pseudo_huber(x, 0 * x, 0.3), norms - 0.3, rtol=1e-12, atol=0)
+
+
+def test_near_points_are_half_the_square_over_the_constant_apart():
+    x = 1e-4 * batch(0, 5, 7)
+    squares = x.square().sum(1)
+    torch.testing.assert_close(pseudo_huber(x, 0 * x, 2.0), squares / 4, rtol=1e-6, atol=0)
+
+
+def test_the_gradient_is_bounded_by_one_far_away_and_vanishes_at_zero():
+    x = torch.stack([torch.zeros(9), torch.full((9,), 1e4)]).requires_grad_()
+    pseudo_huber(x, torch.zeros(2, 9), 0.01).sum().backward()
+    assert x.grad.norm(dim=1).tolist() == pytest.approx([0, 1])
+
+
+@pytest.mark.parametrize(("dimension", "constant"), [(1, 0.00054), (100, 0.0054), (3 * 32 * 32, 0.0299298)])
+def test_the_constant_grows_with_the_root_of_the_dimension(dimension, constant):
+    assert huber_constant(dimension) == pytest.approx(constant, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "c"), [({}, 0.00054 * 8), ({"huber_c": 0.7}, 0.7), ({"distance": "squared-l2"}, None)]
+)
+def test_a_run_trains_with_the_distance_it_names(changes, c):
+    x, y = batch(0, 5, 1, 8, 8), batch(1, 5, 1, 8, 8)
+    norms = (x - y).flatten(1).norm(dim=1)
+    expected = norms**2 if c is None else torch.hypot(norms, torch.tensor(c, dtype=torch.float64)) - c
+    torch.testing.assert_close(distance_for(training(**changes), 64)(x, y), expected)

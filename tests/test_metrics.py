@@ -1,0 +1,161 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+
+from gcflow import metrics
+from gcflow.metrics import class_score, frechet_distance, kernel_distance, transport_cost
+
+SEEDS = st.integers(0, 10**6)
+
+
+def gaussian(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def with_moments(seed, count, mean, covariance):
+    """A sample whose empirical mean and unbiased covariance are exactly the given ones."""
+    raw = gaussian(seed, count, len(mean)).numpy()
+    raw -= raw.mean(0)
+    white = raw @ np.linalg.inv(np.linalg.cholesky(np.cov(raw.T))).T
+    return torch.from_numpy(white @ np.linalg.cholesky(covariance).T + mean)
+
+
+def random_covariance(seed, size):
+    root = gaussian(seed, size, size).numpy()
+    return root @ root.T + 0.1 * np.eye(size)
+
+
+@given(seed=SEEDS, size=st.integers(2, 6))
+@settings(deadline=None, max_examples=25)
+def test_the_frechet_distance_of_known_moments_is_scipys(seed, size):
+    means = gaussian(seed, 2, size).numpy()
+    first, second = random_covariance(seed + 1, size), random_covariance(seed + 2, size)
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(first + second - 2 * sqrtm(first @ second).real)
+    a, b = with_moments(seed + 3, 40, means[0], first), with_moments(seed + 4, 25, means[1], second)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_frechet_distance_by_hand():
+    a = with_moments(0, 10, np.array([1.0, 2.0]), np.diag([4.0, 9.0]))
+    b = with_moments(1, 12, np.array([4.0, 6.0]), np.diag([1.0, 25.0]))
+    assert frechet_distance(a, b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)
+
+
+def test_the_frechet_distance_of_single_features_compares_means_and_deviations():
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [7.0]])
+    assert frechet_distance(a, b) == pytest.approx((1 - 5) ** 2 + (math.sqrt(2) - math.sqrt(8)) ** 2)
+
+
+@given(seed=SEEDS)
+@settings(deadline=None, max_examples=15)
+def test_the_frechet_distance_to_itself_is_zero_and_to_a_shifted_copy_the_squared_shift(seed):
+    a, shift = gaussian(seed, 30, 5), gaussian(seed + 1, 5)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + shift) == pytest.approx(shift.square().sum().item(), abs=1e-8)
+    assert frechet_distance(a, a[torch.arange(29, -1, -1)]) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_frechet_distance_bears_fewer_samples_than_features():
+    a, b = gaussian(0, 4, 10), gaussian(1, 5, 10)
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T) + 1e-14 * np.eye(10)).real
+    expected = (a.mean(0) - b.mean(0)).square().sum().item() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_frechet_distance_does_not_change_under_a_rotation_of_the_features():
+    a, b = gaussian(0, 50, 4), 2 * gaussian(1, 60, 4) + 1
+    rotation, _ = torch.linalg.qr(gaussian(2, 4, 4))
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_float32_features_are_compared_in_double_precision():
+    a = (gaussian(0, 200, 8) + 1000).float()
+    b = a + 0.5
+    assert frechet_distance(a, b) == pytest.approx(8 * 0.25, rel=1e-6)
+
+
+def naive_kernel_distance(a, b):
+    def kernel(x, y):
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    def within(rows):
+        pairs = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
+        return sum(kernel(rows[i], rows[j]) for i, j in pairs) / len(pairs)
+
+    across = [kernel(x, y) for x in a for y in b]
+    return within(a) + within(b) - 2 * sum(across) / len(across)
+
+
+@given(seed=SEEDS, n=st.integers(2, 7), m=st.integers(2, 7), size=st.integers(1, 5))
+@settings(deadline=None, max_examples=25)
+def test_the_kernel_distance_agrees_with_a_double_loop(seed, n, m, size):
+    a, b = gaussian(seed, n, size), gaussian(seed + 1, m, size) + 0.5
+    assert kernel_distance(a, b) == pytest.approx(naive_kernel_distance(a.tolist(), b.tolist()), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 100])
+def test_the_kernel_distance_does_not_depend_on_how_many_rows_are_compared_at_once(rows, monkeypatch):
+    monkeypatch.setattr(metrics, "KERNEL_ROWS", rows)
+    a, b = gaussian(0, 9, 3), gaussian(1, 7, 3) + 0.5
+    assert kernel_distance(a, b) == pytest.approx(naive_kernel_distance(a.tolist(), b.tolist()), rel=1e-9)
+
+
+def test_the_kernel_distance_by_hand():
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [2.0]])
+    assert kernel_distance(a, b) == pytest.approx(1 + 125 - 2 * (1 + 27) / 2)
+
+
+def test_the_kernel_distance_is_unbiased_between_samples_of_one_distribution():
+    distances, biased = [], []
+    for seed in range(300):
+        a, b = gaussian(seed, 2, 12, 4)
+        distances.append(kernel_distance(a, b))
+        gram = [((x @ y.T / 4 + 1) ** 3).mean().item() for x, y in [(a, a), (b, b), (a, b)]]
+        biased.append(gram[0] + gram[1] - 2 * gram[2])
+    error = np.std(distances) / math.sqrt(300)
+    assert abs(np.mean(distances)) < 4 * error
+    assert min(distances) < 0
+    assert np.mean(biased) > 4 * error
+
+
+def test_the_kernel_distance_grows_with_a_shift():
+    a, b = gaussian(0, 200, 4), gaussian(1, 200, 4)
+    distances = [kernel_distance(a, b + shift) for shift in (0.0, 0.5, 1.0)]
+    assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_the_class_score_is_one_for_constant_and_k_for_perfect_and_balanced_predictions(classes):
+    constant = torch.softmax(gaussian(0, classes), dim=0).expand(30, classes)
+    assert class_score(constant) == pytest.approx(1)
+    assert class_score(torch.eye(classes).repeat(4, 1)) == pytest.approx(classes)
+
+
+def test_the_class_score_by_hand():
+    probabilities = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    divergence = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
+    assert class_score(probabilities) == pytest.approx(math.exp(divergence))
+
+
+@given(seed=SEEDS, count=st.integers(1, 20), classes=st.integers(1, 8), sharpness=st.floats(0, 50))
+@settings(deadline=None, max_examples=50)
+def test_the_class_score_lies_between_one_and_the_number_of_classes(seed, count, classes, sharpness):
+    probabilities = torch.softmax(sharpness * gaussian(seed, count, classes), dim=1)
+    score = class_score(probabilities)
+    assert 1 - 1e-9 <= score <= classes + 1e-9
+    marginal = probabilities.mean(0)
+    entropies = [-(p[p > 0] * p[p > 0].log()).sum().item() for p in [marginal, *probabilities]]
+    assert score == pytest.approx(math.exp(entropies[0] - np.mean(entropies[1:])), rel=1e-6)
+
+
+def test_the_transport_cost_is_the_squared_distance_per_pair():
+    x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    z = torch.tensor([[[0.0, 4.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert transport_cost(x, z).tolist() == [25, 4]

@@ -1,0 +1,194 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gcflow.config import TrainingConfig
+from gcflow.optimizers import Lion, ema_decay, learning_rate, make_optimizer, update_ema
+
+
+def training(**changes):
+    return TrainingConfig(**({"steps": 100, "batch": 1, "learning_rate": 0.1, "snapshot_every": 1} | changes))
+
+
+def gaussian(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lion_by_hand(weights, gradients, lr, beta1, beta2, decay):
+    momentum = [0.0] * len(weights)
+    for gradient in gradients:
+        for i, g in enumerate(gradient):
+            direction = beta1 * momentum[i] + (1 - beta1) * g
+            sign = (direction > 0) - (direction < 0)
+            weights[i] = weights[i] * (1 - lr * decay) - lr * sign
+            momentum[i] = beta2 * momentum[i] + (1 - beta2) * g
+    return weights
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    lr=st.floats(1e-4, 0.5),
+    betas=st.tuples(st.floats(0, 0.95), st.floats(0, 0.99)),
+    decay=st.sampled_from([0.0, 0.01, 0.5]),
+)
+@settings(deadline=None, max_examples=40)
+def test_lion_follows_its_formula_element_by_element(seed, lr, betas, decay):
+    first, second = (nn.Parameter(gaussian(seed + i, *shape).double()) for i, shape in enumerate([(2, 3), (4,)]))
+    start = torch.cat([first.detach().flatten(), second.detach()]).tolist()
+    gradients = [gaussian(seed + 2 + k, 10).double() for k in range(7)]
+    optimizer = Lion([first, second], lr=lr, betas=betas, weight_decay=decay)
+    for gradient in gradients:
+        first.grad, second.grad = gradient[:6].reshape(2, 3).clone(), gradient[6:].clone()
+        optimizer.step()
+    expected = lion_by_hand(start, [g.tolist() for g in gradients], lr, *betas, decay)
+    np.testing.assert_allclose(torch.cat([first.flatten(), second]).detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_lion_step_moves_every_weight_by_the_learning_rate_against_its_gradient():
+    weights = nn.Parameter(torch.tensor([1.0, 1.0, 1.0]))
+    weights.grad = torch.tensor([1e-12, -1e12, 0.0])
+    Lion([weights], lr=0.25).step()
+    assert weights.tolist() == [0.75, 1.25, 1.0]
+
+
+def test_lion_keeps_its_direction_through_one_opposite_gradient():
+    weights = nn.Parameter(torch.zeros(1))
+    optimizer = Lion([weights], lr=1.0, betas=(0.9, 0.99))
+    path = []
+    for gradient in [1.0] * 30 + [-0.2] + [0.0]:
+        weights.grad = torch.tensor([gradient])
+        optimizer.step()
+        path.append(weights.item())
+    assert path == [-float(k) for k in range(1, 33)]
+
+
+@given(seed=st.integers(0, 10**6), exponent=st.integers(-20, 20))
+@settings(deadline=None, max_examples=20)
+def test_lion_does_not_see_the_scale_of_the_gradients(seed, exponent):
+    results = []
+    for scale in (1.0, 2.0**exponent):
+        weights = nn.Parameter(gaussian(seed, 8))
+        optimizer = Lion([weights], lr=0.01)
+        for k in range(6):
+            weights.grad = scale * gaussian(seed + 1 + k, 8)
+            optimizer.step()
+        results.append(weights.detach())
+    assert torch.equal(*results)
+
+
+def test_lion_leaves_parameters_without_gradient_alone_and_returns_the_loss_of_its_closure():
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Lion([used, unused], lr=0.1, weight_decay=0.5)
+
+    def closure():
+        loss = used.sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 2.0
+    assert used.tolist() == pytest.approx([0.85, 0.85])
+    assert unused.tolist() == [1, 1]
+    assert Lion([nn.Parameter(torch.ones(1))], lr=0.1).step() is None
+
+
+@pytest.mark.parametrize("name", ["lion", "adam", "radam"])
+def test_a_reloaded_optimizer_continues_to_the_bit(name):
+    config = training(optimizer=name, weight_decay=0.02, learning_rate=0.01)
+
+    def advance(weights, optimizer, first, last):
+        for k in range(first, last):
+            for i, w in enumerate(weights):
+                w.grad = gaussian(10 * k + i, *w.shape)
+            optimizer.step()
+
+    def fresh():
+        weights = [nn.Parameter(gaussian(100, 4, 3)), nn.Parameter(gaussian(101, 5))]
+        return weights, make_optimizer(weights, config)
+
+    straight, optimizer = fresh()
+    advance(straight, optimizer, 0, 9)
+
+    stopped, optimizer = fresh()
+    advance(stopped, optimizer, 0, 4)
+    saved = optimizer.state_dict()
+    resumed, again = fresh()
+    for new, old in zip(resumed, stopped, strict=True):
+        new.data.copy_(old.data)
+    again.load_state_dict(saved)
+    advance(resumed, again, 4, 9)
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_each_name_makes_its_optimizer_with_the_configured_rate_and_decay():
+    for name, kind in [("lion", Lion), ("adam", torch.optim.Adam), ("radam", torch.optim.RAdam)]:
+        optimizer = make_optimizer([nn.Parameter(torch.ones(1))], training(optimizer=name, weight_decay=0.3))
+        assert type(optimizer) is kind
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (0.1, 0.3)
+    assert make_optimizer([nn.Parameter(torch.ones(1))], training()).param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_adam_follows_its_formula():
+    weights = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = make_optimizer([weights], training(optimizer="adam"))
+    expected, first, second = np.zeros(3), np.zeros(3), np.zeros(3)
+    for k in range(1, 6):
+        gradient = gaussian(k, 3).double()
+        weights.grad = gradient.clone()
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient.numpy()
+        second = 0.999 * second + 0.001 * gradient.numpy() ** 2
+        expected -= 0.1 * (first / (1 - 0.9**k)) / (np.sqrt(second / (1 - 0.999**k)) + 1e-8)
+    np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-9)
+
+
+def test_a_constant_learning_rate_stays_and_a_linear_one_falls_to_zero_after_the_last_step():
+    assert {learning_rate(k, training()) for k in (0, 50, 99)} == {0.1}
+    linear = training(learning_rate_decay="linear")
+    assert [learning_rate(k, linear) for k in (0, 25, 50, 99)] == pytest.approx([0.1, 0.075, 0.05, 0.001])
+    assert learning_rate(100, linear) == 0
+
+
+def test_the_ema_decay_ramps_up_as_one_minus_a_power_and_is_capped():
+    ramped = training(ema_decay=0.95, ema_ramp_up=True)
+    steps = [0, 7, 26, 63, 88, 89, 10**6]
+    expected = [0, 0.75, 8 / 9, 15 / 16, 1 - 89 ** (-2 / 3), 1 - 90 ** (-2 / 3), 0.95]
+    assert [ema_decay(k, ramped) for k in steps] == pytest.approx([min(e, 0.95) for e in expected])
+    assert ema_decay(88, ramped) < 0.95 == ema_decay(89, ramped)
+    assert {ema_decay(k, training(ema_decay=0.95)) for k in steps} == {0.95}
+
+
+def test_the_ema_of_constant_weights_approaches_them_geometrically():
+    start, target = gaussian(0, 3, 2).double(), gaussian(1, 3, 2).double()
+    average = start.clone()
+    for _ in range(50):
+        update_ema([average], [target], 0.9)
+    torch.testing.assert_close(average, 0.9**50 * start + (1 - 0.9**50) * target)
+
+
+@pytest.mark.parametrize("ramp_up", [False, True])
+def test_the_ema_is_the_weighted_mean_of_all_weights_so_far(ramp_up):
+    config = training(ema_decay=0.8, ema_ramp_up=ramp_up)
+    history = [gaussian(k, 4).double() for k in range(31)]
+    average = history[0].clone()
+    decays = [0.8 if not ramp_up else min(0.8, 1 - (1 + k) ** (-2 / 3)) for k in range(30)]
+    for k, weights in enumerate(history[1:]):
+        update_ema([average], [weights], ema_decay(k, config))
+    shares = [math.prod(decays)] + [(1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(30)]
+    assert sum(shares) == pytest.approx(1)
+    torch.testing.assert_close(average, sum(s * w for s, w in zip(shares, history, strict=True)))
+
+
+def test_the_ema_updates_tensors_in_place_and_leaves_the_weights():
+    averages, weights = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 4.0)]
+    kept = list(averages)
+    update_ema(averages, weights, 0.75)
+    assert all(a is b for a, b in zip(averages, kept, strict=True))
+    assert averages[0].tolist() == [0.25] * 2
+    assert averages[1].tolist() == [1.0] * 3
+    assert weights[1].tolist() == [4.0] * 3

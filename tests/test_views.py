@@ -1,0 +1,90 @@
+"""Tracking without a server, and the figure that is computed from nothing but params.yaml."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image
+from projects import gcflow, prepare_data, tiny_params, write_project
+
+from gcflow.errors import GcflowError
+from gcflow.pipeline import figure
+from gcflow.pipeline.drawing import tile
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stages, dvc_document
+from gcflow.pipeline.table import paper_values
+
+
+def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_path):
+    folder = prepare_data(write_project(tmp_path), "mixture2d")
+    gcflow(folder, "train", "mixture2d/ic/0")
+    down = gcflow(folder, "track", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert "did not take 1 runs" in down.stderr
+    assert "Traceback" not in down.stderr
+    receipt = json.loads((folder / "results/tracking.json").read_text())
+    assert receipt["pending"] == ["mixture2d/ic/0"]
+    gcflow(folder, "track")
+    receipt = json.loads((folder / "results/tracking.json").read_text())
+    assert receipt["pending"] == []
+    assert list(receipt["sent"]) == ["mixture2d/ic/0"]
+
+
+def test_the_trajectories_figure_is_drawn_as_png_and_svg(tmp_path, monkeypatch):
+    document = tiny_params()
+    document["datasets"]["mixture2d"]["figures"]["paths"] = {"kind": "trajectories", "title": "Paths"}
+    params = Params(write_project(tmp_path, document) / "params.yaml")
+    monkeypatch.setattr(figure, "QUADRATURE_NODES", 40)
+    monkeypatch.setattr(figure, "TRAJECTORY_LEVELS", 5)
+    figure.write_figure(params, "mixture2d", "paths")
+    out = tmp_path / "results/mixture2d/figures"
+    assert image.imread(out / "paths.png").std() > 0
+    first = (out / "paths.svg").read_text()
+    assert "Flow of GC" in first
+    figure.write_figure(params, "mixture2d", "paths")
+    assert (out / "paths.svg").read_text() == first
+
+
+def test_an_unknown_figure_names_the_known_ones(tmp_path):
+    params = Params(write_project(tmp_path) / "params.yaml")
+    with pytest.raises(GcflowError, match="has no 'nope'; known: convergence, transport-cost, samples"):
+        figure.write_figure(params, "digits", "nope")
+
+
+def test_tiles_keep_every_pixel_in_its_place():
+    images = np.arange(5 * 1 * 2 * 3, dtype=np.uint8).reshape(5, 1, 2, 3)
+    grid = tile(images, columns=2)
+    assert grid.shape == (3 * 3, 2 * 4)
+    for index in range(5):
+        row, column = divmod(index, 2)
+        top, left = row * 3 + 1, column * 4 + 1
+        assert (grid[top : top + 2, left : left + 3] == images[index, 0]).all()
+    colour = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+    assert tile(colour, columns=2).shape == (5, 10, 3)
+
+
+def test_every_dependency_of_a_stage_is_made_by_an_earlier_one(tmp_path):
+    made: set[str] = set()
+    for stage in Stages(Params(write_project(tmp_path) / "params.yaml")):
+        assert set(stage.deps) <= made, stage.name
+        made |= set(stage.outs)
+
+
+def test_labels_and_further_seeds_leave_the_training_stages_as_they_are(tmp_path):
+    before = Params(write_project(tmp_path / "a") / "params.yaml")
+    document = tiny_params()
+    document["datasets"]["digits"]["runs"]["gc"] = {"label": "another", "seeds": [0, 1]}
+    after = Params(write_project(tmp_path / "b", document) / "params.yaml")
+    run = before.parse_run("digits/gc/0")
+    assert Stages(before).train(run).slice(before) == Stages(after).train(run).slice(after)
+    assert Stages(before).table("digits", "table1").slice(before) != Stages(after).table("digits", "table1").slice(
+        after
+    )
+    assert dvc_document(before) != dvc_document(after)
+
+
+def test_the_papers_table_1_is_complete():
+    for dataset in ("cifar10", "imagenet32", "celeba64", "church64"):
+        values = paper_values(dataset)
+        assert set(values) == {"ic", "ot", "gc"}
+        assert all(set(row) == {"FID", "KID×10²", "IS"} for row in values.values())
+    assert paper_values("celeba64")["gc"]["FID"] == [11.74, 0.08]

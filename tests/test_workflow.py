@@ -20,8 +20,6 @@ from gcflow.pipeline.stages import Stages
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sysconfig.get_path("scripts")
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def run(folder, *command, check=True):
     path = f"{SCRIPTS}:{environment()['PATH']}"

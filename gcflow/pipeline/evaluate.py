@@ -18,8 +18,9 @@ from gcflow.files import atomic_path, sha256_of, write_json
 from gcflow.metrics import class_score, frechet_distance, kernel_distance
 from gcflow.pipeline.drawing import save_samples
 from gcflow.pipeline.folders import classifier_path, data_folder, reference_path, run_folder, snapshot
-from gcflow.pipeline.params import Classifier, Params
+from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.schema import Classifier
 from gcflow.preconditioning import PreconditionedNetwork, from_model_space
 from gcflow.randomness import generator
 from gcflow.sampling import consistency_sample, heun_sample

@@ -13,7 +13,8 @@ from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json
 from gcflow.pipeline.drawing import COLOURS, MARKERS, new_figure, tile
 from gcflow.pipeline.folders import FIGURE_FORMATS, data_folder, results_folder, run_folder
-from gcflow.pipeline.params import Figure, Params, Run
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.table import metric_label, run_metrics
 from gcflow.sources import Mixture2d
 

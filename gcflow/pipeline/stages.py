@@ -13,7 +13,8 @@ import yaml
 from gcflow.config import RunReference
 from gcflow.files import write_text
 from gcflow.pipeline.folders import FIGURE_FORMATS, TABLE_FORMATS, data_folder, results_folder, run_folder
-from gcflow.pipeline.params import Classifier, Params, Run
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.schema import Classifier
 
 HEADER = "# Written from params.yaml by `gcflow stages`; change params.yaml and run it again.\n"
 

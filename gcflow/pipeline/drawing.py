@@ -1,11 +1,12 @@
 """Pictures of samples, and the style that every figure shares."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, readable with any colour vision; each colour goes with a marker of its own.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -13,23 +14,26 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAGNIFICATION = 4
 GAP = 96
 
-rcParams.update(
-    {
-        "axes.grid": True,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "figure.dpi": 150,
-        "font.size": 9,
-        "grid.alpha": 0.3,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "gcflow",
-    }
-)
 
-
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, size in inches, that needs no display."""
+    from matplotlib import rcParams
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rcParams.update(
+        {
+            "axes.grid": True,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.dpi": 150,
+            "font.size": 9,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "gcflow",
+        }
+    )
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -1,0 +1,64 @@
+"""The layers of the design: imports point downwards, and the science runs on five packages alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import gcflow
+
+PACKAGE = Path(gcflow.__file__).parent
+SCIENCE = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli"))
+OURS_FOR_PIPELINES = (
+    "pydantic",
+    "click",
+    "tqdm",
+    "pandas",
+    "matplotlib",
+    "mlflow",
+    "dvc",
+    "snakemake",
+    "sklearn",
+    "cleanfid",
+)
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def test_no_module_of_the_science_imports_a_stage_or_the_command_line():
+    for name in SCIENCE:
+        upwards = [
+            m for m in imported_modules(PACKAGE / f"{name}.py") if m.startswith(("gcflow.pipeline", "gcflow.cli"))
+        ]
+        assert upwards == [], name
+
+
+def test_no_stage_imports_the_command_line():
+    for path in (PACKAGE / "pipeline").glob("*.py"):
+        assert "gcflow.cli" not in set(imported_modules(path)), path.name
+
+
+def test_the_science_imports_without_the_packages_of_the_pipeline():
+    code = (
+        f"import sys\nfor name in {OURS_FOR_PIPELINES!r}: sys.modules[name] = None\n"
+        f"import importlib\nfor name in {SCIENCE!r}: importlib.import_module('gcflow.' + name)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(SCIENCE) > 10
+
+
+def test_reading_the_grid_needs_no_torch():
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom pathlib import Path\n"
+        "from gcflow.pipeline.params import Params\nfrom gcflow.pipeline.stages import Stages\n"
+        f"print(len(list(Stages(Params(Path({str(PACKAGE.parent / 'params.yaml')!r}))))))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 40

@@ -36,7 +36,8 @@ format: .venv/complete  ## ruff and snakefmt in place
 
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 .PHONY: record
 record: .venv/complete  ## write what is complete to dvc.lock

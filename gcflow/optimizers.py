@@ -61,8 +61,9 @@ def make_optimizer(params: Iterable[nn.Parameter], training: TrainingConfig) -> 
         "adam": torch.optim.Adam,
         "radam": torch.optim.RAdam,
     }
-    extra: dict[str, Any] = {} if training.optimizer == "lion" else {"foreach": True}
-    return kinds[training.optimizer](params, lr=training.learning_rate, weight_decay=training.weight_decay, **extra)
+    extra: dict[str, dict[str, Any]] = {"lion": {}, "adam": {"fused": True}, "radam": {"foreach": True}}
+    name = training.optimizer
+    return kinds[name](params, lr=training.learning_rate, weight_decay=training.weight_decay, **extra[name])
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:

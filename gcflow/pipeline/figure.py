@@ -84,7 +84,8 @@ def samples(params: Params, dataset: str, figure: Figure) -> Canvas:
             axes.axis("off")
         else:
             axes.scatter(values[:, 0], values[:, 1], s=4, color=COLOURS[index % len(COLOURS)])
-            axes.set_aspect("equal")
+            reach = 1.2 * np.abs(panels["real data"]).max()
+            axes.set(aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
     canvas.suptitle(figure.title, fontsize=9)
     return canvas
 

@@ -72,11 +72,14 @@ class TrainingState:
         """Puts back what `tensors` gave at `step`."""
         load_weights(self.model, tensors, "raw")
         load_weights(self.ema, tensors, "ema")
+        parameters = list(self.model.parameters())
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, slot = name.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor.clone()
+                # In the parameter's memory layout, which fused optimizers take for granted and files do not keep.
+                like = parameters[int(index)] if tensor.ndim else tensor
+                slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
         self.loss_sum = tensors["window.loss_sum"].to(self.loss_sum.device, copy=True)
         self.loss_count = int(tensors["window.loss_count"])

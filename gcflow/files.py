@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from gcflow.errors import GcflowError
 
 
@@ -62,6 +64,28 @@ def read_json(path: Path) -> Any:
         raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
     except ValueError as error:
         raise GcflowError(f"{path}: not valid JSON ({error}); delete it to make it again") from None
+
+
+@contextmanager
+def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, open for reading; `framework` is `pt` or `np` (which does without torch).
+
+    Raises:
+        GcflowError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except FileNotFoundError:
+        raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise GcflowError(f"{path}: not a readable safetensors file ({error}); delete it to make it again") from None
+
+
+def tensors_metadata(file: Any) -> dict[str, Any]:
+    """What stands in the header of an open safetensors file of ours; empty if it is not ours."""
+    document: dict[str, Any] = json.loads((file.metadata() or {}).get("gcflow", "{}"))
+    return document
 
 
 def sha256_of(path: Path) -> str:

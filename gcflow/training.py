@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from gcflow.config import Cadence, MethodConfig, RunConfig, Weights, digest, run_config_from_dict, to_dict
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
-from gcflow.files import atomic_path
+from gcflow.files import atomic_path, opened_tensors, tensors_metadata
 from gcflow.networks import build_network
 from gcflow.objectives import ConsistencyObjective, DenoisingObjective, Objective
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
@@ -113,14 +113,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         GcflowError: the file is missing, damaged or not ours.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("gcflow", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise GcflowError(f"{path}: not a readable safetensors file ({error}); delete it to make it again") from None
+    with opened_tensors(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, tensors_metadata(file)  # noqa: SIM118
 
 
 def weights_metadata(config: RunConfig, step: int, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,14 +1,12 @@
-"""`gcflow figure`: pictures from the runs' own files, as PNG and SVG."""
+"""`gcflow figure`: pictures from the runs' own files, as PNG and SVG. Most need no torch, so they do not import it."""
 
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter
 
-from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json
 from gcflow.pipeline.drawing import COLOURS, MARKERS, new_figure, tile
@@ -63,6 +61,8 @@ def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
 
 def samples(params: Params, dataset: str, figure: Figure) -> Canvas:
     """One-step EMA samples of each method's first seed from the same noises, next to real data."""
+    from gcflow.data import load_dataset
+
     entry = params.dataset(dataset)
     real = load_dataset(data_folder(params.root, dataset)).samples
     side = entry.evaluation.grid
@@ -119,8 +119,7 @@ def transport(params: Params, dataset: str, figure: Figure) -> Canvas:
     return canvas
 
 
-def _draw_paths(axes: Axes, states: torch.Tensor, title: str, colour: str) -> None:
-    paths = states.numpy()
+def _draw_paths(axes: Axes, paths: np.ndarray, title: str, colour: str) -> None:
     axes.plot(paths[..., 0], paths[..., 1], color=colour, linewidth=0.8, alpha=0.8)
     axes.scatter(paths[0, :, 0], paths[0, :, 1], s=8, color="#888888", zorder=3)
     axes.scatter(paths[-1, :, 0], paths[-1, :, 1], s=8, color="black", zorder=3)
@@ -130,6 +129,8 @@ def _draw_paths(axes: Axes, states: torch.Tensor, title: str, colour: str) -> No
 
 def trajectories(params: Params, dataset: str, figure: Figure) -> Canvas:
     """Independent pairs, PF-ODE and GC flow of a mixture from the same starts, with straightness and crossings."""
+    import torch
+
     from gcflow.oracles import solve_ode, velocity
     from gcflow.randomness import generator
     from gcflow.trajectories import GeneratorAugmentedFlow, crossings, straightness
@@ -157,7 +158,7 @@ def trajectories(params: Params, dataset: str, figure: Figure) -> Canvas:
     for index, (name, states) in enumerate(panels.items()):
         axes = canvas.add_subplot(1, 3, index + 1)
         title = f"{name}\nstraightness {straightness(states):.3f}, {crossings(states)} crossings"
-        _draw_paths(axes, states, title, COLOURS[index])
+        _draw_paths(axes, states.numpy(), title, COLOURS[index])
     canvas.suptitle(figure.title, fontsize=9)
     return canvas
 

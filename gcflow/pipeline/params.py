@@ -10,12 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from gcflow.config import (
-    NetworkConfig,
-    RunConfig,
-    RunReference,
-    TrainingConfig,
-)
+from gcflow.config import NetworkConfig, RunConfig, RunReference, TrainingConfig
 from gcflow.errors import GcflowError
 from gcflow.pipeline.schema import DatasetEntry, Document
 
@@ -201,7 +196,7 @@ def paper_table1() -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Safe YAML, with dates as text, every key as text, and no key twice: what JSON can hold."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002, RUF100
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping with text keys.
 
         Raises:

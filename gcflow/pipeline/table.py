@@ -6,10 +6,9 @@ from html import escape
 import pandas as pd
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_json, write_text
+from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
 from gcflow.pipeline.params import Params, Run, paper_table1
-from gcflow.training import load_tensors
 
 
 def metric_label(metric: str) -> tuple[str, float]:
@@ -113,7 +112,8 @@ def _html(frame: pd.DataFrame, note: str) -> str:
 
 
 def _real_data(params: Params, dataset: str) -> str:
-    _, record = load_tensors(reference_path(params.root, dataset))
+    with opened_tensors(reference_path(params.root, dataset), "np") as file:
+        record = tensors_metadata(file)
     parts = []
     for metric, value in record["real_half_against_half"].items():
         label, factor = metric_label(metric)

@@ -29,8 +29,11 @@ def record(params: Params) -> None:
     complete = [s.name for s in stages if all((params.root / path).exists() for path in (*s.deps, *s.outs))]
     if not complete:
         raise GcflowError("nothing to record: no stage is complete; run `snakemake --profile local all` first")
-    changed = json.loads(_dvc(params, "status", "--json"))
-    new = [name for name in complete if name in changed]
+    new = complete
+    if (params.root / "dvc.lock").exists():
+        changed = json.loads(_dvc(params, "status", "--json"))
+        new = [name for name in complete if name in changed]
     if new:
-        _dvc(params, "commit", "--force", "--quiet", *new)
+        # Without names DVC writes dvc.lock once for all stages, with names once for each.
+        _dvc(params, "commit", "--force", "--quiet", *([] if len(new) == len(stages) else new))
     say(f"dvc.lock: {len(new)} stages recorded, {len(complete)} of {len(stages)} complete")

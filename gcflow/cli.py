@@ -1,5 +1,6 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, OutOfMemory
 
 if TYPE_CHECKING:
+    from gcflow.config import Preconditioning, Weights
     from gcflow.pipeline.params import Params
 
 EPILOG = """\b
@@ -61,7 +63,9 @@ def verb(help_text: str, example: str) -> Callable[[Callable[..., None]], click.
             try:
                 function(*args, **kwargs)
             except GcflowError as error:
-                for line in str(error).splitlines():
+                # Of several processes of a run the first speaks; only a lack of memory is one's own.
+                heard = os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemory)
+                for line in str(error).splitlines() if heard else []:
                     click.echo(f"gcflow: error: {line}", err=True)
                 sys.exit(error.exit_code)
             except OSError as error:
@@ -130,19 +134,51 @@ def reference(context: click.Context, dataset: str) -> None:
 
 @verb(
     "Train RUN (data set/method/seed) to its end, from its newest checkpoint if there is one.",
-    "gcflow train digits/gc/0 --time-limit 55",
+    "gcflow train digits/gc/0 --time-budget 55",
 )
 @click.argument("run")
 @DEVICE
-@click.option("--time-limit", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
+@click.option("--time-budget", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
 @click.option("--restart", is_flag=True, help="Forget the checkpoints of this configuration and begin anew.")
+@click.option("--wait", is_flag=True, help="Wait while another process trains this run, instead of refusing.")
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    envvar="GCFLOW_PROCESSES",
+    show_envvar=True,
+    help="Processes on this machine, one per GPU, that share each batch. Under torchrun leave it out.",
+)
+@click.option(
+    "--data-share",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    envvar="GCFLOW_DATA_SHARE",
+    show_envvar=True,
+    help="Share of the device's memory that the data may take; larger data are streamed from the file.",
+)
 @click.pass_context
-def train(context: click.Context, run: str, device: str, time_limit: float | None, restart: bool) -> None:
+def train(
+    context: click.Context,
+    run: str,
+    device: str,
+    time_budget: float | None,
+    restart: bool,
+    wait: bool,
+    processes: int,
+    data_share: float,
+) -> None:
     params = _load(context)
     params.parse_run(run)
+    from gcflow.pipeline.launch import is_member, launch
+
+    if processes > 1 and not is_member():
+        sys.exit(launch(processes))
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, _device(device), time_limit, restart)
+    train_run(params, run, _device(device), time_budget, restart, wait, data_share)
 
 
 @verb(
@@ -161,23 +197,85 @@ def evaluate(context: click.Context, run: str, device: str) -> None:
 
 
 @verb(
-    "Draw samples from a WEIGHTS file of `gcflow train`; needs no params.yaml.",
+    "Draw samples from a WEIGHTS file of `gcflow train` or `gcflow import-edm`; needs no params.yaml.",
     "gcflow sample results/digits/gc/seed0/weights.safetensors --count 64 --out samples.png",
 )
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=0, show_default=True, help="Of the noise.")
+@click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="Number of the first image.")
+@click.option("--seed", default=0, show_default=True, help="Of the noise; image n of a seed is always the same.")
 @click.option(
     "--sigma", "sigmas", multiple=True, type=float, help="Intermediate noise level of a further step; repeatable."
 )
+@click.option("--heun-steps", default=18, show_default=True, type=click.IntRange(min=2), help="For a denoiser.")
+@click.option("--batch", default=500, show_default=True, type=click.IntRange(min=1), help="Images drawn at once.")
 @click.option("--raw", is_flag=True, help="Raw weights instead of their EMA.")
+@DEVICE
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True, help=".png or .npy"
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("samples.png"),
+    show_default=True,
+    help="A grid (.png), an array (.npz with provenance, .npy), or a folder of PNGs (no ending).",
 )
-def sample(weights: Path, count: int, seed: int, sigmas: tuple[float, ...], raw: bool, out: Path) -> None:
-    from gcflow.pipeline.evaluate import sample_to_file
+def sample(
+    weights: Path,
+    count: int,
+    first: int,
+    seed: int,
+    sigmas: tuple[float, ...],
+    heun_steps: int,
+    batch: int,
+    raw: bool,
+    device: str,
+    out: Path,
+) -> None:
+    from gcflow.pipeline.sample import sample_to_file
 
-    sample_to_file(weights, count, seed, sigmas, "raw" if raw else "ema", out)
+    images = range(first, first + count)
+    kind: Weights = "raw" if raw else "ema"
+    sample_to_file(weights, images, seed, sigmas, kind, out, _device(device), batch, heun_steps)
+
+
+@verb(
+    "Turn a public EDM model (FILE: its pickle, or a plain state dict) into a weights file. No code of it is run.",
+    "gcflow import-edm edm-cifar10-32x32-uncond-vp.pkl --out checkpoints/edm-cifar10.safetensors",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Ends in .safetensors.")
+@click.option(
+    "--preconditioning",
+    type=click.Choice(["edm", "vp", "ve", "consistency"]),
+    help="Of a plain state dict, which does not say it.",
+)
+@click.option(
+    "--keep-embeddings", is_flag=True, help="Keep class and augmentation embeddings, which are left out else."
+)
+def import_edm(file: Path, out: Path, preconditioning: "Preconditioning | None", keep_embeddings: bool) -> None:
+    from gcflow.edm import import_edm as convert
+    from gcflow.pipeline.progress import say
+
+    model = convert(file, out, preconditioning, keep_embeddings)
+    for note in model.notes:
+        say(f"  note: {note}")
+    network = model.spec.network
+    say(
+        f"  {out}: {network.architecture}, {network.channels} channels x {list(network.multipliers)}, "
+        f"{model.spec.preconditioning} preconditioning, samples of shape {list(model.spec.shape)}"
+    )
+
+
+@verb(
+    "Write the network of a WEIGHTS file as a plain state dict under EDM's names (.safetensors or .pt).",
+    "gcflow export results/cifar10/gc/seed0/weights.safetensors --out network.pt",
+)
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--raw", is_flag=True, help="Raw weights instead of their EMA.")
+def export(weights: Path, out: Path, raw: bool) -> None:
+    from gcflow.edm import export_state_dict
+
+    export_state_dict(weights, out, "raw" if raw else "ema")
 
 
 @verb("Measure the transport cost of each coupling on DATASET.", "gcflow transport digits")

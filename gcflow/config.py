@@ -8,9 +8,10 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 Weights = Literal["ema", "raw"]
+Preconditioning = Literal["consistency", "edm", "vp", "ve"]
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -23,6 +24,15 @@ class Strict:
     """Makes pydantic refuse unknown keys and silent type conversions."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+
+
+class ByKind:
+    """Makes pydantic tell the members of a union by their `kind`; the core does without pydantic."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import Field
+
+        return handler.generate_schema(Annotated[source, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
@@ -49,39 +59,111 @@ class NoiseProcess(Strict):
 
 @dataclass(frozen=True)
 class NetworkConfig(Strict):
-    """`unet`: residual convolutions for images, one level per multiplier. `mlp`: residual MLP for flat data."""
+    """The network inside the preconditioning.
 
-    architecture: Literal["unet", "mlp"]
+    `ddpm++`, `ncsn++`: the two U-Nets of EDM (`gcflow.songunet`), for images. `mlp`: residual MLP on the flat sample.
+    blocks, dropout: one value, or one per resolution level (U-Nets only), from the finest.
+    multipliers: of `channels`, one per level. attention: sides (in pixels) of the levels whose blocks attend, besides
+    the bottleneck. label_dim, augment_dim: sizes of EDM's class and augmentation embeddings; 0 leaves them out.
+    """
+
+    architecture: Literal["ddpm++", "ncsn++", "mlp"]
     channels: int
-    blocks: int
+    blocks: int | tuple[int, ...]
     multipliers: tuple[int, ...] = (1,)
-    dropout: float = 0.0
+    attention: tuple[int, ...] = ()
+    dropout: float | tuple[float, ...] = 0.0
+    label_dim: int = 0
+    augment_dim: int = 0
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "channels", self.channels, "an integer >= 1")
-        require(self.blocks >= 1, "blocks", self.blocks, "an integer >= 1")
         require(
             len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
             "multipliers",
             list(self.multipliers),
             "at least one integer, each >= 1",
         )
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "a number in [0, 1)")
+        for name in ("blocks", "dropout"):
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                levels = len(self.multipliers)
+                require(self.architecture != "mlp", name, list(value), "one value for an mlp, which has no levels")
+                require(len(value) == levels, name, list(value), f"one value, or one per level ({levels} multipliers)")
+        require(min(self.blocks_per_level) >= 1, "blocks", self.blocks, "integers >= 1")
+        require(all(0 <= rate < 1 for rate in self.dropout_per_level), "dropout", self.dropout, "numbers in [0, 1)")
+        require(self.label_dim >= 0, "label_dim", self.label_dim, "an integer >= 0")
+        require(self.augment_dim >= 0, "augment_dim", self.augment_dim, "an integer >= 0")
+        if self.architecture == "mlp":
+            require(not self.attention, "attention", list(self.attention), "no value for an mlp")
+            require(self.multipliers == (1,), "multipliers", list(self.multipliers), "no value for an mlp")
+            require(self.label_dim == 0, "label_dim", self.label_dim, "0 for an mlp")
+            require(self.augment_dim == 0, "augment_dim", self.augment_dim, "0 for an mlp")
+
+    @property
+    def blocks_per_level(self) -> tuple[int, ...]:
+        """Residual blocks of each level."""
+        return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(self.multipliers)
+
+    @property
+    def dropout_per_level(self) -> tuple[float, ...]:
+        """Dropout rate of each level."""
+        return self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * len(self.multipliers)
 
 
 @dataclass(frozen=True)
-class ScheduleConfig(Strict):
-    """iCT's curriculum of noise levels (paper, section 2): N(k) intervals from s0 to s1, log-normal interval choice."""
+class IctSchedule(Strict):
+    """iCT's curriculum (paper, section 2): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma."""
 
     s0: int = 10
     s1: int = 1280
     p_mean: float = -1.1
     p_std: float = 2.0
+    kind: Literal["ict"] = "ict"
 
     def __post_init__(self) -> None:
         require(self.s0 >= 1, "s0", self.s0, "an integer >= 1")
         require(self.s1 >= self.s0, "s1", self.s1, "an integer >= s0")
         require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+
+@dataclass(frozen=True)
+class EctSchedule(Strict):
+    """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; paper, section 5).
+
+    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
+    which the stage rises by one; null keeps it at 0.
+    """
+
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    stage_every: int | None = None
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    kind: Literal["ect"] = "ect"
+
+    def __post_init__(self) -> None:
+        require(self.q > 1, "q", self.q, "a number > 1")
+        require(self.k >= 0, "k", self.k, "a number >= 0")
+        require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
+        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+
+@dataclass(frozen=True)
+class EdmSchedule(Strict):
+    """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    kind: Literal["edm"] = "edm"
+
+    def __post_init__(self) -> None:
+        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+
+Schedule = IctSchedule | EctSchedule | EdmSchedule
+SCHEDULES: dict[str, type[Schedule]] = {"ict": IctSchedule, "ect": EctSchedule, "edm": EdmSchedule}
 
 
 @dataclass(frozen=True)
@@ -92,7 +174,12 @@ class TrainingConfig(Strict):
     gradient_clip: largest global norm of a gradient; null means none, as in the paper. One outlier of the rare large
     gradients stays in Lion's momentum for a hundred steps and can undo a run.
     ema_ramp_up: effective decay min(ema_decay, 1 - (1 + k)^(-2/3)) at step k.
-    huber_c: constant of the pseudo-Huber distance; null means 0.00054 sqrt(d).
+    huber_c: constant of the pseudo-Huber distance; null means 0.00054 sqrt(d), 0 the plain L2 norm.
+    assignment: with several processes, whether optimal transport re-pairs the `global` batch or each `rank`'s share.
+    micro_batch: most samples that pass through the network at once on each device; null means the whole share.
+    precision: of the network's passes. `float32` is IEEE single, `tf32` lets tensor cores round the factors of
+    products to 10 bits, `bfloat16` is autocast; weights, losses, optimizer and EMA are float32 always.
+    compile: mode of torch.compile for the network, or `none`. `reduce-overhead` uses CUDA graphs.
     """
 
     steps: int
@@ -107,8 +194,13 @@ class TrainingConfig(Strict):
     ema_ramp_up: bool = False
     distance: Literal["pseudo-huber", "squared-l2"] = "pseudo-huber"
     huber_c: float | None = None
+    assignment: Literal["global", "rank"] = "global"
+    micro_batch: int | None = None
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     cpu_threads: int = 1
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: Annotated[Schedule, ByKind()] = field(default_factory=IctSchedule)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "snapshot_every", "cpu_threads"):
@@ -118,7 +210,13 @@ class TrainingConfig(Strict):
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "a number > 0, or null")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a number in [0, 1)")
-        require(self.huber_c is None or self.huber_c > 0, "huber_c", self.huber_c, "a number > 0, or null")
+        require(self.huber_c is None or self.huber_c >= 0, "huber_c", self.huber_c, "a number >= 0, or null")
+        require(
+            self.micro_batch is None or self.micro_batch >= 1,
+            "micro_batch",
+            self.micro_batch,
+            "an integer >= 1, or null",
+        )
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -152,20 +250,31 @@ class RunReference(Strict):
 
 
 @dataclass(frozen=True)
+class CheckpointFile(Strict):
+    """Weights in a file of `gcflow import-edm` or `gcflow train`; `file` is relative to the project's root."""
+
+    file: str
+
+
+@dataclass(frozen=True)
 class MethodConfig(Strict):
-    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher.
+    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
 
     mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
-    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or a frozen run.
-    teacher: what gives the velocity for `distillation`: a trained denoiser run, or `exact`, the closed-form denoiser
+    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights.
+    teacher: what gives the velocity for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser
     of the data set (its empirical distribution, or its mixture).
+    init: weights to start from; null means untrained ones.
+    preconditioning: null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`.
     """
 
     objective: Literal["consistency", "distillation", "denoising"]
     coupling: Literal["ic", "ot", "gc"] = "ic"
     mu: float | tuple[float, float] | None = None
-    predictor: Literal["ema", "online"] | RunReference | None = None
-    teacher: Literal["exact"] | RunReference | None = None
+    predictor: Literal["ema", "online"] | RunReference | CheckpointFile | None = None
+    teacher: Literal["exact"] | RunReference | CheckpointFile | None = None
+    init: RunReference | CheckpointFile | None = None
+    preconditioning: Preconditioning | None = None
 
     def __post_init__(self) -> None:
         if self.coupling == "gc":
@@ -182,6 +291,9 @@ class MethodConfig(Strict):
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
         else:
             require(self.teacher is None, "teacher", self.teacher, "no value unless objective is distillation")
+        if self.objective == "denoising":
+            other = self.preconditioning != "consistency"
+            require(other, "preconditioning", self.preconditioning, "edm, vp or ve for a denoiser")
 
     @property
     def mu_range(self) -> tuple[float, float]:
@@ -191,12 +303,10 @@ class MethodConfig(Strict):
         return self.mu if isinstance(self.mu, tuple) else (self.mu, self.mu)
 
     @property
-    def reference(self) -> RunReference | None:
-        """The run whose weights this method needs, if any."""
-        for role in (self.predictor, self.teacher):
-            if isinstance(role, RunReference):
-                return role
-        return None
+    def frozen(self) -> "dict[str, RunReference | CheckpointFile]":
+        """Role (`predictor`, `teacher`, `init`) to the weights from elsewhere that this method needs in it."""
+        roles = {role: getattr(self, role) for role in ("predictor", "teacher", "init")}
+        return {role: value for role, value in roles.items() if isinstance(value, RunReference | CheckpointFile)}
 
 
 @dataclass(frozen=True)
@@ -211,10 +321,48 @@ class RunConfig(Strict):
     training: TrainingConfig
     method: MethodConfig
 
+    def __post_init__(self) -> None:
+        kind, objective = self.training.schedule.kind, self.method.objective
+        fitting = (kind == "edm") == (objective == "denoising")
+        expected = "edm for a denoiser" if objective == "denoising" else f"ict or ect, because objective is {objective}"
+        require(fitting, "training.schedule.kind", kind, expected)
+        at_zero = kind != "ect" or self.preconditioning != "consistency"
+        require(at_zero, "preconditioning", self.preconditioning, "edm, vp or ve, because ECT's boundary is sigma = 0")
+
+    @property
+    def preconditioning(self) -> Preconditioning:
+        """The preconditioning of this run's model."""
+        if self.method.preconditioning is not None:
+            return self.method.preconditioning
+        return "consistency" if self.training.schedule.kind == "ict" else "edm"
+
     @property
     def name(self) -> str:
         """`data set/method/seed`, the run's name everywhere."""
         return f"{self.dataset}/{self.method_name}/{self.seed}"
+
+
+def check_start(
+    network: NetworkConfig, preconditioning: Preconditioning, process: NoiseProcess, config: RunConfig
+) -> None:
+    """Whether weights of such a model can start the run `config`.
+
+    The consistency and the EDM preconditioning differ by the boundary alone (sigma_min or 0) and count as equal.
+
+    Raises:
+        ValueError: they cannot; the message says why, and what to set.
+    """
+    ours = dataclasses.replace(config.network, dropout=0.0)
+    if dataclasses.replace(network, dropout=0.0) != ours:
+        raise ValueError("whose network has another shape; give both the same network (dropout may differ)")
+    same = {"consistency": "edm"}
+    if same.get(preconditioning, preconditioning) != same.get(config.preconditioning, config.preconditioning):
+        raise ValueError(f"whose preconditioning is {preconditioning}; set preconditioning: {preconditioning}")
+    # VP and VE do without sigma_data.
+    for key in ("data_mean",) if preconditioning in ("vp", "ve") else ("sigma_data", "data_mean"):
+        theirs = getattr(process, key)
+        if theirs != getattr(config.process, key):
+            raise ValueError(f"which was made for process.{key} = {theirs:g}, not {getattr(config.process, key):g}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -230,20 +378,27 @@ def digest(document: Any) -> str:
 
 def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
     """The inverse of `to_dict` for a run's configuration, as weights files carry it."""
-    training = {**document["training"], "schedule": ScheduleConfig(**document["training"]["schedule"])}
+    schedule = document["training"]["schedule"]
+    training = {**document["training"], "schedule": SCHEDULES[schedule["kind"]](**schedule)}
     method = {**document["method"]}
-    for role in ("predictor", "teacher"):
+    for role in ("predictor", "teacher", "init"):
         if isinstance(method[role], dict):
-            method[role] = RunReference(**method[role])
+            kind = CheckpointFile if "file" in method[role] else RunReference
+            method[role] = kind(**method[role])
     if isinstance(method["mu"], list):
         method["mu"] = tuple(method["mu"])
-    network = {**document["network"], "multipliers": tuple(document["network"]["multipliers"])}
     return RunConfig(
         dataset=document["dataset"],
         method_name=document["method_name"],
         seed=document["seed"],
         process=NoiseProcess(**document["process"]),
-        network=NetworkConfig(**network),
+        network=network_from_dict(document["network"]),
         training=TrainingConfig(**training),
         method=MethodConfig(**method),
     )
+
+
+def network_from_dict(document: dict[str, Any]) -> NetworkConfig:
+    """The inverse of `to_dict` for a network."""
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+    return NetworkConfig(**plain)

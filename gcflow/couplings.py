@@ -1,17 +1,18 @@
 """Couplings: which clean endpoint goes with which noise.
 
-A coupling maps a batch of data and of independent noise to the endpoints and noises whose line x + sigma z the
-consistency objective is trained on. A new one is a function with the signature of `Coupling` and an entry in
-`COUPLINGS`.
+A coupling re-pairs the noises of a batch with its data (`assignment`), replaces endpoints by predictions
+(`endpoints`), or does neither. A new one is a function and an entry in `COUPLINGS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 EndpointPredictor = Callable[[Tensor, Tensor], Tensor]
+Assignment = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,50 +20,64 @@ class CouplingContext:
     """What a coupling may look at besides data and noise.
 
     sigma_low: [B], the lower noise level of each sample's interval.
-    take_gc: [B] bool, which samples take the generator-augmented coupling.
+    take_gc: [B] bool on the CPU, which samples take the generator-augmented coupling.
     predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
+    multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.
     """
 
     sigma_low: Tensor
     take_gc: Tensor
     predict: EndpointPredictor
+    multiple: int = 1
 
 
-Coupling = Callable[[Tensor, Tensor, CouplingContext], tuple[Tensor, Tensor]]
+Endpoints = Callable[[Tensor, Tensor, CouplingContext], Tensor]
 
 
-def independent(x: Tensor, z: Tensor, context: CouplingContext | None = None) -> tuple[Tensor, Tensor]:
-    """IC: data and noise as they were drawn."""
-    return x, z
+class Coupling(NamedTuple):
+    """What a coupling does to a batch.
 
-
-def optimal_transport(x: Tensor, z: Tensor, context: CouplingContext | None = None) -> tuple[Tensor, Tensor]:
-    """OT: the noises re-paired inside the batch by the assignment of least sum of ||x - z||^2 (exact).
-
-    x, z: [B, ...]. The returned noises are a permutation of z.
+    assignment: (x [B, ...], z [B, ...]) to the index of the noise that each sample takes, int64 [B] on the CPU. It
+    depends on data and noise alone, and is computed ahead, beside the steps before.
+    endpoints: (x, z, context) to the endpoints in the place of x.
     """
+
+    assignment: Assignment | None = None
+    endpoints: Endpoints | None = None
+
+
+def optimal_assignment(x: Tensor, z: Tensor) -> Tensor:
+    """OT: the permutation of the noises of least sum of ||x - z||^2 (exact), int64 [B]."""
     # Here, because it takes a third of a second that only this coupling needs.
     from scipy.optimize import linear_sum_assignment
 
     # ||x||^2 + ||z||^2 is the same for every assignment, so only the inner products decide.
     similarity = x.flatten(1).double() @ z.flatten(1).double().T
     _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
-    return x, z[torch.from_numpy(columns).to(z.device)]
+    return torch.from_numpy(columns)
 
 
-def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> tuple[Tensor, Tensor]:
+def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
     """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low) (paper, Algorithm 1).
 
-    The prediction is computed only for those samples; the noise z is kept.
+    The prediction is computed only for those samples; their noise is kept.
     """
     chosen = context.take_gc.nonzero().squeeze(1)
     if len(chosen) == 0:
-        return x, z
+        return x
+    missing = -len(chosen) % context.multiple
+    if missing:
+        chosen = torch.cat([chosen, chosen[-1:].expand(missing)])
+    chosen = chosen.to(x.device, non_blocking=True)
     sigma = context.sigma_low[chosen]
     noisy = x[chosen] + sigma.reshape(-1, *[1] * (x.ndim - 1)) * z[chosen]
     endpoints = x.clone()
     endpoints[chosen] = context.predict(noisy, sigma)
-    return endpoints, z
+    return endpoints
 
 
-COUPLINGS: dict[str, Coupling] = {"ic": independent, "ot": optimal_transport, "gc": generator_augmented}
+COUPLINGS: dict[str, Coupling] = {
+    "ic": Coupling(),
+    "ot": Coupling(assignment=optimal_assignment),
+    "gc": Coupling(endpoints=generator_augmented),
+}

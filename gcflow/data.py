@@ -76,7 +76,8 @@ def load_dataset(folder: Path) -> Dataset:
             raise GcflowError(f"{path}: missing, though the manifest lists it; {again}")
         if sha256_of(path) != expected:
             raise GcflowError(f"{path}: sha256 differs from manifest.json, so it is truncated or changed; {again}")
-    samples = np.load(folder / "samples.npy")
+    # Mapped, not read: data larger than the memory are streamed from the file.
+    samples = np.load(folder / "samples.npy", mmap_mode="c")
     if list(samples.shape) != [manifest["count"], *manifest["shape"]]:
         raise GcflowError(f"{folder}/samples.npy: shape {list(samples.shape)} is not the manifest's; {again}")
     labels = np.load(folder / "labels.npy")

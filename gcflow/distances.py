@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gcflow.config import TrainingConfig
@@ -15,7 +16,12 @@ def squared_l2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
-    """sqrt(||x - y||^2 + c^2) - c per sample, on the norm and not per element: [B, ...] and [B, ...] to [B]."""
+    """sqrt(||x - y||^2 + c^2) - c per sample, on the norm and not per element: [B, ...] and [B, ...] to [B].
+
+    c = 0 gives the L2 norm, whose gradient is taken as 0 where x = y.
+    """
+    if c == 0:
+        return torch.linalg.vector_norm((x - y).flatten(1), dim=1)
     return (squared_l2(x, y) + c**2).sqrt() - c
 
 

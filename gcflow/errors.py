@@ -20,3 +20,7 @@ class NonFiniteLoss(GcflowError):
     """The loss became NaN or infinite; the last good checkpoint was kept."""
 
     exit_code = 3
+
+
+class OutOfMemory(GcflowError):
+    """A device had too little memory."""

@@ -1,11 +1,15 @@
 """Preconditioning: f(x, sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, c_noise(sigma))."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gcflow.config import NoiseProcess
+from gcflow.config import NoiseProcess, Preconditioning
+
+SMALLEST_SIGMA = 1e-8
+VP_BETA_D, VP_BETA_MIN, VP_LEVELS = 19.9, 0.1, 1000
 
 
 class Coefficients(NamedTuple):
@@ -28,18 +32,54 @@ def consistency_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficien
     )
 
 
-def denoising_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
-    """EDM preconditioning of a denoiser (Karras et al. 2022, table 1)."""
+def _edm_noise(sigma: Tensor) -> Tensor:
+    # sigma = 0 is the boundary, where the network's output does not count but must be finite.
+    return sigma.clamp_min(SMALLEST_SIGMA).log() / 4
+
+
+def edm_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
+    """EDM preconditioning of a denoiser (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at 0."""
     data = process.sigma_data
     return Coefficients(
         skip=data**2 / (data**2 + sigma**2),
         out=sigma * data / (data**2 + sigma**2).sqrt(),
         input=1 / (data**2 + sigma**2).sqrt(),
-        noise=sigma.log() / 4,
+        noise=_edm_noise(sigma),
     )
 
 
-COEFFICIENTS = {"consistency": consistency_coefficients, "denoising": denoising_coefficients}
+def vp_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
+    """VP preconditioning (Karras et al. 2022, table 1): beta_d = 19.9, beta_min = 0.1, M = 1000."""
+    time = ((VP_BETA_MIN**2 + 2 * VP_BETA_D * (1 + sigma**2).log()).sqrt() - VP_BETA_MIN) / VP_BETA_D
+    return Coefficients(
+        skip=torch.ones_like(sigma),
+        out=-sigma,
+        input=1 / (1 + sigma**2).sqrt(),
+        noise=(VP_LEVELS - 1) * time,
+    )
+
+
+def ve_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
+    """VE preconditioning (Karras et al. 2022, table 1)."""
+    return Coefficients(
+        skip=torch.ones_like(sigma),
+        out=sigma,
+        input=torch.ones_like(sigma),
+        noise=(0.5 * sigma.clamp_min(SMALLEST_SIGMA)).log(),
+    )
+
+
+COEFFICIENTS: dict[Preconditioning, Callable[[Tensor, NoiseProcess], Coefficients]] = {
+    "consistency": consistency_coefficients,
+    "edm": edm_coefficients,
+    "vp": vp_coefficients,
+    "ve": ve_coefficients,
+}
+
+
+def boundary(preconditioning: Preconditioning, process: NoiseProcess) -> float:
+    """The noise level at which a model of this preconditioning is the identity."""
+    return process.sigma_min if preconditioning == "consistency" else 0.0
 
 
 def to_model_space(data: Tensor, process: NoiseProcess) -> Tensor:
@@ -65,22 +105,37 @@ class PreconditionedNetwork(nn.Module):
     """A network with its preconditioning: a consistency model f_theta or a denoiser D_phi.
 
     Args:
-        network: maps (x [B, ...], c_noise [B], dropout generator or None) to the shape of x.
-        kind: which preconditioning.
+        network: maps (x [B, ...], c_noise [B], dropout keys [B] or None) to the shape of x.
+        preconditioning: which.
         process: the noise process that the network was made for.
+
+    Attributes:
+        autocast: precision of the network's pass, None for that of the weights; see `gcflow.precision`.
     """
 
-    def __init__(self, network: nn.Module, kind: Literal["consistency", "denoising"], process: NoiseProcess) -> None:
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning, process: NoiseProcess) -> None:
         super().__init__()
         self.network = network
-        self.kind = kind
+        self.preconditioning = preconditioning
         self.process = process
+        self.autocast: torch.dtype | None = None
 
-    def forward(self, x: Tensor, sigma: Tensor, dropout: torch.Generator | None = None) -> Tensor:
-        """Predicts the clean endpoint, shape of x, from x [B, ...] at noise levels sigma [B].
+    @property
+    def boundary(self) -> float:
+        """The noise level at which the model is the identity."""
+        return boundary(self.preconditioning, self.process)
 
-        Dropout is applied only when its generator is given, so that equal generators give equal masks on any device.
+    def forward(self, x: Tensor, sigma: Tensor, dropout: Tensor | None = None, **labels: Tensor) -> Tensor:
+        """Predicts the clean endpoint, shape and dtype of x.
+
+        Args:
+            x: [B, ...].
+            sigma: noise levels [B].
+            dropout: keys of the samples, int32 [B]; None leaves dropout out.
+            labels: class_labels or augment_labels of a network that has them.
         """
-        c = COEFFICIENTS[self.kind](sigma, self.process)
-        inner = self.network(per_sample(c.input, x) * x, c.noise, dropout)
-        return per_sample(c.skip, x) * x + per_sample(c.out, x) * inner
+        c = COEFFICIENTS[self.preconditioning](sigma, self.process)
+        # Entered for each pass: cast weights that autocast kept from a pass without gradient would have none.
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            inner = self.network(per_sample(c.input, x) * x, c.noise, dropout, **labels)
+        return per_sample(c.skip, x) * x + per_sample(c.out, x) * inner.to(x.dtype)

@@ -1,12 +1,18 @@
-"""Samplers: one and few steps of a consistency model, and the PF-ODE of a denoiser."""
+"""Samplers: one and few steps of a consistency model, and the PF-ODE of a denoiser.
 
-from collections.abc import Callable, Sequence
+Noise is drawn per image: image n of a seed is the same whatever the batch size, the method and the device.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from gcflow.config import NoiseProcess
+from gcflow.preconditioning import PreconditionedNetwork, from_model_space
+from gcflow.randomness import generator
 from gcflow.schedules import noise_levels
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -22,7 +28,8 @@ def consistency_sample(
     noise: Tensor,
     process: NoiseProcess,
     intermediate_sigmas: Sequence[float] = (),
-    generator: torch.Generator | None = None,
+    renoise: Callable[[int], Tensor] | None = None,
+    boundary: float | None = None,
 ) -> Tensor:
     """f(sigma_max z, sigma_max), then for each lower sigma: re-noise the prediction to it and predict again.
 
@@ -31,13 +38,15 @@ def consistency_sample(
         noise: z [B, ...], standard normal.
         process: gives sigma_max and sigma_min.
         intermediate_sigmas: descending, each in (sigma_min, sigma_max); their number plus one is the number of steps.
-        generator: source of the fresh noise; needed with intermediate sigmas.
+        renoise: fresh standard normal noise [B, ...] for the step of that number, from 1; needed for few steps.
+        boundary: noise level of the model's predictions; sigma_min by default.
     """
+    lowest = process.sigma_min if boundary is None else boundary
     x = model(process.sigma_max * noise, _full(noise, process.sigma_max))
-    for sigma in intermediate_sigmas:
-        fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
-        # What is added to a sample already at sigma_min (Song et al. 2023, Algorithm 1).
-        x = model(x + (sigma**2 - process.sigma_min**2) ** 0.5 * fresh, _full(noise, sigma))
+    for step, sigma in enumerate(intermediate_sigmas, start=1):
+        assert renoise is not None
+        # What is added to a sample already at the boundary (Song et al. 2023, Algorithm 1).
+        x = model(x + (sigma**2 - lowest**2) ** 0.5 * renoise(step), _full(noise, sigma))
     return x
 
 
@@ -54,3 +63,48 @@ def heun_sample(denoiser: Model, noise: Tensor, process: NoiseProcess, steps: in
             euler = x + (low - high) * slope
         x = euler
     return x
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to draw samples: `consistency` in len(sigmas) + 1 steps, or `heun` in `heun_steps` levels of noise."""
+
+    name: str
+    sigmas: tuple[float, ...] = ()
+    heun_steps: int = 18
+
+    @property
+    def evaluations(self) -> int:
+        """Passes of the network per sample."""
+        return 2 * self.heun_steps - 1 if self.name == "heun" else len(self.sigmas) + 1
+
+    def draw(self, model: PreconditionedNetwork, noise: Tensor, renoise: Callable[[int], Tensor]) -> Tensor:
+        """Samples in model space from noise [B, ...]."""
+        if self.name == "heun":
+            return heun_sample(model, noise, model.process, self.heun_steps)
+        return consistency_sample(model, noise, model.process, self.sigmas, renoise, model.boundary)
+
+
+def image_noise(seed: int, images: range, shape: Sequence[int], step: int = 0) -> Tensor:
+    """Standard normal noise [len(images), *shape] on the CPU: a function of seed, image number and step alone."""
+    return torch.stack([torch.randn(*shape, generator=generator(seed, "image", n, step)) for n in images])
+
+
+def generate(
+    model: PreconditionedNetwork,
+    sampler: Sampler,
+    shape: Sequence[int],
+    images: range,
+    seed: int,
+    batch: int = 500,
+    dtype: torch.dtype = torch.uint8,
+) -> Iterator[Tensor]:
+    """Samples in stored form on the CPU, batch by batch: uint8 [B, C, H, W], or float32 for points."""
+    device = next(model.parameters()).device
+    for start in range(images.start, images.stop, batch):
+        part = range(start, min(start + batch, images.stop))
+
+        def noise(step: int, part: range = part) -> Tensor:
+            return image_noise(seed, part, shape, step).to(device)
+
+        yield from_model_space(sampler.draw(model, noise(0), noise), model.process, dtype).cpu()

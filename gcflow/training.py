@@ -1,41 +1,82 @@
 """The training loop, and the state that makes it resumable to the bit."""
 
-import copy
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from gcflow.config import Cadence, MethodConfig, RunConfig, Weights, digest, run_config_from_dict, to_dict
+from gcflow.batches import Batches
+from gcflow.config import (
+    Cadence,
+    NetworkConfig,
+    NoiseProcess,
+    Preconditioning,
+    RunConfig,
+    TrainingConfig,
+    Weights,
+    digest,
+    network_from_dict,
+    to_dict,
+)
+from gcflow.distributed import World
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
 from gcflow.files import atomic_path, opened_tensors, tensors_metadata
 from gcflow.networks import build_network
-from gcflow.objectives import ConsistencyObjective, DenoisingObjective, Objective
+from gcflow.objectives import Batch, ConsistencyObjective, DenoisingObjective, Objective
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
 from gcflow.oracles import Denoiser
-from gcflow.preconditioning import PreconditionedNetwork, to_model_space
-from gcflow.randomness import batch_indices, derived_seed
-from gcflow.schedules import number_of_intervals
+from gcflow.precision import begin_step, set_precision, share_multiple, tune
+from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.randomness import derived_seed
+from gcflow.schedules import describe
 
 
-def model_kind(method: MethodConfig) -> Literal["consistency", "denoising"]:
-    """Which preconditioning a method's model has: `denoising` or `consistency`."""
-    return "denoising" if method.objective == "denoising" else "consistency"
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is needed to rebuild a model around its weights. shape: of one sample."""
+
+    network: NetworkConfig
+    preconditioning: Preconditioning
+    process: NoiseProcess
+    shape: tuple[int, ...]
+
+    def header(self) -> dict[str, Any]:
+        """As JSON values, the `model` entry of every weights file's header."""
+        return to_dict(self)
+
+    @classmethod
+    def from_header(cls, header: dict[str, Any]) -> "ModelSpec":
+        """The inverse of `header`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was written by another version.
+        """
+        return cls(
+            network=network_from_dict(header["network"]),
+            preconditioning=header["preconditioning"],
+            process=NoiseProcess(**header["process"]),
+            shape=tuple(header["shape"]),
+        )
+
+    def build(self, seed: int = 0) -> PreconditionedNetwork:
+        """The untrained model; its initial weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "weights"))
+            network = build_network(self.network, self.shape)
+        return PreconditionedNetwork(network, self.preconditioning, self.process)
 
 
-def build_model(config: RunConfig, shape: tuple[int, ...]) -> PreconditionedNetwork:
-    """The untrained model of a run for samples of `shape`; its initial weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(config.seed, "weights"))
-        network = build_network(config.network, shape)
-    return PreconditionedNetwork(network, model_kind(config.method), config.process)
+def spec_of(config: RunConfig, shape: tuple[int, ...]) -> ModelSpec:
+    """The model of a run for samples of `shape`."""
+    return ModelSpec(config.network, config.preconditioning, config.process, shape)
 
 
 @dataclass
@@ -68,10 +109,10 @@ class TrainingState:
         window = {"window.loss_sum": self.loss_sum, "window.loss_count": torch.tensor(self.loss_count)}
         return self.weights() | moments | window
 
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Puts back what `tensors` gave at `step`."""
-        load_weights(self.model, tensors, "raw")
-        load_weights(self.ema, tensors, "ema")
+    def restore(self, tensors: dict[str, Tensor], step: int, path: Path) -> None:
+        """Puts back what `tensors` gave at `step`; `path` is where they were read, for messages."""
+        load_weights(self.model, tensors, "raw", path)
+        load_weights(self.ema, tensors, "ema", path)
         parameters = list(self.model.parameters())
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -86,10 +127,29 @@ class TrainingState:
         self.step = step
 
 
-def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weights: Weights) -> None:
-    """Loads the `ema.*` or `raw.*` tensors into a model's network."""
-    prefix = f"{weights}."
-    model.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weights: Weights, path: Path) -> None:
+    """Loads the `ema.*` or `raw.*` tensors of the file at `path` into a model's network.
+
+    Raises:
+        GcflowError: tensors are missing, too many or of another shape.
+    """
+    found = {name.removeprefix(f"{weights}."): t for name, t in tensors.items() if name.startswith(f"{weights}.")}
+    expected = model.network.state_dict()
+    problems = [
+        *(f"lacks {name}" for name in expected.keys() - found.keys()),
+        *(f"has {name}, which the network has not" for name in found.keys() - expected.keys()),
+        *(
+            f"has {name} of shape {list(found[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
+        raise GcflowError(
+            f"{path}: {weights} weights do not fit the network of its header: it {sorted(problems)[0]}{more}"
+        )
+    model.network.load_state_dict(found)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -118,37 +178,53 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def weights_metadata(config: RunConfig, step: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The header of every weights file: what is needed to rebuild the model, and what it is."""
+    """The header of every weights file of a run: what is needed to rebuild the model, and what it is."""
     document = to_dict(config)
-    return {"config": document, "config_hash": digest(document), "step": step, "shape": list(shape)}
+    model = spec_of(config, shape).header()
+    return {"model": model, "config": document, "config_hash": digest(document), "step": step}
 
 
-def load_model(path: Path, weights: Weights = "ema", device: str = "cpu") -> tuple[PreconditionedNetwork, RunConfig]:
-    """The model stored in a weights or snapshot file, in evaluation mode, and its run's configuration.
+def load_model(
+    path: Path, weights: Weights = "ema", device: str = "cpu"
+) -> tuple[PreconditionedNetwork, ModelSpec, dict[str, Any]]:
+    """The model stored in a weights file, a snapshot or an imported checkpoint, and the file's header.
+
+    The model is in evaluation mode, without gradients.
 
     Raises:
         GcflowError: the file is missing or damaged, or is not a weights file.
     """
     tensors, metadata = load_tensors(path)
-    if "config" not in metadata or "shape" not in metadata:
-        raise GcflowError(f"{path}: has no gcflow header; expected weights written by `gcflow train`")
+    if "model" not in metadata:
+        raise GcflowError(f"{path}: has no gcflow header; expected weights of `gcflow train` or `gcflow import-edm`")
     try:
-        config = run_config_from_dict(metadata["config"])
+        spec = ModelSpec.from_header(metadata["model"])
     except (KeyError, TypeError, ValueError) as error:
-        raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); train it again") from None
-    model = build_model(config, tuple(metadata["shape"]))
-    try:
-        load_weights(model, tensors, weights)
-    except RuntimeError:
-        raise GcflowError(f"{path}: lacks {weights} weights of the network that its header describes") from None
-    return model.to(device).eval().requires_grad_(False), config
+        raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); make it again") from None
+    model = spec.build()
+    load_weights(model, tensors, weights, path)
+    return model.to(device).eval().requires_grad_(False), spec, metadata
+
+
+def load_run_model(
+    path: Path, config: RunConfig, weights: Weights = "ema", device: str = "cpu"
+) -> PreconditionedNetwork:
+    """The model in a weights file that must be the run `config`'s.
+
+    Raises:
+        GcflowError: as `load_model`, or the weights are of another configuration.
+    """
+    model, _, metadata = load_model(path, weights, device)
+    if metadata.get("config") != to_dict(config):
+        raise GcflowError(f"{path}: weights of another configuration; run gcflow train {config.name} again")
+    return model
 
 
 class Observer:
     """What the loop tells about its progress, and asks. The base class ignores everything."""
 
     def logged(self, record: dict[str, Any]) -> None:
-        """A line of metrics: step, loss (mean since the last line), images_per_second, learning_rate, intervals."""
+        """A line of metrics: step, loss (mean since the last line), learning_rate, schedule, images_per_second."""
 
     def checkpoint(self, state: TrainingState) -> None:
         """The state may be saved now (every `checkpoint_every` steps, and before a stop)."""
@@ -161,39 +237,59 @@ class Observer:
         return None
 
 
-def initial_state(config: RunConfig, shape: tuple[int, ...], device: str = "cpu") -> TrainingState:
-    """Untrained weights, an EMA equal to them, and an empty optimizer."""
-    model = build_model(config, shape).to(device).train()
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
+def initial_state(
+    config: RunConfig, shape: tuple[int, ...], device: str = "cpu", start: PreconditionedNetwork | None = None
+) -> TrainingState:
+    """Untrained weights, or those of `start`; an EMA equal to them, and an empty optimizer."""
+    model = spec_of(config, shape).build(config.seed)
+    if start is not None:
+        model.network.load_state_dict(start.network.state_dict())
+    model = tune(model.to(device).train(), config.training)
+    ema = spec_of(config, shape).build(config.seed)
+    ema.network.load_state_dict(model.network.state_dict())
+    ema = tune(ema.to(device).eval().requires_grad_(False), config.training)
     optimizer = make_optimizer(model.parameters(), config.training)
     return TrainingState(0, model, ema, optimizer, torch.zeros((), dtype=torch.float64, device=device), 0)
 
 
-def make_objective(
-    config: RunConfig, state: TrainingState, frozen: PreconditionedNetwork | None, exact: Denoiser | None
-) -> Objective:
+@dataclass(frozen=True)
+class Helpers:
+    """What a method needs besides its own model.
+
+    predictor, teacher: the frozen weights that it refers to. exact: the data set's closed-form denoiser, if its teacher
+    is `exact`.
+    """
+
+    predictor: PreconditionedNetwork | None = None
+    teacher: PreconditionedNetwork | None = None
+    exact: Denoiser | None = None
+
+
+def make_objective(config: RunConfig, state: TrainingState, student: nn.Module, helpers: Helpers) -> Objective:
     """The objective of a run.
 
     Args:
         config: the run.
         state: whose model is trained and whose EMA may predict endpoints.
-        frozen: the model of the run that the method refers to, if it does.
-        exact: the data set's closed-form denoiser, if the method's teacher is `exact`.
+        student: the state's model, as its passes with gradient are made (see `World.parallel`).
+        helpers: what the method needs besides.
     """
     if config.method.objective == "denoising":
-        return DenoisingObjective(config, state.model)
+        return DenoisingObjective(config, student)
     predictors = {"ema": state.ema, "online": state.model}
-    predictor = predictors.get(config.method.predictor, frozen) if isinstance(config.method.predictor, str) else frozen
+    named = config.method.predictor if isinstance(config.method.predictor, str) else ""
+    predictor = predictors.get(named, helpers.predictor)
 
-    @torch.no_grad()
     def predict(x: Tensor, sigma: Tensor) -> Tensor:
         assert predictor is not None
         return predictor(x, sigma)
 
     denoiser = None
     if config.method.objective == "distillation":
-        denoiser = exact if config.method.teacher == "exact" else frozen
-    return ConsistencyObjective(config, state.model, predict, denoiser)
+        denoiser = helpers.exact if config.method.teacher == "exact" else helpers.teacher
+    samples = config.training.micro_batch or config.training.batch
+    multiple = share_multiple(samples, config.training)
+    return ConsistencyObjective(config, student, state.model, predict, denoiser, multiple)
 
 
 def require_finite(config: RunConfig, state: TrainingState) -> None:
@@ -212,78 +308,120 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         )
 
 
+def accumulate(objective: Objective, batch: Batch, student: nn.Module, micro_batch: int | None) -> Tensor:
+    """Adds the gradient of a batch's mean loss, in micro-batches, to the student's parameters; returns that loss.
+
+    With several processes gradients are averaged once, in the last backward pass.
+    """
+    parts = batch.split(micro_batch)
+    total = torch.zeros((), dtype=torch.float64, device=batch.data.device)
+    for number, part in enumerate(parts, start=1):
+        waits = isinstance(student, nn.parallel.DistributedDataParallel) and number < len(parts)
+        with student.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            loss = objective(part) * (len(part.data) / len(batch.data))
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def update(
+    state: TrainingState, training: TrainingConfig, model_parameters: list[Tensor], ema_parameters: list[Tensor]
+) -> float:
+    """One step of the optimizer with the gradients at hand, and of the EMA; returns the learning rate used."""
+    if training.gradient_clip is not None:
+        nn.utils.clip_grad_norm_(model_parameters, training.gradient_clip)
+    rate = learning_rate(state.step, training)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    update_ema(ema_parameters, model_parameters, ema_decay(state.step, training))
+    state.step += 1
+    return rate
+
+
+def settle(student: nn.Module, config: RunConfig, shape: tuple[int, ...], device: torch.device) -> None:
+    """Lets DistributedDataParallel arrange its gradients before the first step.
+
+    It does so once, after a first backward pass. A resumed run would else add up in another order in its first step.
+    """
+    for _ in range(2):
+        x = torch.zeros(1, *shape, device=device)
+        student(x, torch.ones(1, device=device), None).sum().backward()
+        student.zero_grad(set_to_none=True)
+
+
 def train(
     config: RunConfig,
     data: Tensor,
     state: TrainingState,
     observer: Observer | None = None,
     cadence: Cadence | None = None,
-    frozen: PreconditionedNetwork | None = None,
-    exact: Denoiser | None = None,
+    helpers: Helpers | None = None,
+    world: World | None = None,
 ) -> TrainingState:
     """Trains from `state` to the last step of the configuration.
 
     Args:
         config: the run.
-        data: the whole data set on the device of training: uint8 images [n, C, H, W] or float32 points [n, d].
-        state: from `initial_state`, or restored.
+        data: the whole data set, from `gcflow.batches.resident`: uint8 images [n, C, H, W] or float32 points [n, d].
+        state: from `initial_state`, or restored; its device is the device of training.
         observer: is told of progress and decides what is saved.
         cadence: how often it is told.
-        frozen: see `make_objective`.
-        exact: see `make_objective`.
+        helpers: see `make_objective`.
+        world: this process's place among those of the run. Each is given the same state and data.
 
     Raises:
         NonFiniteLoss: before anything of that step is saved.
         Preempted: the observer asked to stop; its `checkpoint` was called with the state.
     """
-    observer, cadence = observer or Observer(), cadence or Cadence()
+    observer, cadence, world = observer or Observer(), cadence or Cadence(), world or World()
     training = config.training
-    objective = make_objective(config, state, frozen, exact)
-    model_parameters = list(state.model.parameters())
-    ema_parameters = list(state.ema.parameters())
+    set_precision(training)
+    device = state.loss_sum.device
+    student = world.parallel(state.model)
+    if world.size > 1:
+        settle(student, config, tuple(data.shape[1:]), device)
+    objective = make_objective(config, state, student, helpers or Helpers())
+    model_parameters: list[Tensor] = list(state.model.parameters())
+    ema_parameters: list[Tensor] = list(state.ema.parameters())
     snapshots = set(training.snapshot_steps)
     window_start, window_images = time.perf_counter(), 0
 
-    while state.step < training.steps:
-        if (reason := observer.stop_requested()) is not None:
-            require_finite(config, state)
-            observer.checkpoint(state)
-            raise Preempted(f"{config.name}: {reason}; saved at step {state.step} of {training.steps}")
+    with Batches(config, data, device, world) as batches:
+        while state.step < training.steps:
+            reason = observer.stop_requested()
+            if world.any(reason is not None):
+                world.average_(state.loss_sum)
+                require_finite(config, state)
+                observer.checkpoint(state)
+                reason = reason or "another of its processes was asked to stop"
+                raise Preempted(f"{config.name}: {reason}; saved at step {state.step} of {training.steps}")
 
-        step = state.step
-        indices = batch_indices(config.seed, step, training.batch, len(data)).to(data.device)
-        loss = objective(to_model_space(data[indices], config.process), step)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if training.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(model_parameters, training.gradient_clip)
-        rate = learning_rate(step, training)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        update_ema(ema_parameters, model_parameters, ema_decay(step, training))
-
-        state.step += 1
-        state.loss_sum += loss.detach()
-        state.loss_count += 1
-        window_images += training.batch
-        last = state.step == training.steps
-        logging = state.step % cadence.log_every == 0 or last
-        checkpointing = state.step % cadence.checkpoint_every == 0 or last
-        if logging or checkpointing or state.step in snapshots:
-            require_finite(config, state)
-        if logging:
-            now = time.perf_counter()
-            record = {"step": state.step, "loss": state.mean_loss(), "learning_rate": rate}
-            if config.method.objective != "denoising":
-                record["intervals"] = number_of_intervals(step, training.steps, training.schedule)
-            record["images_per_second"] = window_images / (now - window_start)
-            observer.logged(record)
-            state.loss_sum.zero_()
-            state.loss_count = 0
-            window_start, window_images = now, 0
-        if state.step in snapshots:
-            observer.snapshot(state)
-        if checkpointing:
-            observer.checkpoint(state)
+            step = state.step
+            begin_step(training)
+            loss = accumulate(objective, batches[step], student, training.micro_batch)
+            rate = update(state, training, model_parameters, ema_parameters)
+            state.loss_sum += loss
+            state.loss_count += 1
+            window_images += training.batch
+            last = state.step == training.steps
+            logging = state.step % cadence.log_every == 0 or last
+            checkpointing = state.step % cadence.checkpoint_every == 0 or last
+            if logging or checkpointing or state.step in snapshots:
+                world.average_(state.loss_sum)
+                require_finite(config, state)
+            if logging:
+                now = time.perf_counter()
+                record = {"step": state.step, "loss": state.mean_loss(), "learning_rate": rate}
+                record |= describe(config, step)
+                record["images_per_second"] = window_images / (now - window_start)
+                observer.logged(record)
+                state.loss_sum.zero_()
+                state.loss_count = 0
+                window_start, window_images = now, 0
+            if state.step in snapshots:
+                observer.snapshot(state)
+            if checkpointing:
+                observer.checkpoint(state)
     return state

@@ -50,6 +50,14 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return picture.squeeze(-1) if channels == 1 else picture
 
 
+def save_image(image: np.ndarray, path: Path) -> None:
+    """A PNG of one uint8 image [C, H, W], pixel for pixel."""
+    from PIL import Image
+
+    pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(pixels).save(path, format="PNG")
+
+
 def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
     """A PNG of samples: a magnified grid of images [n, C, H, W], or a scatter of points [n, 2]."""
     if samples.ndim == 4:

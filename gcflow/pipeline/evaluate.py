@@ -1,9 +1,7 @@
-"""`gcflow features`, `reference`, `evaluate` and `sample`: generated samples, and how they compare with real ones."""
+"""`gcflow features`, `reference` and `evaluate`: generated samples, and how they compare with real ones."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,10 @@ from gcflow.pipeline.drawing import save_samples
 from gcflow.pipeline.folders import classifier_path, data_folder, reference_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
-from gcflow.pipeline.schema import Classifier
-from gcflow.preconditioning import PreconditionedNetwork, from_model_space
+from gcflow.pipeline.schema import Classifier, Evaluation
 from gcflow.randomness import generator
-from gcflow.sampling import consistency_sample, heun_sample
-from gcflow.training import load_model, load_tensors, save_tensors
-
-SAMPLING_BATCH = 500
+from gcflow.sampling import Sampler, generate
+from gcflow.training import load_run_model, load_tensors, save_tensors
 
 
 def train_features(params: Params, dataset: str) -> None:
@@ -131,46 +126,12 @@ def compute_reference(params: Params, dataset: str) -> None:
     save_tensors(reference_path(params.root, dataset), {"features": features}, metadata)
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A way to draw samples: its name, its network evaluations per sample, and the drawing itself."""
-
-    name: str
-    evaluations: int
-    draw: Callable[[PreconditionedNetwork, Tensor, torch.Generator], Tensor]
-
-
-def samplers(config: RunConfig, sigmas: tuple[float, ...], heun_steps: int) -> list[Sampler]:
+def samplers(config: RunConfig, settings: Evaluation) -> list[Sampler]:
     """One step, and few steps, of a consistency model; the PF-ODE of a denoiser. The first is the main one."""
-    process = config.process
     if config.method.objective == "denoising":
-        return [
-            Sampler("heun", 2 * heun_steps - 1, lambda model, z, _: heun_sample(model, z, process, heun_steps)),
-        ]
-
-    def chained(levels: tuple[float, ...]) -> Sampler:
-        def draw(model: PreconditionedNetwork, noise: Tensor, source: torch.Generator) -> Tensor:
-            return consistency_sample(model, noise, process, levels, source)
-
-        return Sampler("consistency", len(levels) + 1, draw)
-
-    return [chained(sigmas[:length]) for length in range(len(sigmas) + 1)]
-
-
-def draw_samples(
-    model: PreconditionedNetwork, sampler: Sampler, shape: tuple[int, ...], dtype: torch.dtype, count: int, seed: int
-) -> Tensor:
-    """`count` samples in stored form, on the CPU.
-
-    The first noise is drawn on the CPU from the seed alone, so methods and devices are compared at equal noise.
-    """
-    device = next(model.parameters()).device
-    parts = []
-    for index in range(0, count, SAMPLING_BATCH):
-        noise = torch.randn(SAMPLING_BATCH, *shape, generator=generator(seed, index, "sample"))
-        fresh = generator(seed, index, "renoise", device=device)
-        parts.append(sampler.draw(model, noise[: count - index].to(device), fresh))
-    return from_model_space(torch.cat(parts), model.process, dtype).cpu()
+        return [Sampler("heun", heun_steps=settings.heun_steps)]
+    levels = settings.intermediate_sigmas
+    return [Sampler("consistency", levels[:length]) for length in range(len(levels) + 1)]
 
 
 def _space(dtype: torch.dtype) -> dict[str, str]:
@@ -216,7 +177,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     dtype, shape = dataset.samples.dtype, dataset.shape
 
     steps = config.training.snapshot_steps
-    choices = samplers(config, settings.intermediate_sigmas, settings.heun_steps)
+    choices = samplers(config, settings)
     plan: list[tuple[int, Weights, Sampler, int]] = []
     for weights in ("ema", "raw"):
         # Sampling a denoiser costs tens of evaluations: its curve is not a figure of the paper, its end is enough.
@@ -228,12 +189,8 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     grid = None
     with Progress(f"{name} evaluation", len(plan), unit="measurement") as progress:
         for done, (step, weights, sampler, seed) in enumerate(plan, start=1):
-            model, found = load_model(snapshot(folder, step), weights, device)
-            if found != config:
-                raise GcflowError(
-                    f"{snapshot(folder, step)}: weights of another configuration; run gcflow train {name}"
-                )
-            samples = draw_samples(model, sampler, shape, dtype, settings.samples, seed)
+            model = load_run_model(snapshot(folder, step), config, weights, device)
+            samples = torch.cat(list(generate(model, sampler, shape, range(settings.samples), seed, dtype=dtype)))
             protocol = {
                 "run": name,
                 "step": step,
@@ -255,32 +212,3 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     with atomic_path(out / "samples.png") as temporary:
         save_samples(grid, settings.grid, temporary)
     write_json(out / "metrics.json", records)
-
-
-def sample_to_file(
-    weights_file: Path, count: int, seed: int, sigmas: tuple[float, ...], weights: Weights, out: Path
-) -> None:
-    """Draws samples from a weights file and writes them as .npy (stored form) or .png (a square grid).
-
-    Raises:
-        GcflowError: the weights are missing or damaged, or `out` has another ending.
-    """
-    if out.suffix not in (".npy", ".png"):
-        raise GcflowError(f"{out}: expected a file name that ends in .npy or .png")
-    model, config = load_model(weights_file, weights)
-    _, metadata = load_tensors(weights_file)
-    process = config.process
-    if not all(high > low for high, low in pairwise([process.sigma_max, *sigmas, process.sigma_min])):
-        given = " ".join(map(str, sigmas))
-        bounds = f"between {process.sigma_max:g} and {process.sigma_min:g}"
-        raise GcflowError(f"--sigma {given}: expected descending noise levels {bounds}")
-    shape = tuple(metadata["shape"])
-    dtype = torch.uint8 if len(shape) == 3 else torch.float32
-    sampler = samplers(config, sigmas, heun_steps=18)[-1]
-    samples = draw_samples(model, sampler, shape, dtype, count, seed).numpy()
-    with atomic_path(out) as temporary:
-        if out.suffix == ".png":
-            save_samples(samples, max(1, int(count**0.5)), temporary)
-        else:
-            np.save(temporary, samples)
-    say(f"{count} samples of {config.name} at step {metadata['step']} ({weights} weights): {out}")

@@ -10,7 +10,14 @@ from typing import Any, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from gcflow.config import NetworkConfig, RunConfig, RunReference, TrainingConfig
+from gcflow.config import (
+    CheckpointFile,
+    NetworkConfig,
+    RunConfig,
+    RunReference,
+    TrainingConfig,
+    check_start,
+)
 from gcflow.errors import GcflowError
 from gcflow.pipeline.schema import DatasetEntry, Document
 
@@ -108,20 +115,36 @@ class Params:
         where = ("datasets", run.dataset, "methods", run.method)
         network = _merged(raw["network"], method.network)
         training = _merged(raw["training"], method.training)
-        return RunConfig(
-            dataset=run.dataset,
-            method_name=run.method,
-            seed=run.seed,
-            process=entry.process,
-            network=self._validated(NetworkConfig, network, (*where, "network")),
-            training=self._validated(TrainingConfig, training, (*where, "training")),
-            method=method.algebra(),
-        )
+        parts = {
+            "network": self._validated(NetworkConfig, network, (*where, "network")),
+            "training": self._validated(TrainingConfig, training, (*where, "training")),
+        }
+        try:
+            return RunConfig(
+                dataset=run.dataset,
+                method_name=run.method,
+                seed=run.seed,
+                process=entry.process,
+                method=method.algebra(),
+                **parts,
+            )
+        except ValueError as error:
+            raise self._fail(f"{'.'.join(where)}:", str(error)) from None
 
-    def reference(self, run: Run) -> tuple[Run, int] | None:
-        """The run, and its snapshot step, whose weights `run` needs; None if it needs none."""
-        reference = self.dataset(run.dataset).methods[run.method].reference
-        return self.resolve(reference, run.dataset, run.seed) if reference else None
+    def needed_runs(self, run: Run) -> dict[str, tuple[Run, int]]:
+        """Role (`predictor`, `teacher`, `init`) to the run, and its snapshot step, whose weights `run` needs in it."""
+        frozen = self.dataset(run.dataset).methods[run.method].frozen
+        references = {role: value for role, value in frozen.items() if isinstance(value, RunReference)}
+        return {role: self.resolve(value, run.dataset, run.seed) for role, value in references.items()}
+
+    def needed_files(self, run: Run) -> dict[str, str]:
+        """Role to the file, relative to the root, whose weights `run` needs in it."""
+        frozen = self.dataset(run.dataset).methods[run.method].frozen
+        return {role: value.file for role, value in frozen.items() if isinstance(value, CheckpointFile)}
+
+    def depth(self, run: Run) -> int:
+        """How many runs must come before `run`, one after the other."""
+        return max((1 + self.depth(needed) for needed, _ in self.needed_runs(run).values()), default=0)
 
     def resolve(self, reference: RunReference, dataset: str, seed: int) -> tuple[Run, int]:
         """The run and snapshot step that a reference means, seen from a run of `dataset` with `seed`."""
@@ -150,32 +173,45 @@ class Params:
         if any(figure.kind == "transport" for figure in entry.figures.values()) and entry.transport is None:
             raise self._fail(f"{where}.transport", "is missing, but a figure of kind transport needs it")
         if entry.transport:
-            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "consistency")
+            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "predictor")
 
     def _check_method(self, dataset: str, method: str) -> None:
-        entry = self.dataset(dataset)
-        content = entry.methods[method]
-        self._config(Run(dataset, method, 0))
-        if content.reference is None:
-            return
-        distils = content.objective == "distillation"
-        key = f"datasets.{dataset}.methods.{method}.{'teacher' if distils else 'predictor'}"
+        entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
+        config = self._config(Run(dataset, method, 0))
         seeds = entry.runs[method].seeds if method in entry.runs else ()
-        self._check_role(key, content.reference, dataset, seeds, "denoising" if distils else "consistency")
+        for role, reference in entry.methods[method].frozen.items():
+            if isinstance(reference, CheckpointFile):
+                continue
+            self._check_role(f"{where}.{role}", reference, dataset, seeds, role)
+            self._check_no_cycle(f"{where}.{role}", dataset, method, reference.method)
+            if role == "init":
+                self._check_start(f"{where}.init", config, self._config(Run(dataset, reference.method, 0)))
 
-    def _check_role(
-        self, key: str, reference: RunReference, dataset: str, seeds: tuple[int, ...], objective: str
-    ) -> None:
+    def _check_no_cycle(self, key: str, dataset: str, method: str, needed: str) -> None:
+        methods, open_ends, seen = self.dataset(dataset).methods, [needed], set()
+        while open_ends:
+            current = open_ends.pop()
+            if current == method:
+                raise self._fail(f"{key}.method", f"names {needed!r}, which itself needs {method!r}")
+            if current in methods and current not in seen:
+                seen.add(current)
+                open_ends += [r.method for r in methods[current].frozen.values() if isinstance(r, RunReference)]
+
+    def _check_start(self, key: str, config: RunConfig, start: RunConfig) -> None:
+        try:
+            check_start(start.network, start.preconditioning, start.process, config)
+        except ValueError as error:
+            raise self._fail(f"{key}.method", f"names {start.method_name!r}, {error}") from None
+
+    def _check_role(self, key: str, reference: RunReference, dataset: str, seeds: tuple[int, ...], role: str) -> None:
         entry = self.dataset(dataset)
         if reference.method not in entry.runs:
             raise self._fail(
                 f"{key}.method", f"names {reference.method!r}, which has no runs; known: {', '.join(entry.runs)}"
             )
-        target = entry.methods[reference.method]
-        if (target.objective == "denoising") != (objective == "denoising"):
-            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {target.objective}")
-        if target.reference is not None:
-            raise self._fail(f"{key}.method", f"names {reference.method!r}, which itself needs another run")
+        objective = entry.methods[reference.method].objective
+        if role != "init" and (objective == "denoising") != (role == "teacher"):
+            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {objective}")
         listed = entry.runs[reference.method].seeds
         for wanted in seeds if reference.seed is None else (reference.seed,):
             if wanted not in listed:
@@ -234,7 +270,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in override.items():
-        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        under = result.get(key)
+        # Another kind of schedule has other keys: it stands in the place of the one below instead of changing it.
+        nested = isinstance(value, dict) and isinstance(under, dict) and value.get("kind") in (None, under.get("kind"))
         result[key] = _merged(result[key], value) if nested else value
     return result
 

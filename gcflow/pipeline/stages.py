@@ -95,11 +95,12 @@ class Stages:
     def train(self, run: Run) -> Stage:
         """A run."""
         folder = run_folder(self.root, run)
-        needed = self.params.reference(run)
+        runs = sorted({self._snapshots(needed) for needed, _ in self.params.needed_runs(run).values()})
+        files = sorted(set(self.params.needed_files(run).values()))
         return Stage(
             f"train-{run.dataset}-{run.method}-{run.seed}",
             f"gcflow train {run.name}",
-            (*self._data(run.dataset), *([self._snapshots(needed[0])] if needed else [])),
+            (*self._data(run.dataset), *runs, *files),
             self._keys(run.dataset, "process", "network", "training", f"methods.{run.method}"),
             (
                 str(folder / "config.json"),
@@ -193,7 +194,7 @@ class Stages:
             if self._classifier(dataset):
                 yield self.features(dataset)
             yield self.reference(dataset)
-            runs = sorted(self.params.runs(dataset), key=lambda run: self.params.reference(run) is not None)
+            runs = sorted(self.params.runs(dataset), key=self.params.depth)
             yield from (self.train(run) for run in runs)
             yield from (self.evaluate(run) for run in runs)
             if entry.transport:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcflow.couplings import optimal_transport
+from gcflow.couplings import optimal_assignment
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
@@ -17,7 +17,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
-from gcflow.training import load_model
+from gcflow.training import load_run_model
 
 EXACT_FLOW_STEPS, EXACT_PAIRS = 30, 512
 
@@ -38,7 +38,8 @@ def measure_transport(params: Params, dataset: str) -> None:
     if settings is None:
         raise GcflowError(f"{params.path}: datasets.{dataset}.transport is missing; see digits for an example")
     run, step = params.resolve(settings.predictor, dataset, 0)
-    model, config = load_model(snapshot(run_folder(params.root, run), step))
+    config = params.run_config(run.name)
+    model = load_run_model(snapshot(run_folder(params.root, run), step), config)
     torch.set_num_threads(config.training.cpu_threads)
     data = load_dataset(data_folder(params.root, dataset))
     mixture = params.dataset(dataset).data.exact_mixture(data.samples, config.process)
@@ -48,8 +49,8 @@ def measure_transport(params: Params, dataset: str) -> None:
     z = torch.randn(x.shape, generator=generator(settings.seed, "transport-noise"))
     records: list[dict[str, Any]] = [{"coupling": "ic", **_estimate(transport_cost(x, z))}]
     for size in settings.batch_sizes:
-        pairs = [optimal_transport(a, b) for a, b in zip(torch.split(x, size), torch.split(z, size), strict=True)]
-        cost = torch.stack([transport_cost(a, b).mean() for a, b in pairs])
+        batches = zip(torch.split(x, size), torch.split(z, size), strict=True)
+        cost = torch.stack([transport_cost(a, b[optimal_assignment(a, b)]).mean() for a, b in batches])
         # Pairs of one assignment are not independent: the standard error is over batches.
         records.append({"coupling": "ot", "batch": size, **_estimate(cost)})
 

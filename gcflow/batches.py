@@ -1,0 +1,143 @@
+"""The batches of a run: what each step sees, as a function of the seed and the step alone.
+
+What takes the host long (pairings by optimal transport, reading data that do not fit on the device) is done ahead in
+a thread, beside the steps before.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from gcflow.config import RunConfig
+from gcflow.couplings import COUPLINGS
+from gcflow.distributed import World
+from gcflow.dropout import dropout_keys
+from gcflow.objectives import Batch, mu_at
+from gcflow.preconditioning import to_model_space
+from gcflow.randomness import batch_indices, generator
+from gcflow.schedules import draw_levels, uniforms
+
+STEPS_AHEAD = 2
+T = TypeVar("T")
+
+
+def device_memory(device: str) -> int:
+    """Bytes of memory that a device has."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident(data: Tensor, device: str, share: float) -> Tensor:
+    """The data on the device if they take at most `share` of its memory; else as they are, to be streamed."""
+    if data.numel() * data.element_size() > share * device_memory(device):
+        return data
+    # A copy also on the CPU, where the data are mapped from a file.
+    return data.to(device, copy=True)
+
+
+class Ahead(Generic[T]):
+    """Values of a function of the step, computed in a thread a few steps before they are asked for.
+
+    Args:
+        work: the function.
+        steps: after the last one nothing is computed ahead.
+    """
+
+    def __init__(self, work: Callable[[int], T], steps: int) -> None:
+        self.work, self.steps = work, steps
+        # A new thread would take all cores for itself.
+        self.pool = ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(1,))
+        self.pending: OrderedDict[int, Future[T]] = OrderedDict()
+
+    def __getitem__(self, step: int) -> T:
+        """The value at `step`; steps are asked for in ascending order."""
+        for following in range(step, min(step + STEPS_AHEAD, self.steps - 1) + 1):
+            if following not in self.pending:
+                self.pending[following] = self.pool.submit(self.work, following)
+        return self.pending.pop(step).result()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+class Batches:
+    """The share of one process in the batches of a run.
+
+    Args:
+        config: the run.
+        data: uint8 images [n, C, H, W] or float32 points [n, d], from `resident`; on another device than the
+            training's they are streamed.
+        device: of training.
+        world: this process's place.
+    """
+
+    def __init__(self, config: RunConfig, data: Tensor, device: torch.device, world: World) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.batch = config.training.batch
+        self.mine = world.share(self.batch)
+        self.assignment = COUPLINGS[config.method.coupling].assignment
+        self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.mine
+        self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        steps = config.training.steps
+        self.assignments = Ahead(self._assign, steps) if self.assignment else None
+        self.streamed = Ahead(self._read, steps) if data.device.type != device.type else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for ahead in (self.assignments, self.streamed):
+            if ahead is not None:
+                ahead.close()
+
+    def _indices(self, step: int, part: slice) -> Tensor:
+        return batch_indices(self.config.seed, step, self.batch, len(self.data))[part]
+
+    def _noise(self, step: int) -> Tensor:
+        source = generator(self.config.seed, step, "noise", device=self.device)
+        return torch.randn(self.batch, *self.data.shape[1:], generator=source, device=self.device)
+
+    def _read(self, step: int) -> Tensor:
+        samples = self.data[self._indices(step, self.mine)]
+        return samples.pin_memory() if self.device.type == "cuda" else samples
+
+    def _assign(self, step: int) -> Tensor:
+        assert self.assignment is not None
+        with torch.cuda.stream(self.side_stream):
+            samples = self.data[self._indices(step, self.paired).to(self.data.device)].to(self.device)
+            return self.assignment(to_model_space(samples, self.config.process), self._noise(step)[self.paired])
+
+    def _samples(self, step: int) -> Tensor:
+        if self.streamed is not None:
+            return self.streamed[step].to(self.device, non_blocking=True)
+        return self.data[self._indices(step, self.mine).to(self.device, non_blocking=True)]
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's samples at `step`, on the device; no wait for the device."""
+        config, mine = self.config, self.mine
+        noise = self._noise(step)
+        if self.assignments is not None:
+            chosen = self.assignments[step].to(self.device, non_blocking=True)
+            noise = noise[self.paired][chosen]
+            noise = noise[mine] if self.paired != mine else noise
+        else:
+            noise = noise[mine]
+        low, high = draw_levels(config, step)
+        return Batch(
+            data=to_model_space(self._samples(step), config.process),
+            noise=noise,
+            low=low[mine].to(self.device, non_blocking=True),
+            high=high[mine].to(self.device, non_blocking=True),
+            take_gc=(uniforms(config, step)[:, 1] < mu_at(step, config))[mine],
+            dropout=dropout_keys(config.seed, step, self.batch)[mine].to(self.device, non_blocking=True),
+        )

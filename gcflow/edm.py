@@ -1,0 +1,664 @@
+"""Public EDM checkpoints (Karras et al. 2022) in and out, without running code from them.
+
+An EDM checkpoint is a pickle, hence a program: each object asks to call a function, and carries Python source to call
+it with. Here every such request is answered by an inert stand-in that only records its arguments, or refused by name;
+parameters are read from the records, and the source is never looked at. Plain state dicts are read and written too.
+"""
+
+import hashlib
+import io
+import math
+import pickle
+import pickletools
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gcflow.config import NetworkConfig, NoiseProcess, Preconditioning, Weights
+from gcflow.errors import GcflowError
+from gcflow.files import atomic_path
+from gcflow.preconditioning import VP_BETA_D, VP_BETA_MIN, VP_LEVELS
+from gcflow.songunet import LARGEST_PERIOD, SKIP_SCALE, VARIANTS
+from gcflow.training import ModelSpec, load_tensors, save_tensors
+
+PRECONDITIONINGS: dict[str, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+NETWORK_CLASS = "SongUNet"
+# What our preconditioning and U-Net fix. A fork may change one without a trace in the tensors.
+WRAPPER_CONSTANTS = {"VPPrecond": {"beta_d": VP_BETA_D, "beta_min": VP_BETA_MIN, "M": VP_LEVELS}}
+MODULE_CONSTANTS: dict[str, tuple[float, ...]] = {
+    "skip_scale": (SKIP_SCALE,),
+    "adaptive_scale": (False,),
+    "num_heads": (0, 1),
+    "eps": (1e-6,),
+    "max_positions": (LARGEST_PERIOD,),
+    "endpoint": (True,),
+}
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I"} | {
+    "u2": "H",
+    "u1": "B",
+    "b1": "?",
+}
+# EXT looks callables up in a registry of the process, past find_class; the others are of no use to a module.
+REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ_EX"} | {
+    "BYTEARRAY8",
+    "NEXT_BUFFER",
+    "READONLY_BUFFER",
+}
+ENCODER_TENSOR = re.compile(r"enc\.([0-9]{1,6})x\1_(conv|down|aux_residual|block[0-9]+)\.(.+)")
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+NOT_A_PICKLE = (
+    "is not a whole pickle of an EDM network; download it again, or give a state dict (.pt, .pth or .safetensors)"
+)
+
+
+class ImportedModel(NamedTuple):
+    """A model read from elsewhere.
+
+    spec: how to rebuild it. tensors: float32 state dict of its network. source: where it is from, as JSON values.
+    notes: what was changed on the way, one sentence each.
+    """
+
+    spec: ModelSpec
+    tensors: dict[str, Tensor]
+    source: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class Refusal(ValueError):
+    """Why the content of a file cannot be imported; the reader puts the file's name before it."""
+
+
+def _printable(text: str) -> str:
+    return text.encode("unicode_escape").decode()[:100]
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(_printable(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+@contextmanager
+def _one_line(path: Path, otherwise: str) -> Iterator[None]:
+    try:
+        yield
+    except GcflowError:
+        raise
+    except Refusal as refusal:
+        raise GcflowError(f"{path}: {refusal}") from None
+    except Exception:  # pickle, torch and struct let a damaged file raise almost anything.
+        raise GcflowError(f"{path}: {otherwise}") from None
+
+
+class _Frozen(type):
+    """Classes without settable attributes: BUILD can be aimed at a class, too."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise TypeError("immutable")
+
+
+class _Callable(metaclass=_Frozen):
+    """What REDUCE may call. BUILD can change nothing of it: no __dict__, no settable attribute."""
+
+    __slots__ = ("_answer",)
+    _answer: Callable[..., Any]
+
+    def __init__(self, answer: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_answer", answer)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._answer(*arguments)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError("immutable")
+
+
+class _Container(metaclass=_Frozen):
+    """Stands for a torch ModuleDict or ModuleList, which NEWOBJ makes and BUILD fills: NEWOBJ needs a class."""
+
+    __slots__ = ("state",)
+    state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Dict(dict[Any, Any], metaclass=_Frozen):
+    """Stands for EDM's EasyDict, whose state besides its items is empty."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _ScalarType:
+    """Stands for the dtype of a numpy scalar, whose byte order comes by BUILD."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: object) -> None:
+        if not isinstance(code, str) or code not in SCALARS:
+            raise Refusal("holds a numpy value that is no plain number; no EDM model needs it")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = {"<": "<", ">": ">", "|": "=", "=": "="}[state[1]]
+
+
+class _Persistent(NamedTuple):
+    """A persistent object of EDM: the name of its class, and its attributes."""
+
+    class_name: str
+    state: Any
+
+
+class _Storage(NamedTuple):
+    """The bytes of a storage, in torch.save's format."""
+
+    content: bytes
+
+
+class _Stored(NamedTuple):
+    """A tensor not yet made: its storage, and which part of it."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _persistent(meta: Any) -> _Persistent:
+    if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str):
+        raise Refusal("holds a persistent object that is no instance of a class; no EDM model needs it")
+    return _Persistent(meta["class_name"], meta.get("state"))
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    if not isinstance(kind, _ScalarType) or not isinstance(content, bytes):
+        raise Refusal("holds a numpy value that is no plain number; no EDM model needs it")
+    return struct.unpack(kind.order + SCALARS[kind.code], content)[0]
+
+
+def _storage(content: Any) -> _Storage:
+    if not isinstance(content, bytes):
+        raise Refusal(NOT_A_PICKLE)
+    return _Storage(content)
+
+
+def _stored(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Stored:
+    return _Stored(storage, offset, size, stride)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+ANSWERS: dict[tuple[str, str], Any] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Callable(_persistent),
+    ("dnnlib.util", "EasyDict"): _Dict,
+    ("collections", "OrderedDict"): _Callable(dict),
+    ("builtins", "set"): _Callable(set),
+    ("torch.nn.modules.container", "ModuleDict"): _Container,
+    ("torch.nn.modules.container", "ModuleList"): _Container,
+    ("torch._utils", "_rebuild_parameter"): _Callable(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): _Callable(_stored),
+    ("torch.storage", "_load_from_bytes"): _Callable(_storage),
+    ("numpy", "dtype"): _Callable(lambda code, *_: _ScalarType(code)),
+    ("numpy.core.multiarray", "scalar"): _Callable(_scalar),
+    ("numpy._core.multiarray", "scalar"): _Callable(_scalar),
+}
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Builds plain values and records only: nothing that a pickle names is imported or called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ANSWERS:
+            raise Refusal(
+                f"refused: it asks to run {_printable(f'{module}.{name}')}, which no EDM model needs; "
+                "nothing of it was run"
+            )
+        return ANSWERS[module, name]
+
+    def persistent_load(self, pid: object) -> Any:
+        raise Refusal("refused: it refers to objects outside itself, which no EDM model does; nothing of it was run")
+
+
+def _unpickled(data: bytes) -> Any:
+    # Without running: is it whole, and does it keep to plain opcodes? A memo index far beyond the size would make
+    # the unpickler reserve and clear that much memory.
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in REFUSED_OPCODES:
+            raise Refusal(
+                f"refused: it has the pickle opcode {opcode.name}, which no EDM model needs; nothing of it was run"
+            )
+        if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > len(data):
+            raise Refusal(NOT_A_PICKLE)
+    return _InertUnpickler(io.BytesIO(data)).load()
+
+
+def _indices(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(i) is int and i >= 0 for i in value)
+
+
+def _tensor(name: str, stored: Any) -> Tensor:
+    """The float32 tensor of a record, with memory of its own."""
+    shown = _printable(name)
+    if not isinstance(stored, _Stored) or not isinstance(stored.storage, _Storage):
+        raise Refusal(f"{shown} is no tensor, in a place where every EDM model has one")
+    try:
+        storage = torch.load(io.BytesIO(stored.storage.content), map_location="cpu", weights_only=True)
+    except Exception:
+        raise Refusal(f"refused: the storage of {shown} is damaged, or holds more than numbers") from None
+    if not isinstance(storage, torch.storage.TypedStorage) or storage.dtype not in FLOATING:
+        raise Refusal(f"the storage of {shown} holds no floating-point numbers")
+    offset, size, stride = stored.offset, stored.size, stored.stride
+    flat = torch.empty(0, dtype=storage.dtype).set_(storage)
+    inside = _indices((offset,)) and _indices(size) and _indices(stride) and len(size) == len(stride)
+    # Overlapping elements stay inside too, but let few bytes claim any size.
+    inside = inside and math.prod(size) <= flat.numel() - offset
+    if inside and math.prod(size):
+        inside = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) < flat.numel()
+    if not inside:
+        raise Refusal(f"refused: {shown} reaches outside its storage")
+    return torch.as_strided(flat, size, stride, offset).to(torch.float32, copy=True)
+
+
+def _state(module: Any, name: str) -> dict[str, Any]:
+    state = module.state if isinstance(module, _Persistent) else getattr(module, "state", None)
+    if not isinstance(module, _Persistent | _Container) or not isinstance(state, dict):
+        raise Refusal(f"{_printable(name)} is no module, in a place where every EDM model has one")
+    return state
+
+
+def _entries(state: dict[str, Any], key: str) -> dict[str, Any]:
+    entries = state.get(key) or {}
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise Refusal(f"has a module whose {key} are not named; every EDM model's are")
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+class _Module(NamedTuple):
+    """A module of the network: its dotted name with a dot at the end, and its attributes."""
+
+    prefix: str
+    state: dict[str, Any]
+
+
+def _modules(root: Any) -> list[_Module]:
+    """`root` and all modules in it, each once."""
+    found: list[_Module] = []
+    seen: set[int] = set()
+    open_ends: list[tuple[str, Any]] = [("", root)]
+    while open_ends:
+        prefix, module = open_ends.pop()
+        state = _state(module, prefix.removesuffix("."))
+        # A module within itself would have no end; one in two places doubles at each level.
+        if id(module) in seen:
+            raise Refusal(f"{_printable(prefix.removesuffix('.'))} is in two places; in EDM models no module is")
+        seen.add(id(module))
+        found.append(_Module(prefix, state))
+        children = _entries(state, "_modules")
+        open_ends += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]
+    return found
+
+
+def _check_constants(modules: list[_Module]) -> None:
+    for prefix, state in modules:
+        for attribute, allowed in MODULE_CONSTANTS.items():
+            value = state.get(attribute, allowed[0])
+            number = isinstance(value, int | float)
+            if not number or not any(math.isclose(value, expected, rel_tol=1e-6) for expected in allowed):
+                raise Refusal(
+                    f"{_printable(prefix + attribute)} is {_printable(repr(value))}, expected "
+                    f"{' or '.join(map(str, allowed))}; only EDM's own networks can be imported"
+                )
+
+
+def _state_dict(modules: list[_Module]) -> dict[str, Tensor]:
+    tensors = {}
+    for prefix, state in modules:
+        left_out = state.get("_non_persistent_buffers_set")
+        for name, entry in (_entries(state, "_parameters") | _entries(state, "_buffers")).items():
+            if not isinstance(left_out, set) or name not in left_out:
+                tensors[prefix + name] = _tensor(prefix + name, entry)
+    return tensors
+
+
+def _dropout_rates(modules: list[_Module]) -> float | list[float]:
+    rates = {state["dropout"] for _, state in modules if isinstance(state.get("dropout"), int | float)}
+    return rates.pop() if len(rates) == 1 else sorted(rates)
+
+
+def _architecture(tensors: dict[str, Tensor], channels: int, levels: int) -> Literal["ddpm++", "ncsn++"]:
+    fourier = "map_noise.freqs" in tensors
+    residual = any(name.split(".")[1].endswith("_aux_residual") for name in tensors if name.startswith("enc."))
+    filters = {tuple(tensor.shape[-2:]) for name, tensor in tensors.items() if name.endswith(".resample_filter")}
+    noise = _shape(tensors, "map_layer0.weight", 2)[1]
+    architectures: tuple[Literal["ddpm++", "ncsn++"], ...] = ("ddpm++", "ncsn++")
+    for architecture in architectures:
+        variant = VARIANTS[architecture]
+        taps = len(variant.resample_filter)
+        # One level has nothing to resample.
+        resampling = levels == 1 or (variant.residual_encoder, {(taps, taps)}) == (residual, filters)
+        if resampling and (fourier, noise) == (variant.fourier_embedding, variant.embedding_multiplier * channels):
+            return architecture
+    sides = " and ".join(sorted("x".join(map(str, shape)) for shape in filters)) or "no"
+    raise Refusal(
+        f"mixes EDM's networks ({'Fourier' if fourier else 'positional'} embedding of width {noise}, {sides} filters, "
+        f"{'residual' if residual else 'standard'} encoder); expected ddpm++ (positional, width {channels}, 2x2, "
+        f"standard) or ncsn++ (Fourier, width {2 * channels}, 4x4, residual)"
+    )
+
+
+def _shape(tensors: dict[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise Refusal(f"lacks {name}, so it is no whole {NETWORK_CLASS} of EDM")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions:
+        raise Refusal(f"{name} has shape {list(shape)}, expected {dimensions} dimensions")
+    return shape
+
+
+def infer_network(tensors: dict[str, Tensor]) -> tuple[NetworkConfig, tuple[int, ...]]:
+    """The network whose state dict this is, from names and shapes alone, and the shape [C, H, W] of its images.
+
+    The dropout rate, which leaves no trace there, is set to 0. Tensors that do not fit the network found are not
+    noticed here.
+
+    Args:
+        tensors: state dict of a SongUNet, names without the `model.` of its preconditioning.
+
+    Raises:
+        ValueError: it is neither a DDPM++ nor an NCSN++ of EDM.
+    """
+    parts: dict[int, set[str]] = {}
+    attention: set[int] = set()
+    for name in tensors:
+        if name.startswith("enc."):
+            match = ENCODER_TENSOR.fullmatch(name)
+            if match is None:
+                raise Refusal(f"has {_printable(name)}, which neither ddpm++ nor ncsn++ of EDM has")
+            side, part = int(match[1]), match[2]
+            parts.setdefault(side, set()).add(part)
+            if part.startswith("block") and match[3] == "qkv.weight":
+                attention.add(side)
+    if not parts:
+        raise Refusal(f"holds no tensor enc.*, so it is no {NETWORK_CLASS} of EDM")
+    sides = sorted(parts, reverse=True)
+    channels, image_channels = _shape(tensors, f"enc.{sides[0]}x{sides[0]}_conv.weight", 4)[:2]
+    widths = [_shape(tensors, f"enc.{side}x{side}_block0.conv1.weight", 4)[0] for side in sides]
+    for side, width in zip(sides, widths, strict=True):
+        if channels == 0 or width % channels:
+            raise Refusal(f"has {width} channels at {side}x{side}, expected a multiple of the first {channels}")
+    blocks = tuple(sum(part.startswith("block") for part in parts[side]) for side in sides)
+    config = NetworkConfig(
+        architecture=_architecture(tensors, channels, len(sides)),
+        channels=channels,
+        blocks=blocks[0] if len(set(blocks)) == 1 else blocks,
+        multipliers=tuple(width // channels for width in widths),
+        attention=tuple(side for side in sides if side in attention),
+        label_dim=_shape(tensors, "map_label.weight", 2)[1] if "map_label.weight" in tensors else 0,
+        augment_dim=_shape(tensors, "map_augment.weight", 2)[1] if "map_augment.weight" in tensors else 0,
+    )
+    return config, (image_channels, sides[0], sides[0])
+
+
+def _check_tensors(spec: ModelSpec, tensors: dict[str, Tensor]) -> None:
+    """Whether the tensors are those of the network, none missing, none too many, each of its shape."""
+    # Shapes that a file made up must not cost memory.
+    with torch.device("meta"):
+        expected = spec.build().network.state_dict()
+    architecture = spec.network.architecture
+    missing = [name for name in expected if name not in tensors]
+    extra = [name for name in tensors if name not in expected]
+    wrong = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
+    if missing:
+        raise Refusal(f"lacks tensors of its {architecture} network: {_listed(missing)}")
+    if extra:
+        raise Refusal(f"has tensors that a {architecture} network lacks: {_listed(extra)}")
+    if wrong:
+        shapes = f"{list(tensors[wrong[0]].shape)}, expected {list(expected[wrong[0]].shape)}"
+        raise Refusal(f"has tensors of other shapes than its {architecture} network: {_listed(wrong)} ({shapes})")
+    taps = torch.tensor(VARIANTS[architecture].resample_filter, dtype=torch.float32)
+    outer = taps[:, None] * taps / taps.sum() ** 2
+    for name, tensor in tensors.items():
+        if name.endswith(".resample_filter") and not torch.allclose(tensor[0, 0], outer):
+            raise Refusal(f"{name} is not the {architecture} filter; only EDM's own networks can be imported")
+
+
+def _without_embeddings(network: NetworkConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of the same function of (x, sigma), for no class and no augmentation; notes on the changes."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(("map_label.", "map_augment."))}
+    notes = []
+    if network.augment_dim:
+        notes.append("map_augment is left out, which changes nothing without augmentation labels")
+    if network.label_dim:
+        # With all labels zero the class embedding still adds its bias to the input of map_layer0.
+        weight, bias = tensors["map_layer0.weight"].double(), tensors["map_layer0.bias"].double()
+        kept["map_layer0.bias"] = (bias + weight @ tensors["map_label.bias"].double()).float()
+        notes.append(
+            "map_label is left out and its bias added to map_layer0.bias, which changes nothing without class labels; "
+            "whether a class-conditional model is of use without them depends on its training"
+        )
+    return kept, notes
+
+
+def _imported(
+    tensors: dict[str, Tensor],
+    preconditioning: Preconditioning,
+    process: NoiseProcess,
+    keep_embeddings: bool,
+    source: dict[str, Any],
+    shape: tuple[int, ...] | None = None,
+) -> ImportedModel:
+    try:
+        network, found = infer_network(tensors)
+        spec = ModelSpec(network, preconditioning, process, found)
+        _check_tensors(spec, tensors)
+    except ValueError as error:
+        raise error if isinstance(error, Refusal) else Refusal(_printable(str(error))) from None
+    if shape not in (None, found):
+        raise Refusal(f"says that its images have shape {shape}, but its network is for {found}")
+    source = {**source, "label_dim": network.label_dim, "augment_dim": network.augment_dim}
+    if keep_embeddings:
+        return ImportedModel(spec, tensors, source, ())
+    tensors, notes = _without_embeddings(network, tensors)
+    header = {**spec.network.__dict__, "label_dim": 0, "augment_dim": 0}
+    return ImportedModel(
+        ModelSpec(NetworkConfig(**header), preconditioning, process, found), tensors, source, tuple(notes)
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise GcflowError(f"{path}: no such file; download the checkpoint first") from None
+    except OSError as error:
+        raise GcflowError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _format(data: bytes) -> Literal["pickle", "torch", "safetensors"]:
+    if data.startswith((ZIP_MAGIC, LEGACY_MAGIC)):
+        return "torch"
+    header = int.from_bytes(data[:8], "little")
+    return "safetensors" if data[8:9] == b"{" and header <= len(data) - 8 else "pickle"
+
+
+def _from_pickle(path: Path, data: bytes, preconditioning: Preconditioning | None, keep: bool) -> ImportedModel:
+    with _one_line(path, NOT_A_PICKLE):
+        document = _unpickled(data)
+        if not isinstance(document, dict) or not isinstance(document.get("ema"), _Persistent):
+            raise Refusal("holds no network under 'ema'; expected a network-snapshot-*.pkl of EDM")
+        wrapper = document["ema"]
+        name = wrapper.class_name
+        if name not in PRECONDITIONINGS:
+            raise Refusal(f"holds a model of class {_printable(name)}; expected {', '.join(PRECONDITIONINGS)}")
+        if preconditioning not in (None, PRECONDITIONINGS[name]):
+            raise Refusal(f"is a {name}, so its preconditioning is {PRECONDITIONINGS[name]}, not {preconditioning}")
+        state = _state(wrapper, "ema")
+        network = _entries(state, "_modules").get("model")
+        if not isinstance(network, _Persistent) or network.class_name != NETWORK_CLASS:
+            found = network.class_name if isinstance(network, _Persistent) else "no network"
+            raise Refusal(
+                f"holds {_printable(found)}; only {NETWORK_CLASS} models of EDM (CIFAR-10, FFHQ, AFHQ) can be imported"
+            )
+        for attribute, expected in WRAPPER_CONSTANTS.get(name, {}).items():
+            value = state.get(attribute)
+            if not isinstance(value, int | float) or value != expected:
+                raise Refusal(f"{attribute} is {_printable(repr(value))}, expected {expected}, as in EDM's VP models")
+        modules = _modules(network)
+        _check_constants(modules)
+        sigma_data = state.get("sigma_data", 0.5)
+        if not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
+            raise Refusal(f"sigma_data is {_printable(repr(sigma_data))}, expected a number > 0")
+        source = {
+            "file": path.name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "class": name,
+            "dropout": _dropout_rates(modules),
+        }
+        side, channels = state.get("img_resolution"), state.get("img_channels")
+        return _imported(
+            _state_dict(modules),
+            PRECONDITIONINGS[name],
+            NoiseProcess(sigma_data=float(sigma_data)),
+            keep,
+            source,
+            None if side is None or channels is None else (channels, side, side),
+        )
+
+
+def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning | None, keep: bool) -> ImportedModel:
+    unreadable = "is damaged, or holds more than tensors; expected the state dict of a SongUNet"
+    with _one_line(path, unreadable):
+        if _format(data) == "safetensors":
+            tensors = safetensors.torch.load(data)
+        else:
+            tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+        if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+            raise Refusal(unreadable)
+        if any(name.startswith("ema.") for name in tensors):
+            raise Refusal("holds ema.*, as weights files of gcflow do; they need no import")
+        if preconditioning is None:
+            raise Refusal("is a plain state dict, which does not tell its preconditioning; give --preconditioning")
+        wrapped = all(name.startswith("model.") for name in tensors)
+        floats = {}
+        for name, tensor in tensors.items():
+            if tensor.dtype not in FLOATING or tensor.layout != torch.strided:
+                raise Refusal(f"{_printable(name)} holds no floating-point numbers")
+            floats[name.removeprefix("model.") if wrapped else name] = tensor.detach().to(torch.float32, copy=True)
+        source = {
+            "file": path.name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "class": NETWORK_CLASS,
+            "dropout": None,
+        }
+        return _imported(floats, preconditioning, NoiseProcess(), keep, source)
+
+
+def read_edm_pickle(path: Path, keep_embeddings: bool = False) -> ImportedModel:
+    """The EMA network of a public EDM checkpoint (`edm-cifar10-32x32-uncond-vp.pkl`, `network-snapshot-*.pkl`).
+
+    Nothing in the file is run. By default the class and augmentation embeddings are left out, which keeps
+    D(x, sigma) without labels; `notes` says so.
+
+    Args:
+        path: the pickle.
+        keep_embeddings: keep `map_label` and `map_augment`.
+
+    Raises:
+        GcflowError: the file is missing, damaged, asks for anything that no EDM model needs, or holds another network
+            than a SongUNet in the EDM, VP or VE preconditioning.
+    """
+    data = _read_bytes(path)
+    if _format(data) != "pickle":
+        raise GcflowError(f"{path}: holds a {_format(data)} file, no pickle of EDM; import it as a state dict")
+    return _from_pickle(path, data, None, keep_embeddings)
+
+
+def read_model(
+    path: Path, preconditioning: Preconditioning | None = None, keep_embeddings: bool = False
+) -> ImportedModel:
+    """A public EDM checkpoint, or the plain state dict of a SongUNet; which, its content tells.
+
+    Args:
+        path: a pickle of EDM, or a state dict (`model.` before each name or not) of torch.save or safetensors.
+        preconditioning: of the model; needed for a state dict, which does not tell.
+        keep_embeddings: keep `map_label` and `map_augment`; see `read_edm_pickle`.
+
+    Raises:
+        GcflowError: the file is missing, damaged or refused, or its preconditioning is unknown or another one.
+    """
+    data = _read_bytes(path)
+    read = _from_pickle if _format(data) == "pickle" else _from_state_dict
+    return read(path, data, preconditioning, keep_embeddings)
+
+
+def import_edm(
+    path: Path, out: Path, preconditioning: Preconditioning | None = None, keep_embeddings: bool = False
+) -> ImportedModel:
+    """Makes a weights file of gcflow from a model that `read_model` reads.
+
+    Its tensors are `ema.*`; its header has `model` (the spec) and `source` (file name, sha256, class, dropout).
+
+    Args:
+        path: see `read_model`.
+        out: the safetensors file to write.
+        preconditioning: see `read_model`.
+        keep_embeddings: see `read_edm_pickle`.
+
+    Raises:
+        GcflowError: the model cannot be read, or `out` not written.
+    """
+    model = read_model(path, preconditioning, keep_embeddings)
+    tensors = {f"ema.{name}": tensor for name, tensor in model.tensors.items()}
+    save_tensors(out, tensors, {"model": model.spec.header(), "source": model.source})
+    return model
+
+
+def export_state_dict(weights_file: Path, out: Path, weights: Weights = "ema") -> None:
+    """Writes the network's plain state dict, under EDM's names for a U-Net, for use elsewhere.
+
+    Args:
+        weights_file: a weights file of gcflow, trained or imported.
+        out: `.safetensors`, or `.pt` or `.pth` for torch.save of a dict of tensors.
+        weights: which of the file's weights.
+
+    Raises:
+        GcflowError: `weights_file` is missing, damaged or lacks these weights; `out` has another ending or cannot be
+            written.
+    """
+    if out.suffix not in {".safetensors", ".pt", ".pth"}:
+        raise GcflowError(f"{out}: unknown ending {out.suffix!r}; expected .safetensors, .pt or .pth")
+    tensors, metadata = load_tensors(weights_file)
+    if "model" not in metadata:
+        raise GcflowError(f"{weights_file}: has no gcflow header; expected a weights file of gcflow")
+    prefix = f"{weights}."
+    chosen = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not chosen:
+        raise GcflowError(f"{weights_file}: has no {weights} weights; choose others")
+    if out.suffix == ".safetensors":
+        content = safetensors.torch.save(chosen)
+    else:
+        # In memory: torch.save writes the name of a file into it.
+        buffer = io.BytesIO()
+        torch.save(chosen, buffer)
+        content = buffer.getvalue()
+    try:
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(content)
+    except (OSError, SafetensorError) as error:
+        raise GcflowError(f"{out}: cannot be written ({error}); nothing was overwritten") from None

@@ -1,0 +1,271 @@
+"""The lock of a run's folder, held by one process of all machines that share the file system.
+
+Lock files are numbered, and who created the highest one holds the lock. Numbers only grow: a released lock stays as a
+file whose time is 0. Were it deleted, a slow process could take a number a second time and throw out the new holder.
+"""
+
+import errno
+import json
+import os
+import re
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gcflow.errors import GcflowError
+from gcflow.pipeline.progress import say
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 120.0
+POLL_SECONDS = 2.0
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock, as its lock file describes it."""
+
+    host: str
+    pid: int
+    boot_id: str | None = None
+    namespace: str | None = None
+    started: int | None = None
+    job: str | None = None
+    since: str = ""
+    token: str = ""
+
+    @classmethod
+    def here(cls) -> Self:
+        """This process, with a new token, so that no two lock files are equal."""
+        boot_id = namespace = None
+        with suppress(OSError):
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            # Containers may share host name and boot, yet not the numbers of their processes.
+            namespace = os.readlink("/proc/self/ns/pid")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        job, token = os.environ.get("SLURM_JOB_ID"), os.urandom(8).hex()
+        return cls(socket.gethostname(), os.getpid(), boot_id, namespace, _started(os.getpid()), job, since, token)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The holder that a lock file names: process 0 of no host if it is half-written or unreadable.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with suppress(ValueError, TypeError, PermissionError):
+            return cls(**json.loads(path.read_bytes()))
+        return cls("", 0)
+
+    def __str__(self) -> str:
+        job = f" (Slurm job {self.job})" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}" if self.host else "an unknown process"
+
+    def dead(self, silence: float, stale: float) -> bool:
+        """Whether it can no longer run, told by the process where it can be seen, else by `silence` beyond `stale`."""
+        here = Holder.here()
+        if self.host != here.host:
+            return silence > stale
+        if self.boot_id != here.boot_id:
+            return True
+        return silence > stale if self.namespace != here.namespace else not _runs(self.pid, self.started)
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in ticks since boot: 0 for one that has ended, None where this cannot be seen."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return 0 if state in {b"Z", b"X"} else int(fields[18])
+
+
+def _runs(pid: int, started: int | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return started is None or _started(pid) in {None, started}
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("x") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class RunLock:
+    """Keeps every other process out of a run while its block runs.
+
+    A holder that died is followed at once on its own machine, elsewhere when its lock file was not renewed for `stale`
+    seconds. One that was only suspended for so long is told by `require`. A `RunLock` is used once.
+
+    Args:
+        folder: where the lock files lie; made if it is missing.
+        name: the run, for messages.
+        wait: wait for the holder instead of failing.
+        heartbeat: seconds between renewals.
+        stale: seconds without renewal after which the holder on another machine counts as dead.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        wait: bool = False,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        stale: float = STALE_SECONDS,
+    ) -> None:
+        self.folder, self.name = folder, name
+        self.wait, self.heartbeat, self.stale = wait, heartbeat, stale
+        self.number = 0
+        self.text = ""
+        self.lost = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"lock of {name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Takes the lock.
+
+        Raises:
+            GcflowError: another process holds it and `wait` is false, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            told = False
+            while busy := self._take():
+                holder, silence = busy
+                if not self.wait:
+                    raise GcflowError(
+                        f"{self.name}: already being trained by {holder}, last heard of {max(silence, 0):.0f} s ago; "
+                        "give --wait, or stop it"
+                    )
+                if not told:
+                    say(f"{self.name}: waits for {holder}")
+                told = True
+                # Jitter not from `random`, whose state may be seeded and is the run's.
+                time.sleep(POLL_SECONDS * (0.75 + os.urandom(1)[0] / 512))
+            self._thread.start()
+        except BaseException as error:
+            self._release()
+            if isinstance(error, OSError):
+                reason = f"{self.folder}: cannot be locked ({error.strerror})"
+                raise GcflowError(f"{reason}; make it writable or free space, then again") from None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Gives the lock back, unless it was lost."""
+        self._ended.set()
+        # First, lest a last renewal undo the release.
+        self._thread.join()
+        self._release()
+
+    def require(self) -> None:
+        """Makes sure that the lock is still held; to be called before every write.
+
+        Raises:
+            GcflowError: another process took it over, or it cannot be told.
+        """
+        try:
+            self._renew()
+            if self.lost:
+                numbers = self._numbers()
+                fate = f"taken over by {Holder.read(self._path(numbers[-1]))}" if numbers else "removed"
+                raise GcflowError(f"{self.name}: the lock was {fate}; this process stops without writing")
+        except OSError as error:
+            raise GcflowError(f"{self.folder}: its lock cannot be checked ({error.strerror})") from None
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"lock.{number:08d}"
+
+    def _numbers(self) -> list[int]:
+        found = (re.fullmatch(r"lock\.(\d{8,})", name) for name in os.listdir(self.folder))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _held(self) -> bool:
+        # The text too: a folder that was deleted and made again counts from 1 again.
+        return self._numbers()[-1:] == [self.number] and self._path(self.number).read_bytes() == self.text.encode()
+
+    def _take(self) -> tuple[Holder, float] | None:
+        """Takes the lock; if it is held, the holder and the seconds since its last sign of life."""
+        while True:
+            me = Holder.here()
+            temporary = self.folder / f".lock.{me.token}"
+            try:
+                text = json.dumps(asdict(me))
+                _write(temporary, text)
+                # The server's clock, which also dates the heartbeats. Before the listing: a change to the folder
+                # makes an NFS client look at it anew.
+                os.utime(temporary)
+                now = temporary.stat().st_mtime
+                numbers = self._numbers()
+                if numbers:
+                    last = self._path(numbers[-1])
+                    try:
+                        holder, seen = Holder.read(last), last.stat().st_mtime
+                    except FileNotFoundError:
+                        continue
+                    if seen != 0 and not holder.dead(now - seen, self.stale):
+                        return holder, now - seen
+                self.number, self.text = (numbers[-1] if numbers else 0) + 1, text
+                created = self._create(temporary)
+            finally:
+                temporary.unlink(missing_ok=True)
+            # Not only if `created`: a link can be made although NFS, having lost the first answer, says it exists.
+            with suppress(FileNotFoundError):
+                if self._held():
+                    for number in numbers:
+                        with suppress(OSError):
+                            self._path(number).unlink()
+                    return None
+            if created:
+                self._path(self.number).unlink(missing_ok=True)
+
+    def _create(self, temporary: Path) -> bool:
+        path = self._path(self.number)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            try:
+                _write(path, self.text)
+            except FileExistsError:
+                return False
+        return True
+
+    def _renew(self) -> None:
+        """Renews the lock file, or notices that the lock was lost."""
+        try:
+            # Asks an NFS server, where the listing alone may be a minute old.
+            os.utime(self._path(self.number))
+            if not self._held():
+                self.lost = True
+        except FileNotFoundError:
+            self.lost = True
+
+    def _beat(self) -> None:
+        while not self.lost and not self._ended.wait(self.heartbeat):
+            with suppress(OSError):
+                self._renew()
+
+    def _release(self) -> None:
+        self._ended.set()
+        # Best effort: a lock that cannot be marked as free is one of a process that is gone.
+        with suppress(OSError):
+            if not self.lost and self._held():
+                os.utime(self._path(self.number), (0, 0))

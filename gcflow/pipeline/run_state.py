@@ -1,0 +1,124 @@
+"""The folder in which a run is made: checkpoints, snapshots and metrics, until they are published.
+
+While a run is trained everything lies in `state/<config hash>/` beside its outputs, because Snakemake and DVC delete
+the declared outputs of a job that fails. At the end snapshots, weights and metrics are linked to their places.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gcflow.errors import GcflowError
+from gcflow.files import atomic_path, write_json, write_text
+from gcflow.pipeline.folders import snapshot
+from gcflow.pipeline.progress import say
+from gcflow.training import TrainingState, load_tensors, save_tensors
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunState:
+    """The undeclared folder of a run in progress: checkpoints, snapshots and metrics so far.
+
+    Args:
+        folder: `<run folder>/state/<config hash>`.
+        header: what every weights file of this run carries (`weights_metadata`).
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        self.folder = folder
+        self.header = header
+        self.metrics = folder / "metrics.jsonl"
+
+    def checkpoints(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
+
+    def save(self, state: TrainingState) -> None:
+        """Writes a checkpoint atomically and keeps the last two."""
+        path = self.folder / f"checkpoint-{state.step:08d}.safetensors"
+        save_tensors(path, state.tensors(), self.header | {"step": state.step})
+        for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
+            old.unlink()
+
+    def save_snapshot(self, state: TrainingState) -> None:
+        """Writes the weights of a snapshot step."""
+        save_tensors(snapshot(self.folder, state.step), state.weights(), self.header | {"step": state.step})
+
+    def restore(self, state: TrainingState) -> Path | None:
+        """Puts the newest checkpoint that loads into `state` and returns its path; None if there is none.
+
+        Raises:
+            GcflowError: a checkpoint belongs to another configuration.
+        """
+        for path in self.checkpoints():
+            try:
+                tensors, metadata = load_tensors(path)
+            except GcflowError as error:
+                say(f"{error}; trying the checkpoint before it")
+                # Out of the way of `save`, which would keep it as one of the newest two.
+                path.rename(path.with_name(f"damaged-{path.name}"))
+                continue
+            if metadata.get("config_hash") != self.header["config_hash"]:
+                keys = ", ".join(differing_keys(metadata, self.header)) or "the header"
+                raise GcflowError(f"{path}: checkpoint of another configuration ({keys} differ); move it away")
+            state.restore(tensors, metadata["step"], path)
+            return path
+        return None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise GcflowError(f"{self.metrics}: cannot be written ({error.strerror}); free space, then again") from None
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines after `step`, which the resumed run will write again, and a half-written last one."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def publish(self, folder: Path, steps: list[int]) -> None:
+        """Links snapshots, final weights and metrics to their declared places; config.json comes last."""
+        published = [snapshot(folder, step) for step in steps]
+        for step, target in zip(steps, published, strict=True):
+            link(snapshot(self.folder, step), target)
+        for stale in set((folder / "snapshots").glob("*.safetensors")) - set(published):
+            stale.unlink()
+        link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
+        link(self.metrics, folder / "metrics.jsonl")
+        write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes `target` another name of `source`'s bytes, or a copy where the file system cannot, atomically."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def differing_keys(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Dotted keys of config and inputs whose values differ between two headers."""
+
+    def flat(document: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(document, dict):
+            return {prefix: document}
+        return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}").items()}
+
+    a, b = ({**flat(h.get("config"), "config"), **flat(h.get("inputs"), "inputs")} for h in (found, expected))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

@@ -1,0 +1,41 @@
+"""How a network's passes are computed: precision, memory layout, compilation. None of it changes what is computed."""
+
+import torch
+
+from gcflow.config import TrainingConfig
+from gcflow.preconditioning import PreconditionedNetwork
+
+COMPILED_SHAPES = 16
+
+
+def set_precision(training: TrainingConfig) -> None:
+    """Sets what torch keeps for the whole process: TF32 or IEEE products, and repeatable convolutions."""
+    tf32 = training.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    # A resumed run must repeat the bits of one that was not cut.
+    torch.backends.cudnn.deterministic = True
+
+
+def tune(model: PreconditionedNetwork, training: TrainingConfig) -> PreconditionedNetwork:
+    """Gives a model the precision, layout and compilation of a run, in place; returns it."""
+    if training.precision == "bfloat16":
+        model.autocast = torch.bfloat16
+    if training.channels_last:
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.compile != "none":
+        # Student, teacher and predictor of a full batch, of the last micro-batch, of each share of GC.
+        torch._dynamo.config.recompile_limit = 4 * COMPILED_SHAPES
+        model.network.compile(mode=training.compile, dynamic=False)
+    return model
+
+
+def begin_step(training: TrainingConfig) -> None:
+    """Tells CUDA graphs, where compilation uses them, that the outputs of the step before are no longer needed."""
+    if training.compile in ("reduce-overhead", "max-autotune"):
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def share_multiple(samples: int, training: TrainingConfig) -> int:
+    """What the number of endpoint predictions in a pass of `samples` is rounded up to: few shapes, when compiled."""
+    return 1 if training.compile == "none" else max(1, samples // COMPILED_SHAPES)

@@ -71,7 +71,8 @@ class World:
         # Buffers here are constants; torch 2.13 has another name for the same switch.
         names = inspect.signature(parallel.__init__).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        return parallel(model, gradient_as_bucket_view=True, **{switch: False})
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, switch: False}
+        return parallel(model, **options)
 
 
 def launched() -> bool:

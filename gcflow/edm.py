@@ -5,6 +5,7 @@ it with. Here every such request is answered by an inert stand-in that only reco
 parameters are read from the records, and the source is never looked at. Plain state dicts are read and written too.
 """
 
+import dataclasses
 import hashlib
 import io
 import math
@@ -42,17 +43,12 @@ MODULE_CONSTANTS: dict[str, tuple[float, ...]] = {
     "endpoint": (True,),
 }
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I"} | {
-    "u2": "H",
-    "u1": "B",
-    "b1": "?",
-}
+# numpy's codes to those of the module struct.
+SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"}
+SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?"}
 # EXT looks callables up in a registry of the process, past find_class; the others are of no use to a module.
-REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ_EX"} | {
-    "BYTEARRAY8",
-    "NEXT_BUFFER",
-    "READONLY_BUFFER",
-}
+REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ_EX"}
+REFUSED_OPCODES |= {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 ENCODER_TENSOR = re.compile(r"enc\.([0-9]{1,6})x\1_(conv|down|aux_residual|block[0-9]+)\.(.+)")
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
@@ -252,7 +248,7 @@ def _indices(value: Any) -> bool:
 
 
 def _tensor(name: str, stored: Any) -> Tensor:
-    """The float32 tensor of a record, with memory of its own."""
+    """The tensor of a record, of the record's dtype."""
     shown = _printable(name)
     if not isinstance(stored, _Stored) or not isinstance(stored.storage, _Storage):
         raise Refusal(f"{shown} is no tensor, in a place where every EDM model has one")
@@ -266,12 +262,13 @@ def _tensor(name: str, stored: Any) -> Tensor:
     flat = torch.empty(0, dtype=storage.dtype).set_(storage)
     inside = _indices((offset,)) and _indices(size) and _indices(stride) and len(size) == len(stride)
     # Overlapping elements stay inside too, but let few bytes claim any size.
-    inside = inside and math.prod(size) <= flat.numel() - offset
-    if inside and math.prod(size):
+    count: int = math.prod(size) if inside else 0
+    inside = inside and count <= flat.numel() - offset
+    if inside and count:
         inside = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) < flat.numel()
     if not inside:
         raise Refusal(f"refused: {shown} reaches outside its storage")
-    return torch.as_strided(flat, size, stride, offset).to(torch.float32, copy=True)
+    return torch.as_strided(flat, size, stride, offset)
 
 
 def _state(module: Any, name: str) -> dict[str, Any]:
@@ -380,7 +377,7 @@ def infer_network(tensors: dict[str, Tensor]) -> tuple[NetworkConfig, tuple[int,
         tensors: state dict of a SongUNet, names without the `model.` of its preconditioning.
 
     Raises:
-        ValueError: it is neither a DDPM++ nor an NCSN++ of EDM.
+        ValueError: it is neither a DDPM++ nor an NCSN++ of EDM (Karras et al. 2022, appendix F).
     """
     parts: dict[int, set[str]] = {}
     attention: set[int] = set()
@@ -430,6 +427,10 @@ def _check_tensors(spec: ModelSpec, tensors: dict[str, Tensor]) -> None:
     if wrong:
         shapes = f"{list(tensors[wrong[0]].shape)}, expected {list(expected[wrong[0]].shape)}"
         raise Refusal(f"has tensors of other shapes than its {architecture} network: {_listed(wrong)} ({shapes})")
+
+
+def _check_filters(architecture: str, tensors: dict[str, Tensor]) -> None:
+    """Whether resampling is as our network does it, whatever the filter tensors say."""
     taps = torch.tensor(VARIANTS[architecture].resample_filter, dtype=torch.float32)
     outer = taps[:, None] * taps / taps.sum() ** 2
     for name, tensor in tensors.items():
@@ -467,17 +468,18 @@ def _imported(
         spec = ModelSpec(network, preconditioning, process, found)
         _check_tensors(spec, tensors)
     except ValueError as error:
-        raise error if isinstance(error, Refusal) else Refusal(_printable(str(error))) from None
+        raise Refusal(str(error)) from None
     if shape not in (None, found):
-        raise Refusal(f"says that its images have shape {shape}, but its network is for {found}")
+        raise Refusal(f"says that its images have shape {_printable(repr(shape))}, but its network is for {found}")
+    # Only now: a small file may claim large tensors, but not those of the network and within its storages.
+    tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    _check_filters(network.architecture, tensors)
     source = {**source, "label_dim": network.label_dim, "augment_dim": network.augment_dim}
     if keep_embeddings:
         return ImportedModel(spec, tensors, source, ())
     tensors, notes = _without_embeddings(network, tensors)
-    header = {**spec.network.__dict__, "label_dim": 0, "augment_dim": 0}
-    return ImportedModel(
-        ModelSpec(NetworkConfig(**header), preconditioning, process, found), tensors, source, tuple(notes)
-    )
+    without = dataclasses.replace(network, label_dim=0, augment_dim=0)
+    return ImportedModel(dataclasses.replace(spec, network=without), tensors, source, tuple(notes))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -547,26 +549,27 @@ def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning |
             tensors = safetensors.torch.load(data)
         else:
             tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-        if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+            raise Refusal(unreadable)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise Refusal(unreadable)
         if any(name.startswith("ema.") for name in tensors):
             raise Refusal("holds ema.*, as weights files of gcflow do; they need no import")
         if preconditioning is None:
             raise Refusal("is a plain state dict, which does not tell its preconditioning; give --preconditioning")
         wrapped = all(name.startswith("model.") for name in tensors)
-        floats = {}
         for name, tensor in tensors.items():
-            if tensor.dtype not in FLOATING or tensor.layout != torch.strided:
+            # A tensor on the device `meta` has no values at all.
+            if tensor.dtype not in FLOATING or tensor.layout != torch.strided or tensor.is_meta:
                 raise Refusal(f"{_printable(name)} holds no floating-point numbers")
-            floats[name.removeprefix("model.") if wrapped else name] = tensor.detach().to(torch.float32, copy=True)
+        named = {name.removeprefix("model.") if wrapped else name: tensor for name, tensor in tensors.items()}
         source = {
             "file": path.name,
             "sha256": hashlib.sha256(data).hexdigest(),
             "class": NETWORK_CLASS,
             "dropout": None,
         }
-        return _imported(floats, preconditioning, NoiseProcess(), keep, source)
+        return _imported(named, preconditioning, NoiseProcess(), keep, source)
 
 
 def read_edm_pickle(path: Path, keep_embeddings: bool = False) -> ImportedModel:

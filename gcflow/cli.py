@@ -312,6 +312,46 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
     write_figure(params, dataset, name)
 
 
+@verb(
+    "Time training, sampling and evaluation of DATASET's recipe on this machine; its data need not be prepared.",
+    "gcflow --params benchmarks/cifar10.yaml bench cifar10 --method ic --method gc --set precision=bfloat16",
+)
+@click.argument("dataset")
+@DEVICE
+@click.option("--method", "methods", multiple=True, help="Repeatable; ratios are to the first. All, if not given.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of `training`; repeatable.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Per round.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="After one to warm up.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: results/DATASET/bench.json]")
+@click.pass_context
+def bench(
+    context: click.Context,
+    dataset: str,
+    device: str,
+    methods: tuple[str, ...],
+    settings: tuple[str, ...],
+    steps: int,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    params = _load(context)
+    params.dataset(dataset)
+    import yaml
+
+    from gcflow.pipeline.bench import bench as measure
+    from gcflow.pipeline.bench import show
+    from gcflow.pipeline.folders import results_folder
+
+    overrides = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise GcflowError(f"--set {setting}: expected KEY=VALUE, e.g. precision=bfloat16")
+        overrides[key] = yaml.safe_load(value)
+    out = out or results_folder(params.root, dataset) / "bench.json"
+    show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out), out)
+
+
 @verb("Mirror every finished run to MLflow; calling it again sends only what is missing.", "gcflow track")
 @click.pass_context
 def track(context: click.Context) -> None:

@@ -96,4 +96,37 @@ class Mixture2d(Strict):
         return GaussianMixture((exact.means - process.data_mean).float(), exact.weights.float(), self.std)
 
 
-DataSource = Digits | Mixture2d
+@dataclass(frozen=True)
+class Synthetic(Strict):
+    """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them.
+
+    shape: [C, H, W]. count: images. seed: of the draw.
+    """
+
+    shape: tuple[int, int, int]
+    count: int
+    seed: int
+    source: Literal["synthetic"] = "synthetic"
+
+    def __post_init__(self) -> None:
+        require(min(self.shape) >= 1, "shape", list(self.shape), "[channels, height, width], each >= 1")
+        require(self.count >= 1, "count", self.count, "an integer >= 1")
+
+    def load(self) -> RawData:
+        """Draws the images; their labels are all 0."""
+        import numpy as np
+
+        draw = np.random.default_rng(self.seed)
+        samples = draw.integers(0, 256, (self.count, *self.shape), dtype=np.uint8)
+        provenance = {"source": "random pixels", "transform": "none"}
+        return RawData(samples, np.zeros(self.count, dtype=np.int64), provenance)
+
+    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
+        """The empirical distribution of the prepared images, in model space."""
+        from gcflow.oracles import empirical
+        from gcflow.preconditioning import to_model_space
+
+        return empirical(to_model_space(data, process))
+
+
+DataSource = Digits | Mixture2d | Synthetic

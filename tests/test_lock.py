@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -154,9 +155,9 @@ def test_a_second_process_is_told_who_is_there(folder, hold):
     assert first.hears() == "in"
     code, error = hold().ends()
     assert code == 1
-    assert error == (
+    assert re.sub(r"\d+ s ago", "3 s ago", error) == (
         f"{RUN}: already being trained by process {first.pid} on {socket.gethostname()} (Slurm job 77), "
-        "last heard of 0 s ago; give --wait, or stop it"
+        "last heard of 3 s ago; give --wait, or stop it"
     )
     assert first.ask() == "held"
     assert first.ends("leave") == (0, "")
@@ -274,7 +275,7 @@ def test_a_process_of_another_container_is_told_by_its_silence(folder):
 @pytest.mark.parametrize("content", [b"", b'{"host": "a", "pi', b"\xff\x00", b"[]", b"null", b"1", b'{"host": "a"}'])
 def test_a_file_that_cannot_be_read_is_told_by_its_silence(folder, content):
     left_behind(folder, content=content)
-    assert "already being trained by an unknown process, last heard of 0 s ago" in refused(folder)
+    assert "already being trained by an unknown process, last heard of " in refused(folder)
     left_behind(folder, silence=130, content=content)
     assert taken(folder)
 
@@ -287,8 +288,8 @@ def test_silence_is_measured_by_the_clock_of_the_file_system(folder, monkeypatch
         touch(path, times or (time.time() + skew,) * 2)
 
     monkeypatch.setattr(os, "utime", on_the_server)
-    left_behind(folder, silence=3 - skew, host="elsewhere")
-    assert "last heard of 3 s ago" in refused(folder)
+    left_behind(folder, silence=60 - skew, host="elsewhere")
+    assert re.search(r"last heard of [67]\d s ago", refused(folder))
     left_behind(folder, silence=130 - skew, host="elsewhere")
     assert taken(folder)
 
@@ -307,7 +308,8 @@ def test_a_suspended_holder_that_was_followed_finds_out_and_touches_nothing(fold
     )
     assert first.ends("leave") == (0, "")
     assert third.ask() == "held"
-    assert files(folder) == ["lock.00000002"]
+    # The one that waits makes files of its own.
+    assert [path.name for path in folder.glob("lock.*")] == ["lock.00000002"]
     assert third.ends("leave")[0] == 0
     assert second.hears() == "in"
 

@@ -105,16 +105,16 @@ class Params:
             raise self._fail(f"datasets.{run.dataset}.runs.{run.method}.seeds", f"has no {run.seed}; known: {known}")
         return run
 
-    def run_config(self, name: str) -> RunConfig:
-        """The resolved configuration of a run: the data set's blocks with the method's overrides."""
-        return self._config(self.parse_run(name))
+    def run_config(self, name: str, training: dict[str, Any] | None = None) -> RunConfig:
+        """The resolved configuration of a run: the data set's blocks with the method's overrides, and `training`'s."""
+        return self._config(self.parse_run(name), training or {})
 
-    def _config(self, run: Run) -> RunConfig:
+    def _config(self, run: Run, override: dict[str, Any] | None = None) -> RunConfig:
         entry, raw = self.dataset(run.dataset), self.document["datasets"][run.dataset]
         method = entry.methods[run.method]
         where = ("datasets", run.dataset, "methods", run.method)
         network = _merged(raw["network"], method.network)
-        training = _merged(raw["training"], method.training)
+        training = _merged(_merged(raw["training"], method.training), override or {})
         parts = {
             "network": self._validated(NetworkConfig, network, (*where, "network")),
             "training": self._validated(TrainingConfig, training, (*where, "training")),

@@ -1,0 +1,306 @@
+"""`gcflow bench`: how fast this machine trains, samples and evaluates, and what share of its peak that is.
+
+A training step is compared with the network passes that it cannot avoid: the teacher's, the student's with its
+gradient, and the endpoint prediction for the share mu of the samples. With F operations for one pass of one image a
+step of IC costs 4 F per image, of GC(mu) (4 + mu) F, of CD 5 F.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gcflow.batches import resident
+from gcflow.classifier import ImageClassifier
+from gcflow.config import RunConfig, to_dict
+from gcflow.errors import GcflowError
+from gcflow.files import write_json
+from gcflow.metrics import frechet_distance
+from gcflow.objectives import mu_at
+from gcflow.pipeline.evaluate import samplers
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.schema import Classifier
+from gcflow.precision import begin_step, set_precision, tune
+from gcflow.preconditioning import PreconditionedNetwork, to_model_space
+from gcflow.sampling import generate
+from gcflow.training import Helpers, TrainingState, initial_state, spec_of, train
+
+SAMPLES = 512
+MATRIX = {"cpu": 2048, "cuda": 8192}
+
+
+def synchronise(device: str) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall time of `work`."""
+    synchronise(device)
+    begun = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - begun
+
+
+def peak_rate(precision: str, device: str) -> float:
+    """Operations per second of a large square matrix product in a run's precision: the best of ten."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    side = MATRIX["cuda" if device.startswith("cuda") else "cpu"]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
+    """Floating-point operations of one pass of the network for one sample: products and sums of its layers."""
+    model = spec_of(config, shape).build()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *shape), torch.ones(1))
+    operations: int = counter.get_total_flops()
+    return operations
+
+
+def passes_per_sample(config: RunConfig) -> float:
+    """Forward passes that a training step costs per sample, a backward pass counted as two."""
+    if config.method.objective == "denoising":
+        return 3.0
+    distils = config.method.objective == "distillation" and config.method.teacher != "exact"
+    return 4.0 + mu_at(config.training.steps // 2, config) + (1.0 if distils else 0.0)
+
+
+@dataclass
+class Trainer:
+    """A run that is timed: the real loop, and its bare passes."""
+
+    config: RunConfig
+    data: Tensor
+    state: TrainingState
+    helpers: Helpers
+    device: str
+
+    @classmethod
+    def of(cls, params: Params, run: Run, overrides: dict[str, Any], data: Tensor, device: str) -> "Trainer":
+        """A fresh one, with untrained weights in every role."""
+        config = params.run_config(run.name, overrides)
+        shape = tuple(data.shape[1:])
+
+        def untrained(role: str) -> PreconditionedNetwork | None:
+            needed = params.needed_runs(run).get(role)
+            if needed is None:
+                return None
+            model = spec_of(params.run_config(needed[0].name, overrides), shape).build()
+            return tune(model.to(device).eval().requires_grad_(False), config.training)
+
+        exact = None
+        if config.method.teacher == "exact":
+            exact = params.dataset(run.dataset).data.exact_mixture(data, config.process).denoise
+        helpers = Helpers(untrained("predictor"), untrained("teacher"), exact)
+        return cls(config, data, initial_state(config, shape, device), helpers, device)
+
+    def steps(self, count: int) -> None:
+        """`count` steps of training."""
+        end = self.state.step + count
+        training = replace(self.config.training, steps=end, snapshot_every=end)
+        train(replace(self.config, training=training), self.data, self.state, helpers=self.helpers)
+
+    def passes(self, count: int) -> None:
+        """The bare passes of `count` steps."""
+        training = self.config.training
+        x = to_model_space(self.data[: training.batch], self.config.process)
+        sigma = torch.full((len(x),), 1.0, device=self.device)
+        size = training.micro_batch or len(x)
+        extra = round((passes_per_sample(self.config) - 4) * size)
+        helper = self.helpers.teacher or self.helpers.predictor or self.state.ema
+        for _ in range(count):
+            begin_step(training)
+            for part, levels in zip(x.split(size), sigma.split(size), strict=True):
+                self.state.model(part, levels).square().mean().backward()
+                with torch.no_grad():
+                    if self.config.method.objective != "denoising":
+                        self.state.model(part, levels)
+                    if extra > 0:
+                        helper(part[:extra], levels[:extra])
+            self.state.optimizer.zero_grad(set_to_none=True)
+
+
+def memory_of_step(params: Params, run: Run, overrides: dict[str, Any], data: Tensor, device: str) -> int | None:
+    """Peak bytes that a GPU has allocated in training steps, data included; None on the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    Trainer.of(params, run, overrides, data, device).steps(2)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def bench_training(
+    params: Params,
+    runs: list[Run],
+    overrides: dict[str, Any],
+    data: Tensor,
+    device: str,
+    steps: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Times each run's steps and passes, in turn with the first run's, so that a drifting machine drifts for both."""
+    reference = Trainer.of(params, runs[0], overrides, data, device)
+    rate, results = peak_rate(reference.config.training.precision, device), {}
+    operations = pass_operations(reference.config, tuple(data.shape[1:]))
+    with Progress("bench", len(runs) * (rounds + 1), unit="round") as progress:
+        for number, run in enumerate(runs):
+            memory = memory_of_step(params, run, overrides, data, device)
+            trainer = reference if number == 0 else Trainer.of(params, run, overrides, data, device)
+            times: dict[str, list[float]] = {"step": [], "passes": [], "reference": []}
+            for turn in range(rounds + 1):
+                works = {"reference": reference.steps, "step": trainer.steps, "passes": trainer.passes}
+                measured = {key: seconds(partial(work, steps), device) / steps for key, work in works.items()}
+                if turn > 0:
+                    for key, value in measured.items():
+                        times[key].append(value)
+                progress.update(number * (rounds + 1) + turn + 1, run.method)
+            step, passes, base = (statistics.median(times[key]) for key in ("step", "passes", "reference"))
+            config = trainer.config
+            done = config.training.batch / step
+            results[run.method] = {
+                "seconds_per_step": step,
+                "images_per_second": done,
+                "step_over_passes": step / passes,
+                "step_over_first": step / base,
+                "passes_per_image": passes_per_sample(config),
+                "share_of_peak": done * passes_per_sample(config) * operations / rate,
+                "peak_memory_bytes": memory,
+            }
+    return {"operations_per_pass": operations, "peak_operations_per_second": rate, "methods": results}
+
+
+def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], device: str) -> dict[str, Any]:
+    """Images per second of each sampler of the evaluation protocol, noise and storage form included."""
+    model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
+    tune(model, config.training)
+    results = {}
+    for sampler in samplers(config, params.dataset(config.dataset).evaluation):
+        images = range(SAMPLES)
+
+        def draw(sampler: Any = sampler, images: range = images) -> None:
+            for _ in generate(model, sampler, shape, images, 0, batch=min(SAMPLES, config.training.batch)):
+                pass
+
+        draw()
+        results[f"{sampler.name}-{sampler.evaluations}"] = SAMPLES / seconds(draw, device)
+    return results
+
+
+def bench_evaluation(params: Params, dataset: str, data: Tensor) -> dict[str, Any]:
+    """Images per second of features and of the Fréchet distance, where features are a classifier's."""
+    if not isinstance(params.dataset(dataset).features, Classifier):
+        return {}
+    classifier = ImageClassifier(tuple(data.shape[1:]), 10).eval().requires_grad_(False)
+    images = data[:SAMPLES].cpu()
+    features = classifier.features(images)
+    return {
+        "features": len(images) / seconds(lambda: classifier.features(images), "cpu"),
+        "frechet_distance": len(images) / seconds(lambda: frechet_distance(features, features.flip(0)), "cpu"),
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def bench(
+    params: Params,
+    dataset: str,
+    methods: tuple[str, ...],
+    overrides: dict[str, Any],
+    device: str,
+    steps: int,
+    rounds: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Measures training, sampling and evaluation at a data set's shapes, writes JSON and returns it.
+
+    Args:
+        params: the grid.
+        dataset: whose network, recipe and data are used; its data need not be prepared.
+        methods: to be timed; the ratios are to the first. Empty means all of them.
+        overrides: keys of `training` set for this measurement.
+        device: torch device.
+        steps: per round.
+        rounds: counted ones, after one to warm up; medians are reported.
+        out: the JSON file.
+
+    Raises:
+        GcflowError: an unknown method, or a key or value that params.yaml could not have either.
+    """
+    entry = params.dataset(dataset)
+    known = list(entry.runs)
+    for method in methods:
+        if method not in known:
+            raise GcflowError(f"--method {method}: {dataset} has runs of {', '.join(known)}")
+    runs = [Run(dataset, method, entry.runs[method].seeds[0]) for method in methods or known]
+    first = params.run_config(runs[0].name, overrides)
+    torch.set_num_threads(first.training.cpu_threads)
+    set_precision(first.training)
+    raw = torch.from_numpy(entry.data.load().samples)
+    shape = tuple(raw.shape[1:])
+    data = resident(raw, device, 0.5)
+    document = {
+        "command": f"gcflow {' '.join(sys.argv[1:])}",
+        "machine": machine(device),
+        "dataset": dataset,
+        "shape": list(shape),
+        "training": to_dict(first.training),
+        "network": to_dict(first.network),
+        "steps_per_round": steps,
+        "rounds": rounds,
+        "train": bench_training(params, runs, overrides, data, device, steps, rounds),
+        "sampling_images_per_second": bench_sampling(first, params, shape, device),
+        "evaluation_images_per_second": bench_evaluation(params, dataset, data),
+        "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    write_json(out, document)
+    return document
+
+
+def show(document: dict[str, Any], out: Path) -> None:
+    """Prints the measurements as a table."""
+    trained = document["train"]
+    say(f"{'method':<18} {'steps/s':>9} {'images/s':>10} {'/ passes':>9} {'/ first':>8} {'of peak':>8} {'memory':>9}")
+    for method, row in trained["methods"].items():
+        memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else "-"
+        say(
+            f"{method:<18} {1 / row['seconds_per_step']:>9.4g} {row['images_per_second']:>10.4g} "
+            f"{row['step_over_passes']:>9.3f} {row['step_over_first']:>8.3f} {row['share_of_peak']:>8.1%} {memory:>9}"
+        )
+    for title in ("sampling", "evaluation"):
+        for name, value in document[f"{title}_images_per_second"].items():
+            say(f"{title} {name:<16} {value:>12.4g} images/s")
+    say(f"peak of the matrix product: {trained['peak_operations_per_second'] / 1e12:.3g} TFLOP/s; written to {out}")

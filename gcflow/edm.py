@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +244,13 @@ def _unpickled(data: bytes) -> Any:
     return _InertUnpickler(io.BytesIO(data)).load()
 
 
+def _torch_loaded(data: bytes) -> Any:
+    with warnings.catch_warnings():
+        # A refusal is one line; torch would warn of the content it refuses.
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
 def _indices(value: Any) -> bool:
     return isinstance(value, tuple) and all(type(i) is int and i >= 0 for i in value)
 
@@ -253,7 +261,7 @@ def _tensor(name: str, stored: Any) -> Tensor:
     if not isinstance(stored, _Stored) or not isinstance(stored.storage, _Storage):
         raise Refusal(f"{shown} is no tensor, in a place where every EDM model has one")
     try:
-        storage = torch.load(io.BytesIO(stored.storage.content), map_location="cpu", weights_only=True)
+        storage = _torch_loaded(stored.storage.content)
     except Exception:
         raise Refusal(f"refused: the storage of {shown} is damaged, or holds more than numbers") from None
     if not isinstance(storage, torch.storage.TypedStorage) or storage.dtype not in FLOATING:
@@ -393,6 +401,8 @@ def infer_network(tensors: dict[str, Tensor]) -> tuple[NetworkConfig, tuple[int,
     if not parts:
         raise Refusal(f"holds no tensor enc.*, so it is no {NETWORK_CLASS} of EDM")
     sides = sorted(parts, reverse=True)
+    if sides != [sides[0] >> level for level in range(len(sides))]:
+        raise Refusal(f"has levels of sides {sides}, expected each half of the one before")
     channels, image_channels = _shape(tensors, f"enc.{sides[0]}x{sides[0]}_conv.weight", 4)[:2]
     widths = [_shape(tensors, f"enc.{side}x{side}_block0.conv1.weight", 4)[0] for side in sides]
     for side, width in zip(sides, widths, strict=True):
@@ -545,10 +555,7 @@ def _from_pickle(path: Path, data: bytes, preconditioning: Preconditioning | Non
 def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning | None, keep: bool) -> ImportedModel:
     unreadable = "is damaged, or holds more than tensors; expected the state dict of a SongUNet"
     with _one_line(path, unreadable):
-        if _format(data) == "safetensors":
-            tensors = safetensors.torch.load(data)
-        else:
-            tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        tensors = safetensors.torch.load(data) if _format(data) == "safetensors" else _torch_loaded(data)
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             raise Refusal(unreadable)
         if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -299,7 +299,8 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         NonFiniteLoss: the mean loss since the last line, or a weight, is NaN or infinite.
     """
     loss = state.mean_loss()
-    sound = all(bool(torch.isfinite(parameter).all()) for parameter in state.model.parameters())
+    # One number per tensor and one transfer: every NaN and infinity shows in its norm.
+    sound = bool(torch.stack(torch._foreach_norm(list(state.model.parameters()))).isfinite().all())
     if not math.isfinite(loss) or not sound:
         found = f"loss is {loss}" if not math.isfinite(loss) else "a weight is not finite"
         raise NonFiniteLoss(

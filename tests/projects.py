@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import sysconfig
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import yaml
 
@@ -18,7 +24,7 @@ SCRIPT = Path(sysconfig.get_path("scripts")) / "gcflow"
 
 
 def tiny_params() -> dict[str, Any]:
-    """A fresh params.yaml document: every kind of stage, two data sets, seven runs of 40 steps."""
+    """A fresh params.yaml document: every kind of stage and schedule, two data sets, nine runs of 40 steps."""
     process = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.75, "data_mean": -0.39}
     training = {
         "steps": 40,
@@ -29,7 +35,14 @@ def tiny_params() -> dict[str, Any]:
         "gradient_clip": 1.0,
         "ema_decay": 0.9,
         "snapshot_every": 20,
-        "schedule": {"s0": 4, "s1": 16, "p_mean": -1.1, "p_std": 2.0},
+        "schedule": {"kind": "ict", "s0": 4, "s1": 16, "p_mean": -1.1, "p_std": 2.0},
+    }
+    # Geng et al. 2024: a denoiser's weights, continuous pairs of noise levels that close in over the stages, the L2 norm.
+    tuned = {
+        "optimizer": "radam",
+        "distance": "pseudo-huber",
+        "huber_c": 0.0,
+        "schedule": {"kind": "ect", "stage_every": 10},
     }
     evaluation = {
         "samples": 64,
@@ -58,7 +71,19 @@ def tiny_params() -> dict[str, Any]:
                         "network": {"channels": 24},
                     },
                     "cd": {"objective": "distillation", "teacher": {"method": "denoiser"}},
-                    "denoiser": {"objective": "denoising", "training": {"schedule": {"p_mean": -1.2, "p_std": 1.2}}},
+                    "denoiser": {
+                        "objective": "denoising",
+                        "training": {"schedule": {"kind": "edm", "p_mean": -1.2, "p_std": 1.2}},
+                    },
+                    "ect": {"objective": "consistency", "init": {"method": "denoiser"}, "training": tuned},
+                    "ect-gc": {
+                        "objective": "consistency",
+                        "coupling": "gc",
+                        "mu": 0.3,
+                        "predictor": "ema",
+                        "init": {"method": "denoiser"},
+                        "training": tuned,
+                    },
                 },
                 "runs": {
                     "ic": {"label": "iCT-IC", "seeds": [0, 1]},
@@ -66,6 +91,8 @@ def tiny_params() -> dict[str, Any]:
                     "gc-frozen": {"label": "iCT-GC, frozen", "seeds": [0]},
                     "cd": {"label": "CD", "seeds": [0]},
                     "denoiser": {"label": "Denoiser", "seeds": [0]},
+                    "ect": {"label": "ECT", "seeds": [0]},
+                    "ect-gc": {"label": "ECT-GC", "seeds": [0]},
                 },
                 "features": {
                     "kind": "classifier",
@@ -101,7 +128,7 @@ def tiny_params() -> dict[str, Any]:
                 },
                 "process": process | {"sigma_data": 0.8, "data_mean": 0.0},
                 "network": {"architecture": "mlp", "channels": 8, "blocks": 1},
-                "training": training | {"optimizer": "lion", "schedule": {"s0": 4, "s1": 8}},
+                "training": training | {"optimizer": "lion", "schedule": {"kind": "ict", "s0": 4, "s1": 8}},
                 "methods": {"ic": {"objective": "consistency", "coupling": "ic"}},
                 "runs": {"ic": {"label": "iCT-IC", "seeds": [0]}},
                 "features": {"kind": "identity"},
@@ -147,12 +174,148 @@ def gcflow(
     return result
 
 
-def start(folder: Path, *args: str | Path) -> subprocess.Popen[str]:
+def start(folder: Path, *args: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Starts the installed `gcflow` in a project and returns at once."""
     command = [sys.executable, str(SCRIPT), *map(str, args)]
     return subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+class _ForkedMember:
+    """What `launch` needs of `subprocess.Popen`, for a process forked from its launcher."""
+
+    def __init__(self, command: list[str], env: dict[str, str], pass_fds: tuple[int, ...]) -> None:
+        assert command[1:3] == ["-m", "gcflow"]
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *pass_fds}:
+                with suppress(OSError):
+                    os.close(descriptor)
+            _run(tuple(command[3:]), env)
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def wait(self) -> None:
+        wait_until(lambda: self.poll() is not None)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _run(args: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+    """`gcflow` in this process, which then ends."""
+    from gcflow.cli import main
+
+    code: Any = 1
+    try:
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = ["gcflow", *args]
+        main(list(args))
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _forked(folder: Path, args: tuple[str, ...], env: dict[str, str], output: Path, file_size: int | None) -> None:
+    from gcflow.pipeline import launch
+
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(folder)
+    if file_size is not None:
+        limit_file_size(file_size)
+    launch.subprocess = SimpleNamespace(Popen=_ForkedMember)
+    _run(args, env)
+
+
+class Fork:
+    """`gcflow` as a process of its own that begins with torch imported, which costs tenths of a second.
+
+    It is forked from a server that has imported it once, and so are the processes that it launches. output: what it
+    has written. exitcode: -9 after SIGKILL, None while it runs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *args: str | Path,
+        env: dict[str, str] | None = None,
+        file_size: int | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pytest", "gcflow.cli", "gcflow.pipeline.train", "torch._dynamo"])
+        self.file = folder / f".output.{time.monotonic_ns()}"
+        target = (folder, tuple(map(str, args)), environment(env), self.file, file_size)
+        self.process = context.Process(target=_forked, args=target)
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    @property
+    def output(self) -> str:
+        return self.file.read_text() if self.file.exists() else ""
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.process.exitcode
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """Its exit code; a failure if it runs on for so long."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.output}")
+        return code
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0, pause: float = 0.005) -> None:
+    """Waits for a condition; a failure if it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{condition} is not true after {seconds} s"
+        time.sleep(pause)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody asked about does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(") ")[2][0] not in "ZX"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(") ")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            found.append(int(path.parent.name))
+    return sorted(child for child in found if alive(child))
 
 
 def limit_file_size(size: int) -> None:
@@ -183,6 +346,62 @@ def train_here(folder: Path, run: str, minutes: float | None = None) -> None:
         train_run(Params(folder / "params.yaml"), run, minutes=minutes)
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+# What a run leaves.
+
+
+def run_folder(root: Path, run: str) -> Path:
+    dataset, method, seed = run.split("/")
+    return root / "results" / dataset / method / f"seed{seed}"
+
+
+def state_folder(root: Path, run: str) -> Path:
+    """The folder of the run's only configuration so far."""
+    (folder,) = (path for path in (run_folder(root, run) / "state").iterdir() if path.is_dir())
+    return folder
+
+
+def checkpoints(root: Path, run: str) -> list[Path]:
+    """Oldest first."""
+    return sorted(run_folder(root, run).glob("state/*/checkpoint-*.safetensors"))
+
+
+def metrics(root: Path, run: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = (run_folder(root, run) / "metrics.jsonl").read_text().splitlines()
+    clock = ("time", "images_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def weights(root: Path, run: str) -> bytes:
+    return (run_folder(root, run) / "weights.safetensors").read_bytes()
+
+
+def snapshots(root: Path, run: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run_folder(root, run) / "snapshots").iterdir()}
+
+
+def temporary_files(root: Path) -> list[Path]:
+    """Files below results/ that no complete or stopped run has."""
+    known = {"config.json", "weights.safetensors", "metrics.jsonl"}
+    files = [path for path in (root / "results").rglob("*") if path.is_file() and path.name not in known]
+    return [path for path in files if not re.fullmatch(r"(checkpoint-)?\d{8}\.safetensors|lock\.\d{8}", path.name)]
+
+
+def assert_same_run(root: Path, other: Path, run: str) -> None:
+    """That a run in two projects has the same bits and the same losses."""
+    assert weights(root, run) == weights(other, run)
+    assert snapshots(root, run) == snapshots(other, run)
+    assert metrics(root, run) == metrics(other, run)
+
+
+def error_line(errors: str) -> str:
+    """The one line of a refusal on standard error, checked to be the only one and no traceback."""
+    lines = [line for line in errors.splitlines() if line.startswith("gcflow: error: ")]
+    assert len(lines) == 1, errors
+    assert "Traceback" not in errors
+    return lines[0].removeprefix("gcflow: error: ")
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -9,12 +9,21 @@ from scipy import stats
 from scipy.optimize import linprog
 from torch import nn
 
-from gcflow.config import MethodConfig, NetworkConfig, NoiseProcess, RunConfig, ScheduleConfig, TrainingConfig
-from gcflow.couplings import CouplingContext, generator_augmented, independent, optimal_transport
+from gcflow.batches import Batches
+from gcflow.config import (
+    EctSchedule,
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+)
+from gcflow.couplings import COUPLINGS, CouplingContext, generator_augmented, optimal_assignment
+from gcflow.distributed import World
 from gcflow.objectives import ConsistencyObjective, mu_at
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.randomness import generator
-from gcflow.training import build_model
+from gcflow.training import spec_of
 
 SEEDS = st.integers(0, 2**31)
 PROCESS = NoiseProcess()
@@ -38,7 +47,7 @@ def gaussian(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run_config(method, batch=64, seed=0, steps=100, dropout=0.0, **training):
+def run_config(method, batch=64, seed=0, steps=100, dropout=0.0, schedule=None):
     return RunConfig(
         dataset="toy",
         method_name="method",
@@ -50,8 +59,7 @@ def run_config(method, batch=64, seed=0, steps=100, dropout=0.0, **training):
             batch=batch,
             learning_rate=1e-3,
             snapshot_every=steps,
-            schedule=ScheduleConfig(s0=10, s1=20),
-            **training,
+            schedule=schedule or IctSchedule(s0=10, s1=20),
         ),
         method=method,
     )
@@ -64,27 +72,43 @@ def gc(mu):
 IC = MethodConfig(objective="consistency", coupling="ic")
 
 
+def drawn(config, data, step):
+    with Batches(config, data, torch.device("cpu"), World()) as batches:
+        return batches[step]
+
+
+def objective(config, predict, model=None, multiple=1):
+    model = model or nn.Identity()
+    return ConsistencyObjective(config, model, model, predict, multiple=multiple)
+
+
 def squared_costs(x, z):
     return ((x.double().flatten(1)[:, None] - z.double().flatten(1)[None]) ** 2).sum(-1).numpy()
 
 
-def test_the_independent_coupling_changes_nothing():
-    x, z = gaussian(0, 4, 3), gaussian(1, 4, 3)
-    endpoint, noise = independent(x, z)
-    assert endpoint is x
-    assert noise is z
+# Optimal transport.
+
+
+def test_the_independent_coupling_does_nothing():
+    assert COUPLINGS["ic"].assignment is None
+    assert COUPLINGS["ic"].endpoints is None
+
+
+def test_each_other_coupling_does_one_of_the_two():
+    assert COUPLINGS["ot"] == (optimal_assignment, None)
+    assert COUPLINGS["gc"] == (None, generator_augmented)
 
 
 @given(seed=SEEDS, count=st.integers(1, 6), dimension=st.integers(1, 4))
 @settings(deadline=None, max_examples=40)
 def test_optimal_transport_is_the_cheapest_of_all_permutations(seed, count, dimension):
     x, z = 0.5 * gaussian(seed, count, dimension) + 1, gaussian(seed + 1, count, dimension)
-    endpoint, noise = optimal_transport(x, z)
-    assert endpoint is x
-    assert sorted(noise.tolist()) == sorted(z.tolist())
+    chosen = optimal_assignment(x, z)
+    assert chosen.dtype == torch.int64
+    assert sorted(chosen.tolist()) == list(range(count))
     costs = squared_costs(x, z)
     cheapest = min(costs[range(count), order].sum() for order in permutations(range(count)))
-    assert np.trace(squared_costs(x, noise)) == pytest.approx(cheapest, rel=1e-5)
+    assert np.trace(squared_costs(x, z[chosen])) == pytest.approx(cheapest, rel=1e-5)
 
 
 def test_optimal_transport_costs_what_linear_programming_finds():
@@ -95,32 +119,32 @@ def test_optimal_transport_costs_what_linear_programming_finds():
     for i in range(count):
         marginals[i, i, :] = marginals[count + i, :, i] = 1
     solution = linprog(costs.ravel(), A_eq=marginals.reshape(2 * count, -1), b_eq=np.ones(2 * count), bounds=(0, 1))
-    _, noise = optimal_transport(x, z)
-    assert noise.shape == z.shape
-    assert np.trace(squared_costs(x, noise)) == pytest.approx(solution.fun, rel=1e-5)
-    assert np.trace(squared_costs(x, noise)) < np.trace(costs)
+    paired = squared_costs(x, z[optimal_assignment(x, z)])
+    assert np.trace(paired) == pytest.approx(solution.fun, rel=1e-5)
+    assert np.trace(paired) < np.trace(costs)
 
 
 def test_optimal_transport_on_the_line_pairs_sorted_points():
     x, z = gaussian(0, 200, 1).double(), gaussian(1, 200, 1).double()
-    _, noise = optimal_transport(x, z)
     order = x[:, 0].argsort()
-    assert torch.equal(noise[order], z.sort(dim=0).values)
+    assert torch.equal(z[optimal_assignment(x, z)][order], z.sort(dim=0).values)
 
 
 def test_optimal_transport_undoes_a_shuffle():
     x = 3 * gaussian(0, 32, 8)
     noise = x + 0.01 * gaussian(1, 32, 8)
-    shuffled = noise[torch.randperm(32, generator=torch.Generator().manual_seed(2))]
-    assert torch.equal(optimal_transport(x, shuffled)[1], noise)
+    shuffle = torch.randperm(32, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(noise[shuffle][optimal_assignment(x, noise[shuffle])], noise)
+
+
+# Generator augmentation.
 
 
 def test_generator_augmentation_without_takers_is_the_independent_coupling_and_predicts_nothing():
     x, z = gaussian(0, 5, 2), gaussian(1, 5, 2)
-    nobody = CouplingContext(torch.ones(5), torch.zeros(5, dtype=torch.bool), must_not_be_called)
-    endpoint, noise = generator_augmented(x, z, nobody)
-    assert torch.equal(endpoint, x)
-    assert torch.equal(noise, z)
+    for multiple in (1, 4):
+        nobody = CouplingContext(torch.ones(5), torch.zeros(5, dtype=torch.bool), must_not_be_called, multiple)
+        assert torch.equal(generator_augmented(x, z, nobody), x)
 
 
 @given(takers=st.lists(st.booleans(), min_size=1, max_size=9))
@@ -128,12 +152,12 @@ def test_generator_augmentation_without_takers_is_the_independent_coupling_and_p
 def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level(takers):
     count = len(takers)
     x, z = gaussian(0, count, 1, 2, 2), gaussian(1, count, 1, 2, 2)
-    before = x.clone()
+    before = x.clone(), z.clone()
     low = torch.arange(1.0, count + 1)
     predictor = Predictor()
-    endpoint, noise = generator_augmented(x, z, CouplingContext(low, torch.tensor(takers), predictor))
-    assert torch.equal(noise, z)
-    assert torch.equal(x, before)
+    endpoint = generator_augmented(x, z, CouplingContext(low, torch.tensor(takers), predictor))
+    assert torch.equal(x, before[0])
+    assert torch.equal(z, before[1])
     chosen = [i for i, taken in enumerate(takers) if taken]
     assert len(predictor.calls) == (1 if chosen else 0)
     if chosen:
@@ -147,37 +171,85 @@ def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level
             assert torch.equal(endpoint[i], x[i])
 
 
+@given(takers=st.lists(st.booleans(), min_size=1, max_size=13), multiple=st.integers(2, 8))
+@settings(deadline=None, max_examples=60)
+def test_rounding_up_the_number_of_predictions_changes_no_endpoint(takers, multiple):
+    count, taking = len(takers), torch.tensor(takers)
+    x, z, low = gaussian(0, count, 3), gaussian(1, count, 3), torch.arange(1.0, count + 1)
+    exact, rounded = Predictor(), Predictor()
+    expected = generator_augmented(x, z, CouplingContext(low, taking, exact))
+    endpoint = generator_augmented(x, z, CouplingContext(low, taking, rounded, multiple))
+    assert torch.equal(endpoint, expected)
+    if any(takers):
+        ((seen, sigma),) = rounded.calls
+        assert len(seen) == len(sigma) == -(-sum(takers) // multiple) * multiple
+        torch.testing.assert_close(seen[: sum(takers)], exact.calls[0][0])
+
+
+def test_endpoints_of_a_real_network_do_not_change_by_rounding_up():
+    config = run_config(gc(0.5))
+    model = spec_of(config, (6,)).build(0)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data += 0.1 * gaussian(i, *parameter.shape)
+    batch = drawn(config, gaussian(3, 64, 6), 2)
+    assert 16 < batch.take_gc.sum() < 48
+    with torch.no_grad():
+        one, four = (
+            generator_augmented(batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, model, multiple))
+            for multiple in (1, 4)
+        )
+    assert torch.equal(one[~batch.take_gc], four[~batch.take_gc])
+    torch.testing.assert_close(one, four, rtol=1e-5, atol=1e-6)
+
+
+def test_a_taker_has_the_endpoint_of_its_own_prediction_however_many_are_added_after_it():
+    """Rows added to fill up a pass are predicted too; theirs must not replace the sample's own by a rounding more."""
+
+    def numbered(x, sigma):
+        return torch.arange(float(len(x)))[:, None].expand_as(x)
+
+    for takers in range(1, 9):
+        taking = torch.arange(10) < takers
+        context = CouplingContext(torch.ones(10), taking, numbered, multiple=8)
+        endpoints = generator_augmented(torch.full((10, 2), -1.0), torch.zeros(10, 2), context)
+        assert endpoints[:, 0].tolist() == [*range(takers), *[-1] * (10 - takers)]
+
+
+@pytest.mark.parametrize("schedule", [IctSchedule(s0=10, s1=20), EctSchedule()])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("step", [0, 60])
-def test_mu_zero_gives_the_loss_and_gradient_of_independent_coupling_to_the_bit(seed, step):
+def test_mu_zero_gives_the_loss_and_gradient_of_independent_coupling_to_the_bit(schedule, seed, step):
     results = []
     for method in (IC, gc(0.0)):
-        config = run_config(method, seed=seed, dropout=0.3)
-        model = build_model(config, (6,))
+        config = run_config(method, seed=seed, dropout=0.3, schedule=schedule)
+        model = spec_of(config, (6,)).build(config.seed)
         for i, parameter in enumerate(model.parameters()):
             parameter.data += 0.1 * gaussian(i, *parameter.shape)
-        loss = ConsistencyObjective(config, model, must_not_be_called)(gaussian(9, 64, 6), step)
+        loss = objective(config, must_not_be_called, model)(drawn(config, gaussian(9, 64, 6), step))
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert results[0][0] > 0
 
 
+@pytest.mark.parametrize("schedule", [IctSchedule(s0=10, s1=20), EctSchedule(q=4)])
 @pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
-def test_both_points_of_a_pair_lie_on_one_line_from_the_endpoint_along_the_noise(mu):
-    config = run_config(gc(mu), batch=200)
-    x, predictor = gaussian(3, 200, 4), Predictor()
-    objective = ConsistencyObjective(config, PreconditionedNetwork(nn.Identity(), "consistency", PROCESS), predictor)
-    x_low, low, x_high, high = (part.double() for part in objective.pair(x, 7))
-    z = torch.randn(200, 4, generator=generator(0, 7, "noise")).double()
+def test_both_points_of_a_pair_lie_on_one_line_from_the_endpoint_along_the_noise(mu, schedule):
+    config = run_config(gc(mu), batch=200, schedule=schedule)
+    predictor = Predictor()
+    batch = drawn(config, gaussian(3, 200, 4), 7)
+    model = PreconditionedNetwork(nn.Identity(), "consistency", PROCESS)
+    x_low, x_high = (part.double() for part in objective(config, predictor, model).points(batch))
+    x, z, low, high = (part.double() for part in batch[:4])
     assert (high > low).all()
     tolerance = 1e-6 * (high[:, None] * z.abs() + 101)
     assert ((x_high - x_low - (high - low)[:, None] * z).abs() <= tolerance).all()
     endpoint_low, endpoint_high = x_low - low[:, None] * z, x_high - high[:, None] * z
-    assert ((endpoint_low - endpoint_high).abs() <= tolerance).all()
-    augmented = (endpoint_low.mean(1) > 20).numpy()
-    predicted = 0.5 * (x.double() + low[:, None] * z) + 100
-    expected = torch.where(torch.from_numpy(augmented)[:, None], predicted, x.double())
+    assert ((endpoint_low - endpoint_high).abs() <= 2 * tolerance).all()
+    augmented = endpoint_low.mean(1) > 20
+    assert torch.equal(augmented, batch.take_gc)
+    predicted = 0.5 * (x + low[:, None] * z) + 100
+    expected = torch.where(augmented[:, None], predicted, x)
     assert ((endpoint_low - expected).abs() <= tolerance).all()
     rows = sum(len(seen) for seen, _ in predictor.calls)
     assert augmented.sum() == rows
@@ -185,23 +257,53 @@ def test_both_points_of_a_pair_lie_on_one_line_from_the_endpoint_along_the_noise
     assert (rows == 200) == (mu == 1)
 
 
+@pytest.mark.parametrize("preconditioning", ["edm", "vp", "ve"])
+def test_in_ect_the_predicted_endpoint_is_the_data_itself_where_the_lower_level_is_zero(preconditioning):
+    method = MethodConfig(
+        objective="consistency", coupling="gc", mu=1.0, predictor="ema", preconditioning=preconditioning
+    )
+    config = run_config(method, batch=300, schedule=EctSchedule())
+    model = spec_of(config, (4,)).build(0)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data += 0.1 * gaussian(i, *parameter.shape)
+    seen = []
+
+    def predict(x, sigma):
+        seen.append(sigma)
+        return model(x, sigma)
+
+    batch = drawn(config, gaussian(3, 300, 4), 0)
+    at_zero = batch.low == 0
+    assert 30 < at_zero.sum() < 290
+    x_low, x_high = objective(config, predict, model).points(batch)
+    assert torch.equal(seen[0], batch.low)
+    assert torch.equal(x_low[at_zero], batch.data[at_zero])
+    torch.testing.assert_close(x_high[at_zero], (batch.data + batch.high[:, None] * batch.noise)[at_zero])
+    with torch.no_grad():
+        endpoints = model(batch.data + batch.low[:, None] * batch.noise, batch.low)
+    torch.testing.assert_close(x_low[~at_zero], (endpoints + batch.low[:, None] * batch.noise)[~at_zero])
+    torch.testing.assert_close(x_high[~at_zero], (endpoints + batch.high[:, None] * batch.noise)[~at_zero])
+    assert not torch.isclose(endpoints, batch.data)[~at_zero].all(1).any()
+
+
+# How many take it.
+
+
 @pytest.mark.parametrize("mu", [0.3, 0.5, 0.7])
 def test_the_share_of_augmented_samples_is_mu(mu):
     count = 8000
     config, predictor = run_config(gc(mu), batch=count), Predictor()
-    objective = ConsistencyObjective(config, nn.Identity(), predictor)
-    objective.pair(torch.zeros(count, 1), 0)
+    objective(config, predictor).points(drawn(config, torch.zeros(count, 1), 0))
     rows = len(predictor.calls[0][0])
     assert stats.binomtest(rows, count, mu).pvalue > 1e-3
 
 
 def test_which_samples_are_augmented_does_not_depend_on_their_interval():
     count = 20_000
-    config, predictor = run_config(gc(0.5), batch=count), Predictor()
-    _, low, _, _ = ConsistencyObjective(config, nn.Identity(), predictor).pair(torch.zeros(count, 1), 0)
-    everyone = low.unique(return_counts=True)[1].double().numpy()
-    takers = np.array([(predictor.calls[0][1] == level).sum() for level in low.unique()])
-    table = np.stack([takers, everyone - takers])
+    batch = drawn(run_config(gc(0.5), batch=count), torch.zeros(count, 1), 0)
+    levels, everyone = batch.low.unique(return_counts=True)
+    takers = np.array([batch.take_gc[batch.low == level].sum() for level in levels])
+    table = np.stack([takers, everyone.numpy() - takers])
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
@@ -216,17 +318,15 @@ def test_mu_changes_linearly_from_its_start_to_its_end():
 def test_the_share_of_augmented_samples_follows_the_change_of_mu():
     count = 4000
     config = run_config(gc((1.0, 0.0)), batch=count, steps=4)
-    shares = []
-    for step in range(4):
-        predictor = Predictor()
-        ConsistencyObjective(config, nn.Identity(), predictor).pair(torch.zeros(count, 1), step)
-        shares.append(len(predictor.calls[0][0]) / count)
+    shares = [drawn(config, torch.zeros(count, 1), step).take_gc.double().mean().item() for step in range(4)]
     assert shares == pytest.approx([1, 0.75, 0.5, 0.25], abs=4 * 0.5 / count**0.5)
 
 
-def test_every_step_draws_its_own_noise_intervals_and_takers():
-    config = run_config(gc(0.5), batch=100)
-    x = gaussian(0, 100, 3)
-    first, again, other = (ConsistencyObjective(config, nn.Identity(), Predictor()).pair(x, step) for step in (4, 4, 5))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+def test_a_sample_that_is_augmented_at_a_share_is_augmented_at_every_higher_share():
+    low, high = (drawn(run_config(gc(mu), batch=500), torch.zeros(500, 1), 3).take_gc for mu in (0.3, 0.6))
+    assert (high | ~low).all()
+
+
+def test_without_the_coupling_no_sample_is_marked_as_augmented():
+    for method in (IC, MethodConfig(objective="consistency", coupling="ot")):
+        assert not drawn(run_config(method), gaussian(0, 64, 2), 0).take_gc.any()

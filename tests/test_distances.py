@@ -73,6 +73,27 @@ def test_the_gradient_is_bounded_by_one_far_away_and_vanishes_at_zero():
     assert x.grad.norm(dim=1).tolist() == pytest.approx([0, 1])
 
 
+def test_constant_zero_is_the_norm_with_a_gradient_of_length_one_and_of_zero_where_it_has_none():
+    x = torch.cat([batch(0, 3, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.float64)]).requires_grad_()
+    y = torch.cat([batch(1, 3, 2, 4, 4), torch.zeros(1, 2, 4, 4, dtype=torch.float64)])
+    distances = pseudo_huber(x, y, 0.0)
+    distances.sum().backward()
+    gap = (x - y).detach()
+    norms = gap.flatten(1).norm(dim=1)
+    torch.testing.assert_close(distances.detach(), norms)
+    torch.testing.assert_close(x.grad[:3], gap[:3] / norms[:3].reshape(-1, 1, 1, 1))
+    assert torch.equal(x.grad[3], torch.zeros(2, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("difference", [1e-12, 1e-6, 1e12])
+def test_the_norm_and_its_gradient_hold_for_tiny_and_for_enormous_differences(difference):
+    x = torch.full((1, 4), difference, requires_grad=True)
+    distance = pseudo_huber(x, torch.zeros(1, 4), 0.0)
+    distance.backward()
+    assert distance.item() == pytest.approx(2 * difference, rel=1e-5)
+    assert x.grad[0].tolist() == pytest.approx([0.5] * 4, rel=1e-5)
+
+
 @pytest.mark.parametrize(("dimension", "constant"), [(1, 0.00054), (100, 0.0054), (3 * 32 * 32, 0.0299298)])
 def test_the_constant_grows_with_the_root_of_the_dimension(dimension, constant):
     assert huber_constant(dimension) == pytest.approx(constant, rel=1e-5)

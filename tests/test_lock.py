@@ -314,7 +314,7 @@ def test_a_suspended_holder_that_was_followed_finds_out_and_touches_nothing(fold
     assert second.hears() == "in"
 
 
-def test_a_release_by_a_holder_that_was_followed_unawares_touches_nothing(folder, monkeypatch):
+def test_a_release_by_a_holder_that_was_followed_unawares_touches_nothing(folder):
     with RunLock(folder, RUN):
         later = folder / "lock.00000002"
         (folder / "lock.00000001").rename(later)

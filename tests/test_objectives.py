@@ -7,16 +7,30 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
-from gcflow.config import MethodConfig, NetworkConfig, NoiseProcess, RunConfig, ScheduleConfig, TrainingConfig
-from gcflow.networks import dropout
-from gcflow.objectives import ConsistencyObjective, DenoisingObjective
+from gcflow.batches import Batches
+from gcflow.config import (
+    EctSchedule,
+    EdmSchedule,
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+)
+from gcflow.distributed import World
+from gcflow.dropout import Dropout, dropout_keys
+from gcflow.objectives import Batch, ConsistencyObjective, DenoisingObjective
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.training import build_model
+from gcflow.training import spec_of
 
 IC = MethodConfig(objective="consistency")
 CD = MethodConfig(objective="distillation", teacher="exact")
+GC = MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="online")
 DENOISING = MethodConfig(objective="denoising")
 GENTLE = NoiseProcess(sigma_min=0.1, sigma_max=3.0, rho=3.0)
+SCHEDULE = IctSchedule(s0=5, s1=5, p_mean=-0.5, p_std=1.0)
+ECT = EctSchedule(q=4, k=2.0, p_mean=-0.5, p_std=1.0)
 SCALE = 0.7
 
 
@@ -35,15 +49,14 @@ class LinearModel(nn.Module):
 class MaskRecorder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.masks = []
+        self.layer, self.masks = Dropout(0.5), []
 
-    def forward(self, x, condition, generator):
-        self.masks.append(dropout(torch.ones_like(x), 0.5, generator))
+    def forward(self, x, condition, keys):
+        self.masks.append(self.layer(torch.ones_like(x), keys))
         return self.masks[-1]
 
 
-def run_config(method, process=GENTLE, seed=0, **training):
-    schedule = training.pop("schedule", ScheduleConfig(s0=5, s1=5, p_mean=-0.5, p_std=1.0))
+def run_config(method, process=GENTLE, seed=0, schedule=SCHEDULE, **training):
     settings = {"steps": 10, "batch": 1, "learning_rate": 1.0, "snapshot_every": 1} | training
     return RunConfig(
         dataset="toy",
@@ -60,6 +73,23 @@ def gaussian(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def drawn(config, x, step=0):
+    """The batch of a step in which every sample of x is seen once."""
+    config = replace(config, training=replace(config.training, batch=len(x)))
+    with Batches(config, x, torch.device("cpu"), World()) as batches:
+        return batches[step]
+
+
+def consistency(config, model, predict=None, denoiser=None):
+    return ConsistencyObjective(config, model, model, predict or gaussian_denoiser, denoiser)
+
+
+def randomised(model):
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data += 0.1 * gaussian(i, *parameter.shape)
+    return model
+
+
 def gain(sigma):
     return 1 / (1 + sigma)
 
@@ -68,35 +98,39 @@ def gaussian_denoiser(x, sigma):
     return SCALE**2 / (SCALE**2 + sigma[:, None] ** 2) * x
 
 
+def double(*tensors):
+    return tuple(tensor.double().numpy() for tensor in tensors)
+
+
+# Consistency training.
+
+
 def test_the_loss_weighs_each_distance_by_the_inverse_width_of_its_interval():
     config = run_config(IC, huber_c=0.2)
-    x, model = gaussian(0, 40, 3), LinearModel(gain)
-    objective = ConsistencyObjective(config, model, gaussian_denoiser)
-    x_low, low, x_high, high = (part.double().numpy() for part in objective.pair(x, 3))
-    gap = x_low / (1 + low[:, None]) - x_high / (1 + high[:, None])
-    distances = np.hypot(np.linalg.norm(gap, axis=1), 0.2) - 0.2
-    assert objective(x, 3).item() == pytest.approx((distances / (high - low)).mean(), rel=1e-4)
+    batch, model = drawn(config, gaussian(0, 40, 3), 3), LinearModel(gain)
+    x, z, low, high = double(*batch[:4])
+    points = [(x + level[:, None] * z) / (1 + level[:, None]) for level in (low, high)]
+    distances = np.hypot(np.linalg.norm(points[0] - points[1], axis=1), 0.2) - 0.2
+    loss = consistency(config, model)(batch)
+    assert loss.item() == pytest.approx((distances / (high - low)).mean(), rel=1e-4)
 
 
-def test_each_pair_spans_neighbouring_levels_of_the_current_curriculum():
-    schedule = ScheduleConfig(s0=2, s1=8)
-    objective = ConsistencyObjective(run_config(IC, steps=30, schedule=schedule), nn.Identity(), gaussian_denoiser)
-    roots = GENTLE.sigma_min ** (1 / 3), GENTLE.sigma_max ** (1 / 3)
-    for step, intervals in [(0, 2), (9, 2), (10, 4), (20, 8), (29, 8), (5, 2)]:
-        _, low, _, high = objective.pair(torch.zeros(500, 1), step)
-        levels = np.linspace(*roots, intervals + 1) ** 3
-        index = np.abs(levels[:, None] - low.numpy()).argmin(0)
-        np.testing.assert_allclose(low.numpy(), levels[index], rtol=1e-5)
-        np.testing.assert_allclose(high.numpy(), levels[index + 1], rtol=1e-5)
-        assert set(index) == set(range(intervals))
+def test_the_student_sees_the_upper_point_and_the_teacher_the_lower_at_their_own_levels():
+    config, student, teacher = run_config(IC), LinearModel(gain), LinearModel(gain)
+    batch = drawn(config, gaussian(0, 40, 2, 3, 3), 3)
+    ConsistencyObjective(config, student, teacher, gaussian_denoiser)(batch)
+    for model, level in [(student, batch.high), (teacher, batch.low)]:
+        ((x, sigma),) = model.calls
+        assert torch.equal(sigma, level)
+        torch.testing.assert_close(x, batch.data + level.reshape(-1, 1, 1, 1) * batch.noise)
 
 
 def test_student_and_teacher_share_their_dropout_mask_and_steps_and_seeds_do_not():
     masks = {}
     for seed, step in [(0, 0), (0, 1), (1, 0)]:
-        network = MaskRecorder()
+        network, config = MaskRecorder(), run_config(IC, seed=seed)
         model = PreconditionedNetwork(network, "consistency", GENTLE)
-        ConsistencyObjective(run_config(IC, seed=seed), model, gaussian_denoiser)(gaussian(0, 8, 16), step)
+        consistency(config, model)(drawn(config, gaussian(0, 8, 16), step))
         student, teacher = network.masks
         assert torch.equal(student, teacher)
         assert set(student.unique().tolist()) == {0.0, 2.0}
@@ -105,47 +139,49 @@ def test_student_and_teacher_share_their_dropout_mask_and_steps_and_seeds_do_not
     assert not torch.equal(masks[0, 0], masks[1, 0])
 
 
-def test_a_coupling_prediction_does_not_disturb_the_shared_mask():
-    method = MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="online")
-    network = MaskRecorder()
+@pytest.mark.parametrize("method", [GC, CD])
+def test_a_coupling_prediction_and_a_trained_teacher_drop_nothing_and_leave_the_shared_mask(method):
+    network, config = MaskRecorder(), run_config(method)
     model = PreconditionedNetwork(network, "consistency", GENTLE)
-    ConsistencyObjective(run_config(method), model, model)(gaussian(0, 8, 16), 0)
-    prediction, student, teacher = network.masks
+    consistency(config, model, model, model if method is CD else None)(drawn(config, gaussian(0, 8, 16)))
+    helper, student, teacher = network.masks
     assert torch.equal(student, teacher)
-    assert torch.equal(prediction, torch.ones_like(prediction))
+    assert set(student.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(helper, torch.ones_like(helper))
 
 
 @pytest.mark.parametrize(
     ("network", "shape", "layer"),
     [
-        (NetworkConfig(architecture="mlp", channels=16, blocks=2, dropout=0.4), (6,), "linear1"),
-        (NetworkConfig(architecture="unet", channels=8, blocks=1, multipliers=(1, 2), dropout=0.4), (1, 4, 4), "conv1"),
+        (NetworkConfig("mlp", channels=16, blocks=2, dropout=0.4), (6,), "linear1"),
+        (NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.4), (1, 4, 4), "conv1"),
+        (NetworkConfig("ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.4), (1, 4, 4), "conv1"),
     ],
 )
 def test_every_layer_of_a_real_network_drops_the_same_units_in_student_and_teacher(network, shape, layer):
     config = replace(run_config(IC), network=network)
-    model = build_model(config, shape)
+    model = spec_of(config, shape).build(0)
     dropped = {}
     for name, module in model.named_modules():
         if name.endswith(layer):
             module.register_forward_pre_hook(
                 lambda _, inputs, key=name: dropped.setdefault(key, []).append(inputs[0] == 0)
             )
-    ConsistencyObjective(config, model, gaussian_denoiser)(gaussian(0, 8, *shape), 0)
+    consistency(config, model)(drawn(config, gaussian(0, 8, *shape)))
     assert len(dropped) >= 2
     for student, teacher in dropped.values():
         assert torch.equal(student, teacher)
         assert 0.2 < student.float().mean() < 0.6
 
 
+@pytest.mark.parametrize("schedule", [SCHEDULE, ECT])
 @pytest.mark.parametrize("method", [IC, CD])
-def test_the_gradient_flows_through_the_student_alone(method):
-    config = run_config(method, distance="squared-l2")
-    x, model = gaussian(0, 30, 3), LinearModel(gain)
-    denoiser = gaussian_denoiser if method is CD else None
-    objective = ConsistencyObjective(config, model, gaussian_denoiser, denoiser)
-    x_low, low, x_high, high = (part.double().numpy() for part in objective.pair(x, 0))
-    objective(x, 0).backward()
+def test_the_gradient_flows_through_the_student_alone(method, schedule):
+    config = run_config(method, distance="squared-l2", schedule=schedule)
+    batch, model = drawn(config, gaussian(0, 30, 3)), LinearModel(gain)
+    objective = consistency(config, model, denoiser=gaussian_denoiser if method is CD else None)
+    x_low, x_high, low, high = double(*objective.points(batch), batch.low, batch.high)
+    objective(batch).backward()
     student, teacher = x_high / (1 + high[:, None]), x_low / (1 + low[:, None])
     with_stop = (2 * (student - teacher) * student).sum(1) / (high - low)
     without_stop = (2 * (student - teacher) ** 2).sum(1) / (high - low)
@@ -153,23 +189,100 @@ def test_the_gradient_flows_through_the_student_alone(method):
     assert abs(with_stop.mean() - without_stop.mean()) > 0.1 * abs(with_stop.mean())
 
 
-def test_the_endpoint_prediction_carries_no_gradient_to_the_weights_when_given_without():
-    method = MethodConfig(objective="consistency", coupling="gc", mu=1.0, predictor="ema")
-    model = LinearModel(gain)
-    frozen = LinearModel(gain).requires_grad_(False)
-    x_low, _, x_high, _ = ConsistencyObjective(run_config(method), model, frozen).pair(gaussian(0, 9, 2), 0)
+def test_the_endpoint_prediction_carries_no_gradient_even_from_a_model_in_training():
+    config, model = run_config(replace(GC, mu=1.0)), LinearModel(gain)
+    x_low, x_high = consistency(config, model, model).points(drawn(config, gaussian(0, 9, 2)))
     assert not x_low.requires_grad
     assert not x_high.requires_grad
 
 
-def test_distillation_steps_along_the_velocity_of_its_denoiser():
-    objective = ConsistencyObjective(run_config(CD), LinearModel(gain), gaussian_denoiser, gaussian_denoiser)
-    x = SCALE * gaussian(0, 300, 2)
-    x_low, low, x_high, high = objective.pair(x, 0)
-    shrink = 1 + (low - high) * high / (SCALE**2 + high**2)
-    torch.testing.assert_close(x_low, shrink[:, None] * x_high)
-    same_noise = ConsistencyObjective(run_config(IC), LinearModel(gain), gaussian_denoiser).pair(x, 0)
-    assert torch.equal(x_high, same_noise[2])
+# ECT.
+
+
+@pytest.mark.parametrize("schedule", [EctSchedule(), EctSchedule(q=256), EctSchedule(q=2, stage_every=2)])
+@pytest.mark.parametrize("step", [0, 5])
+def test_the_loss_of_ect_is_the_norm_over_the_distance_of_the_levels(schedule, step):
+    config = run_config(IC, schedule=schedule, huber_c=0.0)
+    batch, model = drawn(config, gaussian(0, 200, 5), step), LinearModel(gain)
+    x, z, low, high = double(*batch[:4])
+    assert ((low == 0).sum() > 20) == (schedule.q == 2)
+    # f = x / (1 + sigma), so that f(x*, 0) = x*.
+    target = np.where(low[:, None] == 0, x, (x + low[:, None] * z) / (1 + low[:, None]))
+    norms = np.linalg.norm(target - (x + high[:, None] * z) / (1 + high[:, None]), axis=1)
+    loss = consistency(config, model)(batch).item()
+    assert loss == pytest.approx((norms / (high - low)).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [IC, GC, CD])
+@pytest.mark.parametrize("preconditioning", ["edm", "vp", "ve"])
+def test_the_target_of_ect_is_the_data_itself_where_the_lower_level_is_zero(preconditioning, method):
+    config = run_config(replace(method, preconditioning=preconditioning), schedule=EctSchedule(), huber_c=0.0)
+    model, targets = randomised(spec_of(config, (5,)).build(0)), []
+    assert model.boundary == 0
+
+    def teacher(x, sigma, keys):
+        targets.append(model(x, sigma, keys))
+        return targets[-1]
+
+    batch = drawn(config, gaussian(0, 200, 5))
+    # A denoiser that knows the data, so that distillation too ends in them.
+    denoiser = (lambda x, sigma: batch.data) if method is CD else None
+    objective = ConsistencyObjective(config, model, teacher, model, denoiser)
+    objective(batch).backward()
+    (target,) = targets
+    at_zero = batch.low == 0
+    assert 20 < at_zero.sum() < 190
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if method is CD else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(target[at_zero], batch.data[at_zero], **tolerance)
+    assert not torch.isclose(target[~at_zero], batch.data[~at_zero]).all(1).any()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert any((p.grad != 0).any() for p in model.parameters())
+
+
+def test_a_student_that_meets_its_target_exactly_has_loss_and_gradient_zero_in_ect():
+    config, model = run_config(IC, schedule=EctSchedule(), huber_c=0.0), LinearModel(torch.ones_like)
+    batch = drawn(config, gaussian(0, 40, 5))
+    silent = batch._replace(noise=torch.zeros_like(batch.noise))
+    loss = consistency(config, model)(silent)
+    loss.backward()
+    assert loss.item() == 0
+    assert model.factor.grad.item() == 0
+
+
+def test_samples_that_meet_their_target_do_not_spoil_the_gradient_of_the_others():
+    config, model = run_config(IC, schedule=EctSchedule(), huber_c=0.0), LinearModel(torch.ones_like)
+    batch = drawn(config, gaussian(0, 40, 5))
+    heard = torch.arange(40) % 2 == 0
+    batch = batch._replace(noise=batch.noise * heard[:, None])
+    x, z, low, high = double(*batch[:4])
+    consistency(config, model)(batch).backward()
+    # The gap is (high - low) z, and the gradient of its norm by the factor is <z, x_high> / |z|.
+    slopes = (z * (x + high[:, None] * z)).sum(1)[heard] / np.linalg.norm(z[heard], axis=1) / (high - low)[heard]
+    expected = ((high - low)[heard] * slopes / (high - low)[heard]).sum() / 40
+    assert model.factor.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ect_with_a_constant_above_zero_uses_the_pseudo_huber_distance():
+    config, model = run_config(IC, schedule=ECT, huber_c=0.3), LinearModel(gain)
+    batch = drawn(config, gaussian(0, 50, 5))
+    x, z, low, high = double(*batch[:4])
+    gap = (x + low[:, None] * z) / (1 + low[:, None]) - (x + high[:, None] * z) / (1 + high[:, None])
+    expected = ((np.hypot(np.linalg.norm(gap, axis=1), 0.3) - 0.3) / (high - low)).mean()
+    assert consistency(config, model)(batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+# Distillation.
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, ECT])
+def test_distillation_steps_along_the_velocity_of_its_denoiser(schedule):
+    config = run_config(CD, schedule=schedule)
+    batch = drawn(config, SCALE * gaussian(0, 300, 2))
+    x_low, x_high = consistency(config, LinearModel(gain), denoiser=gaussian_denoiser).points(batch)
+    shrink = 1 + (batch.low - batch.high) * batch.high / (SCALE**2 + batch.high**2)
+    torch.testing.assert_close(x_low, shrink[:, None] * x_high, rtol=1e-5, atol=1e-5)
+    same_noise = consistency(run_config(IC), LinearModel(gain)).points(batch)
+    assert torch.equal(x_high, same_noise[1])
     assert not torch.allclose(x_low, same_noise[0], atol=0.05)
 
 
@@ -180,11 +293,12 @@ def test_distillation_evaluates_its_denoiser_at_the_upper_point_and_level_withou
         calls.append((x, sigma, torch.is_grad_enabled()))
         return x
 
-    objective = ConsistencyObjective(run_config(CD), LinearModel(gain), gaussian_denoiser, denoiser)
-    x_low, _, x_high, high = objective.pair(gaussian(0, 7, 2), 0)
+    config = run_config(CD)
+    batch = drawn(config, gaussian(0, 7, 2))
+    x_low, x_high = consistency(config, LinearModel(gain), denoiser=denoiser).points(batch)
     ((seen, sigma, graded),) = calls
     assert torch.equal(seen, x_high)
-    assert torch.equal(sigma, high)
+    assert torch.equal(sigma, batch.high)
     assert not graded
     assert torch.equal(x_low, x_high)
 
@@ -193,11 +307,10 @@ def test_distillation_evaluates_its_denoiser_at_the_upper_point_and_level_withou
 def test_losses_of_a_linear_model_on_gaussian_data_have_their_closed_form(method):
     count, d = 200_000, 2
     config = run_config(method, distance="squared-l2")
-    denoiser = gaussian_denoiser if method is CD else None
-    model = LinearModel(gain)
-    objective = ConsistencyObjective(config, model, gaussian_denoiser, denoiser)
-    x = SCALE * gaussian(5, count, d)
-    x_low, low, x_high, high = objective.pair(x, 0)
+    objective = consistency(config, LinearModel(gain), denoiser=gaussian_denoiser if method is CD else None)
+    batch = drawn(config, SCALE * gaussian(5, count, d))
+    low, high = batch.low, batch.high
+    x_low, x_high = objective.points(batch)
     squares = (gain(low)[:, None] * x_low - gain(high)[:, None] * x_high).double().square().sum(1)
 
     weighted, shares = [], []
@@ -220,25 +333,26 @@ def test_losses_of_a_linear_model_on_gaussian_data_have_their_closed_form(method
         shares.append(stats.norm.cdf(math.log(t1), -0.5, 1) - stats.norm.cdf(math.log(t0), -0.5, 1))
     total = np.average(weighted, weights=shares)
     spread = (squares / (high - low)).std().item() / math.sqrt(count)
-    assert abs(objective(x, 0).item() - total) < 4 * spread
+    assert abs(objective(batch).item() - total) < 4 * spread
 
 
 def test_consistency_training_costs_more_than_distillation_on_the_same_pairs():
-    x = SCALE * gaussian(5, 20_000, 2)
     training, distillation = (
-        ConsistencyObjective(run_config(method, distance="squared-l2"), LinearModel(gain), gaussian_denoiser, denoiser)(
-            x, 0
-        )
-        for method, denoiser in [(IC, None), (CD, gaussian_denoiser)]
+        consistency(config, LinearModel(gain), denoiser=denoiser)(drawn(config, SCALE * gaussian(5, 20_000, 2)))
+        for config, denoiser in [
+            (run_config(IC, distance="squared-l2"), None),
+            (run_config(CD, distance="squared-l2"), gaussian_denoiser),
+        ]
     )
     assert training > 1.2 * distillation
 
 
-EDM = ScheduleConfig(p_mean=-1.2, p_std=1.2)
+# Denoising.
 
 
-def denoising(model, x, process, step=0):
-    return DenoisingObjective(run_config(DENOISING, process=process, schedule=EDM), model)(x, step).item()
+def denoising(model, x, process):
+    config = run_config(DENOISING, process=process, schedule=EdmSchedule())
+    return DenoisingObjective(config, model)(drawn(config, x)).item()
 
 
 def test_denoising_levels_are_log_normal_and_one_per_sample():
@@ -252,22 +366,23 @@ def test_denoising_levels_are_log_normal_and_one_per_sample():
 
 def test_denoising_errors_are_weighted_as_in_edm():
     model, process = LinearModel(gain), NoiseProcess(sigma_data=0.6)
-    x = gaussian(0, 50, 1, 2, 3)
-    loss = denoising(model, x, process)
+    config = run_config(DENOISING, process=process, schedule=EdmSchedule())
+    batch = drawn(config, gaussian(0, 50, 1, 2, 3))
+    loss = DenoisingObjective(config, model)(batch).item()
     ((noisy, sigma),) = model.calls
-    s = sigma.double().numpy()
-    errors = (noisy.double().numpy() / (1 + s[:, None, None, None]) - x.double().numpy()) ** 2
+    assert torch.equal(sigma, batch.high)
+    torch.testing.assert_close(noisy, batch.data + sigma.reshape(-1, 1, 1, 1) * batch.noise)
+    x, noisy, s = double(batch.data, noisy, sigma)
+    errors = (noisy / (1 + s[:, None, None, None]) - x) ** 2
     expected = ((s**2 + 0.36) / (s * 0.6) ** 2 * errors.reshape(50, 6).mean(1)).mean()
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_untrained_denoiser_has_loss_one_on_gaussian_data_of_the_assumed_scale():
-    process = NoiseProcess(sigma_data=0.6)
-    config = run_config(DENOISING, process=process, schedule=EDM)
-    model = build_model(config, (4,))
-    count = 50_000
+    process, count = NoiseProcess(sigma_data=0.6), 50_000
+    model = spec_of(run_config(DENOISING, process=process, schedule=EdmSchedule()), (4,)).build(0)
     with torch.no_grad():
-        loss = DenoisingObjective(config, model)(0.6 * gaussian(0, count, 4), 0).item()
+        loss = denoising(model, 0.6 * gaussian(0, count, 4), process)
     assert abs(loss - 1) < 4 * math.sqrt(2 / (4 * count))
 
 
@@ -291,10 +406,41 @@ def test_the_optimal_denoiser_reaches_the_least_possible_loss_and_no_perturbed_o
 
 
 def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
-    method = MethodConfig(objective="denoising", coupling="ot")
-    config = run_config(method, process=NoiseProcess(), schedule=EDM)
-    x, model = gaussian(0, 60, 1), LinearModel(gain)
-    DenoisingObjective(config, model)(x, 0)
+    model = LinearModel(gain)
+    config = run_config(replace(DENOISING, coupling="ot"), process=NoiseProcess(), schedule=EdmSchedule())
+    batch = drawn(config, gaussian(0, 60, 1))
+    DenoisingObjective(config, model)(batch)
     ((noisy, sigma),) = model.calls
-    z = (noisy - x)[:, 0] / sigma
-    assert (z[x[:, 0].argsort()].diff() > 0).all()
+    z = (noisy - batch.data)[:, 0] / sigma
+    assert (z[batch.data[:, 0].argsort()].diff() > 0).all()
+
+
+def test_a_denoiser_is_trained_with_the_dropout_of_its_batch():
+    network, config = MaskRecorder(), run_config(DENOISING, schedule=EdmSchedule())
+    batch = drawn(config, gaussian(0, 8, 16), 3)
+    DenoisingObjective(config, PreconditionedNetwork(network, "edm", GENTLE))(batch)
+    (mask,) = network.masks
+    assert torch.equal(mask, network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8)))
+
+
+# Micro-batches.
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 10])
+def test_micro_batches_are_the_batch_cut_in_order(size):
+    batch = drawn(run_config(GC), gaussian(0, 10, 2))
+    parts = batch.split(size)
+    lengths = [len(part.data) for part in parts]
+    assert sum(lengths) == 10
+    assert set(lengths[:-1]) <= {size}
+    assert 0 < lengths[-1] <= size
+    for name in Batch._fields:
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(joined, getattr(batch, name))
+
+
+@pytest.mark.parametrize("size", [None, 10, 11, 10**9])
+def test_a_micro_batch_that_is_not_smaller_is_the_batch_itself(size):
+    batch = drawn(run_config(GC), gaussian(0, 10, 2))
+    assert batch.split(size) == [batch]
+    assert batch.split(size)[0] is batch

@@ -7,14 +7,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gcflow.config import NoiseProcess
+from gcflow.config import NetworkConfig, NoiseProcess
+from gcflow.dropout import dropout_keys
+from gcflow.networks import build_network
 from gcflow.preconditioning import (
+    COEFFICIENTS,
     PreconditionedNetwork,
     consistency_coefficients,
-    denoising_coefficients,
+    edm_coefficients,
     from_model_space,
     per_sample,
     to_model_space,
+    ve_coefficients,
+    vp_coefficients,
 )
 
 SIGMAS = [0.002, 0.01, 0.3, 0.5, 1.0, 7.5, 80.0]
@@ -26,9 +31,13 @@ class Recorder(nn.Module):
         self.output = output
         self.calls = []
 
-    def forward(self, x, condition, dropout):
-        self.calls.append((x, condition, dropout))
+    def forward(self, x, condition, dropout, **labels):
+        self.calls.append((x, condition, dropout, labels))
         return self.output
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @given(
@@ -43,7 +52,42 @@ def test_a_consistency_model_is_exactly_the_identity_at_sigma_min(sigma_min, sig
     process = NoiseProcess(sigma_min=sigma_min, sigma_data=sigma_data)
     x = torch.tensor([values])
     model = PreconditionedNetwork(Recorder(torch.full_like(x, answer)), "consistency", process)
-    assert torch.equal(model(x, torch.tensor([sigma_min])), x)
+    assert model.boundary == sigma_min
+    assert torch.equal(model(x, torch.tensor([model.boundary])), x)
+
+
+@given(
+    kind=st.sampled_from(["edm", "vp", "ve"]),
+    sigma_data=st.floats(0.05, 5),
+    values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=6),
+    answer=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+@example(kind="edm", sigma_data=0.3, values=[1.0, -3.7], answer=0.0)
+@example(kind="edm", sigma_data=2.75, values=[1.0, -3.7], answer=1e30)
+@settings(deadline=None, max_examples=200)
+def test_a_denoiser_is_exactly_the_identity_without_noise(kind, sigma_data, values, answer):
+    x = torch.tensor([values])
+    network = Recorder(torch.full_like(x, answer))
+    model = PreconditionedNetwork(network, kind, NoiseProcess(sigma_data=sigma_data))
+    assert model.boundary == 0
+    assert torch.equal(model(x, torch.tensor([0.0])), x)
+    ((seen, condition, _, _),) = network.calls
+    assert seen.isfinite().all()
+    assert condition.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", COEFFICIENTS)
+def test_coefficients_are_continuous_and_monotone_from_the_boundary_on(kind):
+    process = NoiseProcess()
+    boundary = process.sigma_min if kind == "consistency" else 0.0
+    sigma = boundary + torch.cat([double(0), torch.logspace(-6, 2, 1000, dtype=torch.float64)])
+    c = COEFFICIENTS[kind](sigma, process)
+    assert all(values.isfinite().all() and values.shape == sigma.shape for values in c)
+    assert (c.noise.diff() > 0).all()
+    assert (c.out.abs().diff() > 0).all()
+    assert (c.skip.diff() <= 0).all()
+    assert (c.input.diff() <= 0).all()
+    assert (c.skip[0].item(), c.out[0].item()) == (1, 0)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -69,8 +113,8 @@ def test_consistency_coefficients_at_one_half_by_hand():
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("data", [0.5, 0.75])
-def test_denoising_coefficients_give_the_network_unit_variance_in_and_out(sigma, data):
-    c = denoising_coefficients(torch.tensor([sigma], dtype=torch.float64), NoiseProcess(sigma_data=data))
+def test_edm_coefficients_give_the_network_unit_variance_in_and_out(sigma, data):
+    c = edm_coefficients(torch.tensor([sigma], dtype=torch.float64), NoiseProcess(sigma_data=data))
     skip, out, scale = c.skip.item(), c.out.item(), c.input.item()
     assert scale**2 * (data**2 + sigma**2) == pytest.approx(1)
     # The target of F is (x* - c_skip (x* + sigma z)) / c_out.
@@ -81,33 +125,169 @@ def test_denoising_coefficients_give_the_network_unit_variance_in_and_out(sigma,
     assert c.noise.item() == pytest.approx(math.log(sigma) / 4)
 
 
-def test_denoising_coefficients_at_equal_scales_by_hand():
-    c = denoising_coefficients(torch.tensor([0.5]), NoiseProcess(sigma_data=0.5))
+def test_edm_coefficients_at_equal_scales_by_hand():
+    c = edm_coefficients(torch.tensor([0.5]), NoiseProcess(sigma_data=0.5))
     assert c.skip.item() == pytest.approx(0.5)
     assert c.out.item() == pytest.approx(0.5 / math.sqrt(2))
 
 
-def test_the_denoising_model_is_not_tied_to_sigma_min():
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_the_consistency_and_the_edm_coefficients_differ_by_the_boundary_alone(sigma):
+    # As sigma_min tends to zero, one becomes the other.
+    process = NoiseProcess(sigma_min=1e-12, sigma_data=0.6)
+    pairs = zip(*(f(double(sigma), process) for f in (consistency_coefficients, edm_coefficients)), strict=True)
+    for a, b in pairs:
+        assert a.item() == pytest.approx(b.item())
+
+
+@pytest.mark.parametrize("kind", ["edm", "vp", "ve"])
+def test_a_denoiser_is_not_tied_to_sigma_min(kind):
     x = torch.ones(1, 3)
-    model = PreconditionedNetwork(Recorder(torch.full_like(x, 10.0)), "denoising", NoiseProcess())
+    model = PreconditionedNetwork(Recorder(torch.full_like(x, 10.0)), kind, NoiseProcess())
     assert not torch.equal(model(x, torch.tensor([0.002])), x)
 
 
-@pytest.mark.parametrize("kind", ["consistency", "denoising"])
-def test_the_network_sees_scaled_input_its_condition_and_the_dropout_generator(kind):
+def vp_sigma(time):
+    """Noise level of the variance-preserving SDE (Karras et al. 2022, table 1)."""
+    return (0.5 * 19.9 * time**2 + 0.1 * time).expm1().sqrt()
+
+
+def test_the_vp_condition_is_999_times_the_time_of_the_noise_level():
+    time = torch.linspace(0, 1, 201, dtype=torch.float64)
+    noise = vp_coefficients(vp_sigma(time), NoiseProcess()).noise
+    torch.testing.assert_close(noise / 999, time, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_the_vp_condition_is_found_by_bisection_too(sigma):
+    low, high = double(0), double(2)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if vp_sigma(middle) < sigma else (low, middle)
+    assert vp_coefficients(double(sigma), NoiseProcess()).noise.item() == pytest.approx(999 * low.item(), rel=1e-6)
+
+
+def test_the_vp_condition_is_the_step_of_ddpm():
+    # Betas from 1e-4 to 0.02 in 1000 steps (Ho et al. 2020), numbered from 0.
+    kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    sigma = torch.from_numpy(np.sqrt((1 - kept) / kept))
+    noise = vp_coefficients(sigma, NoiseProcess()).noise.numpy()
+    # The squares of the betas, which continuous time neglects, shift the last steps by a third of a percent.
+    assert np.abs(noise - np.arange(1000)).max() < 4
+
+
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_without_an_answer_the_vp_and_ve_denoisers_return_their_input(kind):
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    model = PreconditionedNetwork(Recorder(torch.zeros_like(x)), kind, NoiseProcess())
+    assert torch.equal(model(x, torch.tensor([0.002, 1.0, 80.0])), x)
+
+
+@pytest.mark.parametrize(("kind", "sign"), [("vp", 1), ("ve", -1)])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_a_vp_network_predicts_the_noise_and_a_ve_network_its_opposite(kind, sign, sigma):
+    source = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 5, 3, generator=source, dtype=torch.float64)
+    model = PreconditionedNetwork(Recorder(sign * noise), kind, NoiseProcess())
+    torch.testing.assert_close(model(clean + sigma * noise, double(sigma).expand(5)), clean)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_the_vp_network_sees_the_variance_preserving_mixture_and_the_ve_network_the_sample(sigma):
+    c = vp_coefficients(double(sigma), NoiseProcess())
+    signal, noise = c.input.item(), c.input.item() * sigma
+    assert signal**2 + noise**2 == pytest.approx(1)
+    time = c.noise.item() / 999
+    assert signal == pytest.approx(math.exp(-0.25 * 19.9 * time**2 - 0.05 * time))
+    c = ve_coefficients(double(sigma), NoiseProcess())
+    assert c.input.item() == 1
+    assert 2 * math.exp(c.noise.item()) == pytest.approx(sigma)
+
+
+@pytest.mark.parametrize("kind", COEFFICIENTS)
+def test_the_network_sees_scaled_input_its_condition_the_dropout_keys_and_labels(kind):
     x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.002, 1.0, 80.0])
-    answer, dropout = torch.randn_like(x), torch.Generator()
+    answer, keys, labels = torch.randn_like(x), dropout_keys(0, 0, 3), torch.eye(3)
     network = Recorder(answer)
-    output = PreconditionedNetwork(network, kind, NoiseProcess())(x, sigma, dropout)
-    ((seen, condition, generator),) = network.calls
-    s = sigma.numpy()[:, None, None, None]
-    np.testing.assert_allclose(seen.numpy(), x.numpy() / np.sqrt(0.25 + s**2), rtol=1e-5)
-    np.testing.assert_allclose(condition.numpy(), np.log(sigma.numpy()) / 4, rtol=1e-5)
-    assert generator is dropout
+    output = PreconditionedNetwork(network, kind, NoiseProcess())(x, sigma, keys, class_labels=labels)
+    ((seen, condition, dropout, others),) = network.calls
+    s = sigma.double().numpy()
     low = 0.002 if kind == "consistency" else 0.0
-    skip, out = 0.25 / (0.25 + (s - low) ** 2), 0.5 * (s - low) / np.sqrt(0.25 + s**2)
+    around_data = (1 / np.sqrt(0.25 + s**2), np.log(s) / 4, 0.25 / (0.25 + (s - low) ** 2))
+    scale, noise, skip, out = {
+        "consistency": (*around_data, 0.5 * (s - low) / np.sqrt(0.25 + s**2)),
+        "edm": (*around_data, 0.5 * s / np.sqrt(0.25 + s**2)),
+        "vp": (
+            1 / np.sqrt(1 + s**2),
+            999 * (np.sqrt(0.01 + 39.8 * np.log1p(s**2)) - 0.1) / 19.9,
+            np.ones(3),
+            -s,
+        ),
+        "ve": (np.ones(3), np.log(s / 2), np.ones(3), s),
+    }[kind]
+    scale, skip, out = (values[:, None, None, None] for values in (scale, skip, out))
+    np.testing.assert_allclose(seen.numpy(), x.numpy() * scale, rtol=1e-5)
+    np.testing.assert_allclose(condition.numpy(), noise, rtol=1e-5, atol=2e-3)
+    assert dropout is keys
+    assert others == {"class_labels": labels}
     np.testing.assert_allclose(output.numpy(), skip * x.numpy() + out * answer.numpy(), rtol=1e-4, atol=1e-6)
+
+
+# Autocast.
+
+
+def image_model(kind, architecture="ddpm++"):
+    config = NetworkConfig(architecture, channels=16, blocks=1, dropout=0.2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(config, (3, 4, 4))
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.data = torch.randn_like(parameter) / math.sqrt(parameter[0].numel())
+    x = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return PreconditionedNetwork(network, kind, NoiseProcess()), x, torch.tensor([0.01, 0.3, 1.0, 5.0])
+
+
+@pytest.mark.parametrize("kind", COEFFICIENTS)
+@pytest.mark.parametrize("architecture", ["ddpm++", "ncsn++", "mlp"])
+@pytest.mark.parametrize("keys", [None, dropout_keys(0, 0, 4)], ids=["plain", "dropout"])
+def test_a_pass_in_bfloat16_is_near_the_one_in_float32_and_answers_in_float32(kind, architecture, keys):
+    model, x, sigma = image_model(kind, architecture)
+    with torch.no_grad():
+        exact = model(x, sigma, keys)
+        model.autocast = torch.bfloat16
+        rounded = model(x, sigma, keys)
+        model.autocast = None
+        assert torch.equal(model(x, sigma, keys), exact)
+    assert exact.dtype == rounded.dtype == torch.float32
+    error = (rounded - exact).flatten(1).norm(dim=1)
+    size = (exact - COEFFICIENTS[kind](sigma, NoiseProcess()).skip[:, None, None, None] * x).flatten(1).norm(dim=1)
+    # bfloat16 has 8 bits: a few parts in a thousand per operation, of the network's share of the output.
+    assert (error > 0).all()
+    assert (error < 0.05 * size).all()
+
+
+def test_the_weights_have_a_gradient_in_a_pass_right_after_one_without():
+    model, x, sigma = image_model("edm")
+    exact = torch.autograd.grad(model(x, sigma).square().sum(), list(model.parameters()))
+    model.autocast = torch.bfloat16
+    with torch.no_grad():
+        model(x, sigma)
+    model(x, sigma).square().sum().backward()
+    for parameter, expected in zip(model.parameters(), exact, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - expected).norm() < 0.1 * expected.norm()
+
+
+def test_only_the_network_is_cast():
+    model, x, sigma = image_model("edm")
+    model.autocast = torch.bfloat16
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, given: seen.extend(given[:2]))
+    model(x, sigma)
+    assert [tensor.dtype for tensor in seen] == [torch.float32, torch.float32]
+    assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("mean", [0.0, -0.39, 0.2])

@@ -8,12 +8,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gcflow.config import NoiseProcess, ScheduleConfig
-from gcflow.schedules import interval_probabilities, noise_levels, number_of_intervals, sample_intervals
+from gcflow.config import (
+    EctSchedule,
+    EdmSchedule,
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+)
+from gcflow.schedules import (
+    describe,
+    draw_levels,
+    ect_lower,
+    ect_stage,
+    interval_probabilities,
+    noise_levels,
+    number_of_intervals,
+    sample_intervals,
+    uniforms,
+)
 
 PROCESS = NoiseProcess()
-SCHEDULE = ScheduleConfig()
+SCHEDULE = IctSchedule()
 LARGEST_BELOW_ONE = math.nextafter(1, 0)
+CONSISTENCY = MethodConfig(objective="consistency")
+DENOISING = MethodConfig(objective="denoising")
+# Short and long setting of the paper, section 5.
+ECT_SHORT, ECT_LONG = EctSchedule(q=256), EctSchedule(q=2, stage_every=25_000)
+ANY_SCHEDULE = [
+    (SCHEDULE, CONSISTENCY),
+    (ECT_SHORT, CONSISTENCY),
+    (ECT_LONG, CONSISTENCY),
+    (EdmSchedule(), DENOISING),
+]
+
+
+def run_config(schedule, method=CONSISTENCY, batch=64, seed=0, steps=100, process=PROCESS):
+    training = TrainingConfig(
+        steps=steps, batch=batch, learning_rate=1e-3, snapshot_every=steps, distance="squared-l2", schedule=schedule
+    )
+    network = NetworkConfig(architecture="mlp", channels=8, blocks=1)
+    return RunConfig("toy", "method", seed, process, network, training, method)
+
+
+# iCT: the curriculum.
 
 
 @pytest.mark.parametrize(
@@ -39,14 +79,14 @@ def test_the_paper_curriculum_doubles_every_eighth_of_training(step, intervals):
 
 @pytest.mark.parametrize(("step", "intervals"), [(332, 10), (333, 20), (665, 20), (666, 40), (999, 40)])
 def test_the_doubling_period_is_rounded_down_and_the_last_level_is_capped(step, intervals):
-    assert number_of_intervals(step, 1000, ScheduleConfig(s0=10, s1=40)) == intervals
+    assert number_of_intervals(step, 1000, IctSchedule(s0=10, s1=40)) == intervals
 
 
 @given(s0=st.integers(1, 20), doublings=st.integers(0, 9), extra=st.integers(1, 3000))
 @settings(deadline=None, max_examples=50)
 def test_the_curriculum_starts_at_s0_only_doubles_and_ends_at_s1(s0, doublings, extra):
     steps = doublings + extra
-    schedule = ScheduleConfig(s0=s0, s1=s0 * 2**doublings)
+    schedule = IctSchedule(s0=s0, s1=s0 * 2**doublings)
     counts = [number_of_intervals(step, steps, schedule) for step in range(steps)]
     assert counts[0] == s0
     assert counts[-1] == schedule.s1
@@ -54,7 +94,10 @@ def test_the_curriculum_starts_at_s0_only_doubles_and_ends_at_s1(s0, doublings, 
 
 
 def test_equal_s0_and_s1_give_a_constant_curriculum():
-    assert {number_of_intervals(k, 7, ScheduleConfig(s0=18, s1=18)) for k in range(7)} == {18}
+    assert {number_of_intervals(k, 7, IctSchedule(s0=18, s1=18)) for k in range(7)} == {18}
+
+
+# iCT: the levels and which interval.
 
 
 @given(
@@ -106,7 +149,7 @@ def test_interval_probabilities_are_normal_integrals_in_log_sigma(intervals):
 @settings(deadline=None, max_examples=30)
 def test_interval_probabilities_follow_the_density_they_integrate(p_mean, p_std):
     levels = noise_levels(20, PROCESS)
-    probabilities = interval_probabilities(levels, ScheduleConfig(p_mean=p_mean, p_std=p_std)).double().numpy()
+    probabilities = interval_probabilities(levels, IctSchedule(p_mean=p_mean, p_std=p_std)).double().numpy()
     logs = np.log(levels.double().numpy())
     fine = np.linspace(logs[:-1], logs[1:], 201)
     mass = np.trapezoid(stats.norm.pdf(fine, p_mean, p_std), fine, axis=0)
@@ -150,3 +193,228 @@ def test_inversion_returns_the_interval_whose_cumulative_range_holds_the_uniform
     u = np.array(uniform)
     assert (edges[index] <= u + 1e-12).all()
     assert (u < edges[index + 1] + 1e-12).all()
+
+
+def test_each_pair_spans_neighbouring_levels_of_the_current_curriculum():
+    process = NoiseProcess(sigma_min=0.1, sigma_max=3.0, rho=3.0)
+    config = run_config(IctSchedule(s0=2, s1=8), steps=30, batch=500, process=process)
+    roots = process.sigma_min ** (1 / 3), process.sigma_max ** (1 / 3)
+    for step, intervals in [(0, 2), (9, 2), (10, 4), (20, 8), (29, 8), (5, 2)]:
+        low, high = draw_levels(config, step)
+        levels = np.linspace(*roots, intervals + 1) ** 3
+        index = np.abs(levels[:, None] - low.numpy()).argmin(0)
+        np.testing.assert_allclose(low.numpy(), levels[index], rtol=1e-5)
+        np.testing.assert_allclose(high.numpy(), levels[index + 1], rtol=1e-5)
+        assert set(index) == set(range(intervals))
+
+
+def test_drawn_intervals_have_the_frequencies_of_their_probabilities():
+    count = 50_000
+    low, _ = draw_levels(run_config(IctSchedule(s0=12, s1=12), batch=count), 3)
+    levels, observed = low.unique(return_counts=True)
+    expected = interval_probabilities(noise_levels(12, PROCESS), SCHEDULE).double().numpy()
+    assert len(levels) == 12
+    assert stats.chisquare(observed.numpy(), count * expected / expected.sum()).pvalue > 1e-3
+
+
+# ECT.
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.05, 0.4, 1.0, 1.95, 3.0, 12.0, 80.0, 1500.0])
+@pytest.mark.parametrize(
+    ("stage", "schedule"),
+    [
+        (0, EctSchedule()),
+        (1, EctSchedule()),
+        (3, EctSchedule()),
+        (7, EctSchedule()),
+        (0, EctSchedule(q=256)),
+        (1, EctSchedule(q=256)),
+        (2, EctSchedule(q=4, k=0.0)),
+        (0, EctSchedule(q=1.5, k=3.0, b=0.25)),
+        (2, EctSchedule(q=1.5, k=3.0, b=4.0)),
+    ],
+)
+def test_the_lower_level_of_ect_is_its_closed_form(t, stage, schedule):
+    sigmoid = 1 / (1 + math.exp(schedule.b * t)) if schedule.b * t < 700 else 0.0
+    expected = max(0.0, t * (1 - schedule.q ** -(stage + 1) * (1 + schedule.k * sigmoid)))
+    lower = ect_lower(torch.tensor([t], dtype=torch.float64), stage, schedule).item()
+    assert lower == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_the_lower_level_of_ect_by_hand():
+    # 1 + 8 sigmoid(-ln 3) = 3, so that t is kept by 1 - 3 / q^(stage + 1).
+    t = torch.tensor([math.log(3)], dtype=torch.float64)
+    kept = [(ect_lower(t, stage, EctSchedule(q=2)) / t).item() for stage in range(4)]
+    assert kept == pytest.approx([0, 1 / 4, 5 / 8, 13 / 16])
+
+
+@given(
+    t=st.floats(1e-5, 1e4),
+    stage=st.integers(0, 20),
+    q=st.floats(1.05, 300),
+    k=st.floats(0, 20),
+    b=st.floats(0.05, 5),
+)
+@settings(deadline=None, max_examples=200)
+def test_the_lower_level_of_ect_is_not_negative_and_below_the_upper(t, stage, q, k, b):
+    stage = min(stage, math.floor(10 / math.log10(q)) - 1)
+    lower = ect_lower(torch.tensor([t], dtype=torch.float64), stage, EctSchedule(q=q, k=k, b=b)).item()
+    assert 0 <= lower < t
+
+
+def test_later_stages_of_ect_bring_the_levels_closer():
+    t = torch.logspace(-3, 3, 200, dtype=torch.float64)
+    lower = [ect_lower(t, stage, EctSchedule()) for stage in range(12)]
+    assert all((b >= a).all() and (b > a).any() for a, b in pairwise(lower))
+    assert ((t - lower[-1]) / t).max() < 9 * 2**-12
+    assert lower[0][0] == 0
+
+
+def test_the_short_setting_of_ect_keeps_the_gap_of_its_first_stage_throughout():
+    config = run_config(ECT_SHORT, batch=5000, steps=8000)
+    for step in (0, 4000, 7999):
+        low, high = (level.double() for level in draw_levels(config, step))
+        gap = (1 + 8 / (1 + high.exp())) / 256
+        # Both levels are rounded to float32.
+        np.testing.assert_allclose(((high - low) / high).numpy(), gap.numpy(), rtol=256 * 2**-23)
+        assert (low > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "stage"), [(0, 0), (24_999, 0), (25_000, 1), (49_999, 1), (50_000, 2), (399_999, 15), (400_000, 16)]
+)
+def test_the_long_setting_of_ect_raises_its_stage_every_25k_steps(step, stage):
+    config = run_config(ECT_LONG, batch=2000, steps=500_000)
+    assert ect_stage(step, ECT_LONG) == stage
+    low, high = draw_levels(config, step)
+    expected = ect_lower(high.double(), stage, ECT_LONG)
+    torch.testing.assert_close(low.double(), expected, rtol=2**-22, atol=1e-6)
+    assert ((low >= 0) & (low < high)).all()
+
+
+@pytest.mark.parametrize(("q", "every", "steps"), [(256, 1, 4), (2, 1, 40), (2, 25_000, 1_000_000)])
+def test_the_two_levels_of_ect_never_meet_in_single_precision(q, every, steps):
+    try:
+        config = run_config(EctSchedule(q=q, stage_every=every), batch=2000, steps=steps)
+    except ValueError as error:
+        assert "stage_every" in str(error)  # noqa: PT017
+        return
+    low, high = draw_levels(config, steps - 1)
+    assert (low < high).all()
+
+
+def test_without_a_period_ect_stays_in_its_first_stage():
+    assert {ect_stage(step, EctSchedule()) for step in (0, 1, 10_000, 10**7)} == {0}
+
+
+def test_in_its_first_stage_ect_with_q_2_starts_from_the_data_below_ln_7():
+    low, high = draw_levels(run_config(EctSchedule(q=2), batch=20_000), 0)
+    assert torch.equal(low == 0, high < math.log(7))
+    assert 0.7 < (low == 0).float().mean() < 0.95
+
+
+@pytest.mark.parametrize(
+    ("schedule", "method", "mean", "std"),
+    [
+        (ECT_SHORT, CONSISTENCY, -1.1, 2.0),
+        (ECT_LONG, CONSISTENCY, -1.1, 2.0),
+        (EctSchedule(p_mean=0.4, p_std=0.7), CONSISTENCY, 0.4, 0.7),
+        (EdmSchedule(), DENOISING, -1.2, 1.2),
+        (EdmSchedule(p_mean=0.3, p_std=0.5), DENOISING, 0.3, 0.5),
+    ],
+)
+def test_upper_levels_of_ect_and_of_a_denoiser_are_log_normal(schedule, method, mean, std):
+    count = 20_000
+    _, high = draw_levels(run_config(schedule, method, batch=count), 5)
+    logs = high.log().numpy()
+    assert stats.kstest(logs, stats.norm(mean, std).cdf).pvalue > 1e-3
+    assert abs(logs.mean() - mean) < 4 * std / math.sqrt(count)
+    assert abs(logs.std() - std) < 4 * std / math.sqrt(2 * count)
+
+
+def test_a_denoiser_has_one_level_per_sample():
+    low, high = draw_levels(run_config(EdmSchedule(), DENOISING), 0)
+    assert torch.equal(low, high)
+    assert len(high.unique()) == 64
+
+
+# Any schedule.
+
+
+@pytest.mark.parametrize(("schedule", "method"), ANY_SCHEDULE)
+def test_levels_are_a_function_of_seed_and_step_for_the_whole_batch(schedule, method):
+    before = torch.get_rng_state()
+    first, again, later, other = (
+        draw_levels(run_config(schedule, method, seed=seed), step) for seed, step in [(0, 4), (0, 4), (0, 5), (1, 4)]
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    for part in range(2):
+        assert first[part].shape == (64,)
+        assert first[part].dtype == torch.float32
+        assert first[part].isfinite().all()
+        assert torch.equal(first[part], again[part])
+        assert not torch.equal(first[part], later[part])
+        assert not torch.equal(first[part], other[part])
+
+
+@pytest.mark.parametrize(("schedule", "method"), ANY_SCHEDULE)
+def test_levels_tell_nothing_of_who_takes_the_augmented_coupling(schedule, method):
+    config = run_config(schedule, method, batch=20_000)
+    high, share = draw_levels(config, 2)[1], uniforms(config, 2)[:, 1]
+    assert stats.kstest(share.numpy(), "uniform").pvalue > 1e-3
+    assert abs(stats.spearmanr(high.numpy(), share.numpy()).statistic) < 4 / math.sqrt(20_000)
+
+
+def test_the_log_describes_where_each_schedule_is():
+    ict, ect = run_config(IctSchedule(s0=10, s1=40), steps=1000), run_config(EctSchedule(stage_every=10), steps=100)
+    assert [describe(ict, step) for step in (0, 333, 999)] == [{"intervals": n} for n in (10, 20, 40)]
+    assert [describe(ect, step) for step in (9, 10, 99)] == [{"stage": n} for n in (0, 1, 9)]
+    assert describe(run_config(EdmSchedule(), DENOISING), 50) == {}
+
+
+@pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])
+def test_a_denoiser_is_trained_with_its_own_schedule_only(schedule):
+    with pytest.raises(ValueError, match=r"training\.schedule\.kind is '(ict|ect)', expected edm for a denoiser"):
+        run_config(schedule, DENOISING)
+
+
+@pytest.mark.parametrize("objective", ["consistency", "distillation"])
+def test_a_consistency_model_is_not_trained_with_the_schedule_of_a_denoiser(objective):
+    method = MethodConfig(objective=objective, teacher="exact" if objective == "distillation" else None)
+    with pytest.raises(ValueError, match=f"kind is 'edm', expected ict or ect, because objective is {objective}"):
+        run_config(EdmSchedule(), method)
+
+
+def test_ect_refuses_a_preconditioning_whose_boundary_is_above_zero():
+    with pytest.raises(ValueError, match=r"preconditioning is 'consistency', expected edm, vp or ve.*sigma = 0"):
+        run_config(EctSchedule(), MethodConfig(objective="consistency", preconditioning="consistency"))
+    for preconditioning in ("edm", "vp", "ve"):
+        method = MethodConfig(objective="consistency", preconditioning=preconditioning)
+        assert run_config(EctSchedule(), method).preconditioning == preconditioning
+
+
+def test_the_schedule_decides_the_preconditioning_unless_it_is_named():
+    assert run_config(IctSchedule()).preconditioning == "consistency"
+    assert run_config(EctSchedule()).preconditioning == "edm"
+    assert run_config(EdmSchedule(), DENOISING).preconditioning == "edm"
+    named = MethodConfig(objective="consistency", preconditioning="ve")
+    assert run_config(IctSchedule(), named).preconditioning == "ve"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (IctSchedule, "s0", 0),
+        (IctSchedule, "s1", 9),
+        (IctSchedule, "p_std", 0.0),
+        (EctSchedule, "q", 1.0),
+        (EctSchedule, "k", -1.0),
+        (EctSchedule, "stage_every", 0),
+        (EctSchedule, "p_std", -2.0),
+        (EdmSchedule, "p_std", 0.0),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_by_its_key(kind, key, value):
+    with pytest.raises(ValueError, match=f"^{key} is {value}"):
+        kind(**{key: value})

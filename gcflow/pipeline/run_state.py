@@ -64,6 +64,9 @@ class RunState:
             if metadata.get("config_hash") != self.header["config_hash"]:
                 keys = ", ".join(differing_keys(metadata, self.header)) or "the header"
                 raise GcflowError(f"{path}: checkpoint of another configuration ({keys} differ); move it away")
+            before, now = metadata["processes"], self.header["processes"]
+            if before != now:
+                say(f"  {path.name} is of {before} processes; {now} round sums differently, so bits differ from here")
             state.restore(tensors, metadata["step"], path)
             return path
         return None
@@ -92,7 +95,9 @@ class RunState:
             stale.unlink()
         link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
         link(self.metrics, folder / "metrics.jsonl")
-        write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
+        write_json(
+            folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash", "processes")}
+        )
 
 
 def _step_of(line: str) -> float:

@@ -175,13 +175,13 @@ def train_run(
     try:
         with joined(device) as (world, own_device):
             _train_shared(params, run, own_device, deadline, world, restart, wait, data_share)
-    except torch.OutOfMemoryError as error:
-        size = training.micro_batch or training.batch
-        raise OutOfMemory(
-            f"{name}: {device} is out of memory ({str(error).splitlines()[0]}); lower training.micro_batch "
-            f"(at most {size} samples pass at once now) or set training.precision to bfloat16"
-        ) from None
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            size = training.micro_batch or training.batch
+            raise OutOfMemory(
+                f"{name}: {device} is out of memory ({str(error).splitlines()[0]}); lower training.micro_batch "
+                f"(at most {size} samples pass at once now) or set training.precision to bfloat16"
+            ) from None
         if launched() and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "peer")):
             raise GcflowError(f"{name}: another process of this run ended before this one") from None
         raise
@@ -202,7 +202,7 @@ def _train_shared(
     shape = inputs.dataset.shape
     world.share(config.training.batch)
     document = {"config": to_dict(config), "inputs": inputs.hashes}
-    header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document)}
+    header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document), "processes": world.size}
     run_state = RunState(folder / "state" / header["config_hash"][:16], header)
     frozen = load_frozen(params, run, inputs, device)
     try:

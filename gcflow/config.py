@@ -94,7 +94,9 @@ class NetworkConfig(Strict):
         require(all(0 <= rate < 1 for rate in self.dropout_per_level), "dropout", self.dropout, "numbers in [0, 1)")
         require(self.label_dim >= 0, "label_dim", self.label_dim, "an integer >= 0")
         require(self.augment_dim >= 0, "augment_dim", self.augment_dim, "an integer >= 0")
-        if self.architecture == "mlp":
+        if self.architecture != "mlp":
+            require(self.channels % 4 == 0, "channels", self.channels, "a multiple of 4 for a U-Net")
+        else:
             require(not self.attention, "attention", list(self.attention), "no value for an mlp")
             require(self.multipliers == (1,), "multipliers", list(self.multipliers), "no value for an mlp")
             require(self.label_dim == 0, "label_dim", self.label_dim, "0 for an mlp")

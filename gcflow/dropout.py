@@ -10,20 +10,25 @@ from torch import Tensor, nn
 
 from gcflow.randomness import generator
 
-
-def _signed(constant: int) -> int:
-    return constant - (1 << 32) if constant >= 1 << 31 else constant
-
-
-# Constants of MurmurHash3's finaliser, and the golden ratio; as int32, whose products wrap around.
-MULTIPLIERS = (_signed(0x85EBCA6B), _signed(0xC2B2AE35))
-GOLDEN = _signed(0x9E3779B1)
+WORD = (1 << 32) - 1
+# Below 2^31, so that a product with a 32-bit word fits into 64 bits with sign.
+MULTIPLIERS = (0x7FEB352D, 0x68BC21EB)
+GOLDEN, POSITION = 0x1E3779B9, 0x5BD1E995
+SIGNS = 0x00008000
 
 
 def _mixed(h: Tensor) -> Tensor:
-    for multiplier, shift in zip(MULTIPLIERS, (13, 16), strict=True):
+    """A permutation of 32-bit words in which every input bit changes every output bit about half of the time.
+
+    In int32 products wrap around, which generated C++ leaves undefined; in int64 the upper half is cut off.
+    """
+    wide = h.dtype == torch.int64
+    h = h ^ ((h >> 16) & 0xFFFF)
+    for multiplier, shift in zip(MULTIPLIERS, (15, 16), strict=True):
         h = h * multiplier
-        h = h ^ ((h >> shift) & ((1 << (32 - shift)) - 1))
+        if wide:
+            h = h & WORD
+        h = h ^ ((h >> shift) & (WORD >> shift))
     return h
 
 
@@ -40,13 +45,21 @@ def keep_mask(keys: Tensor, layer: int, size: int, rate: float) -> Tensor:
         keys: int32 [B].
         layer: number of the dropout layer in its network.
         size: values per sample.
-        rate: in [0, 1); rounded to a multiple of 2^-16.
+        rate: in [0, 1); rounded to a multiple of 2^-16, at most 1 - 2^-16.
     """
-    # Two 16-bit numbers per hash: half the work.
-    position = torch.arange((size + 1) // 2, dtype=torch.int32, device=keys.device)
-    position = _mixed((position + (layer + 1) * 0x10001) * GOLDEN)
-    halves = _mixed(position ^ keys[:, None]).view(torch.int16)
-    return halves[:, :size] >= round(rate * (1 << 16)) - (1 << 15)
+    # The same words either way: compiled code fuses it all and has to be defined, plain code has to be fast.
+    compiled = torch.compiler.is_compiling()
+    word = torch.int64 if compiled else torch.int32
+    keys = keys.to(word) & WORD if compiled else keys
+    keys = _mixed(_mixed(keys) ^ ((layer + 1) * GOLDEN & (WORD >> 1)))
+    position = torch.arange((size + 1) // 2, dtype=word, device=keys.device)
+    h = _mixed(_mixed(position ^ POSITION) ^ keys[:, None])
+    # Two 16-bit numbers per word, compared with their sign bits flipped: half the work.
+    threshold = min(round(rate * (1 << 16)), (1 << 16) - 1)
+    if compiled:
+        halves = torch.stack([(h & 0xFFFF) ^ SIGNS, (h >> 16) ^ SIGNS], dim=2).flatten(1)
+        return halves[:, :size] >= threshold
+    return h.view(torch.int16)[:, :size] >= threshold - (1 << 15)
 
 
 class Dropout(nn.Module):

@@ -96,14 +96,7 @@ def _one_line(path: Path, otherwise: str) -> Iterator[None]:
         raise GcflowError(f"{path}: {otherwise}") from None
 
 
-class _Frozen(type):
-    """Classes without settable attributes: BUILD can be aimed at a class, too."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        raise TypeError("immutable")
-
-
-class _Callable(metaclass=_Frozen):
+class _Callable:
     """What REDUCE may call. BUILD can change nothing of it: no __dict__, no settable attribute."""
 
     __slots__ = ("_answer",)
@@ -119,8 +112,11 @@ class _Callable(metaclass=_Frozen):
         raise TypeError("immutable")
 
 
-class _Container(metaclass=_Frozen):
-    """Stands for a torch ModuleDict or ModuleList, which NEWOBJ makes and BUILD fills: NEWOBJ needs a class."""
+class _Container:
+    """Stands for a torch ModuleDict or ModuleList, which NEWOBJ makes and BUILD fills.
+
+    NEWOBJ needs a class. Having __setstate__, it keeps BUILD from setting attributes, of instances and of the class.
+    """
 
     __slots__ = ("state",)
     state: Any
@@ -129,8 +125,8 @@ class _Container(metaclass=_Frozen):
         self.state = state
 
 
-class _Dict(dict[Any, Any], metaclass=_Frozen):
-    """Stands for EDM's EasyDict, whose state besides its items is empty."""
+class _Dict(dict[Any, Any]):
+    """Stands for EDM's EasyDict, whose state besides its items is empty; __setstate__ as in `_Container`."""
 
     __slots__ = ()
 

@@ -41,7 +41,7 @@ def edm_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
     """EDM preconditioning of a denoiser (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at 0."""
     data = process.sigma_data
     return Coefficients(
-        skip=data**2 / (data**2 + sigma**2),
+        skip=1 / (1 + (sigma / data) ** 2),
         out=sigma * data / (data**2 + sigma**2).sqrt(),
         input=1 / (data**2 + sigma**2).sqrt(),
         noise=_edm_noise(sigma),

@@ -58,7 +58,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """
     groups = max(1, min(32, channels // 4))
     if channels % groups:
-        raise ValueError(f"network: {channels} channels do not split into {groups} groups; use a multiple of 32")
+        raise ValueError(
+            f"network.channels: {channels} in one layer do not split into {groups} groups; try a multiple of 32"
+        )
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -175,8 +177,9 @@ class SongBlock(nn.Module):
         batch, channels, height, width = x.shape
         # Channel c of query, key and value are neighbours in EDM's weights.
         q, k, v = self.qkv(self.norm2(x)).reshape(batch, channels, 3, height * width).unbind(2)
-        logits = q.float().transpose(1, 2) @ (k.float() / math.sqrt(channels))
-        mixed = v @ logits.softmax(2).to(v.dtype).transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = (q.float().transpose(1, 2) @ (k.float() / math.sqrt(channels))).softmax(2)
+        mixed = v @ weights.to(v.dtype).transpose(1, 2)
         return self.proj(mixed.reshape(batch, channels, height, width))
 
 

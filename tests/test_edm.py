@@ -14,6 +14,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 from dataclasses import replace
 
 import numpy
@@ -216,8 +217,9 @@ def write(path, document, protocol=4, **modules):
 
 def refusal(call):
     """The one line that a call fails with."""
-    with pytest.raises(GcflowError) as caught:
+    with warnings.catch_warnings(record=True) as said, pytest.raises(GcflowError) as caught:
         call()
+    assert not said
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 600
@@ -345,6 +347,21 @@ def test_views_of_storages_become_tensors_of_their_own(tmp_path):
     assert torch.equal(tensors["map_layer1.bias"], shared[-32:])
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     assert len(storages) == len(tensors)
+
+
+def test_tied_tensors_of_a_state_dict_become_tensors_of_their_own(tmp_path):
+    tensors = song_unet(**DDPM).state_dict()
+    tensors["enc.8x8_conv.bias"] = tensors["map_layer0.bias"][:8]
+    torch.save(tensors, tmp_path / "state.pt")
+    import_edm(tmp_path / "state.pt", tmp_path / "weights.safetensors", "edm")
+    written = load_tensors(tmp_path / "weights.safetensors")[0]
+    assert all(torch.equal(written[f"ema.{name}"], tensor) for name, tensor in tensors.items())
+
+
+def test_buffers_that_a_state_dict_leaves_out_are_left_out(tmp_path):
+    document = checkpoint()
+    document["ema"].model.enc["8x8_conv"].register_buffer("cache", torch.zeros(3), persistent=False)
+    assert "enc.8x8_conv.cache" not in read_edm_pickle(write(tmp_path / "edm.pkl", document)).tensors
 
 
 @pytest.mark.parametrize("architecture", VARIANTS)

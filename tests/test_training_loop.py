@@ -1,39 +1,52 @@
 import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gcflow import training as training_module
+from gcflow.batches import Batches
 from gcflow.config import (
     Cadence,
+    EctSchedule,
+    EdmSchedule,
+    IctSchedule,
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
     RunConfig,
     RunReference,
-    ScheduleConfig,
     TrainingConfig,
+    digest,
+    run_config_from_dict,
+    to_dict,
 )
+from gcflow.distributed import World
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
 from gcflow.objectives import ConsistencyObjective, DenoisingObjective
 from gcflow.oracles import empirical
+from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
 from gcflow.training import (
+    Helpers,
+    ModelSpec,
     Observer,
-    build_model,
+    accumulate,
     initial_state,
     load_model,
+    load_run_model,
     load_tensors,
     load_weights,
     make_objective,
-    model_kind,
     save_tensors,
+    spec_of,
     train,
     weights_metadata,
 )
@@ -43,7 +56,9 @@ DATA = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_se
 PROCESS = NoiseProcess(data_mean=0.1)
 EXACT = empirical(to_model_space(DATA, PROCESS)).denoise
 MLP = NetworkConfig(architecture="mlp", channels=8, blocks=1, dropout=0.25)
-UNET = NetworkConfig(architecture="unet", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
+UNET = NetworkConfig(architecture="ddpm++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
+NCSN = NetworkConfig(architecture="ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
+ICT, ECT, EDM = IctSchedule(s0=3, s1=12), EctSchedule(stage_every=5), EdmSchedule()
 METHODS = {
     "ic": MethodConfig(objective="consistency"),
     "ot": MethodConfig(objective="consistency", coupling="ot"),
@@ -51,7 +66,10 @@ METHODS = {
     "gc-online": MethodConfig(objective="consistency", coupling="gc", mu=(0.2, 0.9), predictor="online"),
     "gc-frozen": MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor=RunReference("ic", step=3)),
     "cd": MethodConfig(objective="distillation", teacher="exact"),
+    "ect": MethodConfig(objective="consistency"),
+    "ect-gc": MethodConfig(objective="consistency", coupling="gc", mu=0.3, predictor="ema"),
     "denoiser": MethodConfig(objective="denoising"),
+    "denoiser-ot": MethodConfig(objective="denoising", coupling="ot"),
 }
 OPTIMIZERS = ["lion", "adam", "radam"]
 STEPS = 12
@@ -92,6 +110,12 @@ class CountingStop(Stop):
         return "enough" if self.asked > self.at else None
 
 
+def schedule_of(method):
+    if method.startswith("denoiser"):
+        return EDM
+    return ECT if method.startswith("ect") else ICT
+
+
 def run_config(method="ic", network=MLP, seed=0, **changes):
     settings = {
         "steps": STEPS,
@@ -99,7 +123,8 @@ def run_config(method="ic", network=MLP, seed=0, **changes):
         "learning_rate": 3e-3,
         "snapshot_every": 5,
         "ema_decay": 0.8,
-        "schedule": ScheduleConfig(s0=3, s1=12),
+        "schedule": schedule_of(method),
+        "huber_c": 0.0 if method.startswith("ect") else None,
     }
     return RunConfig(
         dataset="toy",
@@ -113,18 +138,34 @@ def run_config(method="ic", network=MLP, seed=0, **changes):
 
 
 def frozen_model(network=MLP):
-    model = build_model(run_config(network=network, seed=7), SHAPE).eval().requires_grad_(False)
+    model = spec_of(run_config(network=network), SHAPE).build(7).eval().requires_grad_(False)
     for i, parameter in enumerate(model.parameters()):
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)), alpha=0.1)
     return model
 
 
-def extras(config):
-    return {"frozen": frozen_model(config.network), "exact": EXACT}
+def helpers(config):
+    return Helpers(predictor=frozen_model(config.network), teacher=frozen_model(config.network), exact=EXACT)
 
 
 def start(config):
     return initial_state(config, SHAPE)
+
+
+def trained(config, state=None, observer=None, cadence=None):
+    return train(config, DATA, state or start(config), observer, cadence, helpers(config))
+
+
+def batch_of(config, step, data=DATA):
+    with Batches(config, data, torch.device("cpu"), World()) as batches:
+        return batches[step]
+
+
+def restored(config, path):
+    tensors, metadata = load_tensors(path)
+    state = start(config)
+    state.restore(tensors, metadata["step"], path)
+    return state
 
 
 def copied(state):
@@ -141,13 +182,10 @@ def interrupted(config, path, at, cadence):
     """The end of a run that is stopped before step `at` and continued from its file, and all its log records."""
     before = CountingStop(path, at)
     with pytest.raises(Preempted, match=f"enough; saved at step {at} of {STEPS}"):
-        train(config, DATA, start(config), before, cadence, **extras(config))
+        trained(config, None, before, cadence)
     assert before.checkpoints[-1] == at
-    tensors, metadata = load_tensors(path)
-    state = start(config)
-    state.restore(tensors, metadata["step"])
-    after = Stop(path)
-    train(config, DATA, state, after, cadence, **extras(config))
+    state, after = restored(config, path), Stop(path)
+    trained(config, state, after, cadence)
     return state, before.records + after.records
 
 
@@ -157,7 +195,7 @@ def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stop
     config = run_config(method, optimizer=optimizer, weight_decay=0.01, gradient_clip=1.0, ema_ramp_up=True)
     cadence = Cadence(log_every=4, checkpoint_every=5)
     straight = Stop(tmp_path / "straight")
-    expected = train(config, DATA, start(config), straight, cadence, **extras(config))
+    expected = trained(config, None, straight, cadence)
     state, records = interrupted(config, tmp_path / "state", 7, cadence)
     assert state.step == expected.step == STEPS
     assert_identical(state.tensors(), expected.tensors())
@@ -165,10 +203,15 @@ def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stop
     assert [record["step"] for record in records] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_unet_in_channels_last_layout_continues_to_the_bit(optimizer, tmp_path):
-    config = run_config("gc-ema", network=UNET, optimizer=optimizer, weight_decay=0.01)
-    expected = train(config, DATA, start(config), **extras(config))
+@pytest.mark.parametrize(
+    ("network", "optimizer", "channels_last"),
+    [(UNET, "lion", True), (UNET, "adam", True), (UNET, "radam", True), (UNET, "adam", False), (NCSN, "adam", True)],
+)
+def test_a_unet_in_any_memory_layout_continues_to_the_bit(network, optimizer, channels_last, tmp_path):
+    config = run_config(
+        "gc-ema", network=network, optimizer=optimizer, weight_decay=0.01, channels_last=channels_last, micro_batch=4
+    )
+    expected = trained(config)
     state, _ = interrupted(config, tmp_path / "state", 5, Cadence())
     assert_identical(state.tensors(), expected.tensors())
 
@@ -188,12 +231,40 @@ def test_a_run_stopped_after_every_single_step_ends_the_same(tmp_path):
     for step in range(1, STEPS):
         with pytest.raises(Preempted):
             train(config, DATA, state, CountingStop(path, 1))
-        state = start(config)
-        tensors, metadata = load_tensors(path)
-        assert metadata["step"] == step
-        state.restore(tensors, step)
+        state = restored(config, path)
+        assert state.step == step
     train(config, DATA, state)
     assert_identical(state.tensors(), expected.tensors())
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("method", ["ic", "ot", "gc-ema", "cd", "ect-gc"])
+def test_a_run_stopped_at_several_random_steps_ends_the_same(method, case, tmp_path):
+    draws = np.random.default_rng([case, len(method)])
+    config = run_config(
+        method,
+        network=replace(MLP, dropout=0.5),
+        optimizer=OPTIMIZERS[case],
+        micro_batch=[None, 4, 1][case],
+        learning_rate_decay="linear",
+        ema_ramp_up=True,
+    )
+    expected = trained(config)
+    state, path, stops = start(config), tmp_path / "state", 0
+    while state.step < STEPS:
+        at = state.step + int(draws.integers(1, 6))
+        try:
+            trained(config, state, CountingStop(path, at - state.step), Cadence(log_every=int(draws.integers(1, 9))))
+        except Preempted:
+            stops += 1
+            state = restored(config, path)
+            assert state.step == at
+    assert stops >= 1
+    # How often a run speaks decides its last window of losses, and nothing else.
+    first, second = state.tensors(), expected.tensors()
+    for tensors in (first, second):
+        del tensors["window.loss_sum"], tensors["window.loss_count"]
+    assert_identical(first, second)
 
 
 def test_one_loaded_checkpoint_can_be_restored_more_than_once(tmp_path):
@@ -203,7 +274,7 @@ def test_one_loaded_checkpoint_can_be_restored_more_than_once(tmp_path):
     tensors, _ = load_tensors(tmp_path / "state")
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
     state = start(config)
-    state.restore(tensors, 4)
+    state.restore(tensors, 4, tmp_path / "state")
     train(config, DATA, state)
     assert_identical(tensors, kept)
 
@@ -214,7 +285,7 @@ def test_restoring_into_a_trained_state_forgets_what_it_was(tmp_path):
         train(config, DATA, start(config), CountingStop(tmp_path / "state", 4), Cadence(log_every=100))
     tensors, _ = load_tensors(tmp_path / "state")
     other = train(run_config(optimizer="adam", seed=3), DATA, start(run_config(optimizer="adam", seed=3)))
-    other.restore(tensors, 4)
+    other.restore(tensors, 4, tmp_path / "state")
     assert_identical(other.tensors(), tensors)
     assert other.step == 4
 
@@ -315,10 +386,9 @@ def test_a_log_line_carries_the_mean_loss_since_the_last_one_and_the_curriculum(
     state, losses = start(config), []
     for step in range(STEPS):
         if step:
-            load_weights(state.model, weights.history[step - 1], "raw")
-        batch = to_model_space(DATA[batch_indices(0, step, 6, 20)], PROCESS)
+            load_weights(state.model, weights.history[step - 1], "raw", tmp_path)
         with torch.no_grad():
-            losses.append(ConsistencyObjective(config, state.model, state.model)(batch, step).item())
+            losses.append(make_objective(config, state, state.model, Helpers())(batch_of(config, step)).item())
     means = [sum(losses[:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:]) / 2]
     assert [record["loss"] for record in observer.records] == pytest.approx(means, rel=1e-6)
     assert [record["intervals"] for record in observer.records] == [6, 12, 12]
@@ -327,31 +397,41 @@ def test_a_log_line_carries_the_mean_loss_since_the_last_one_and_the_curriculum(
     )
 
 
-def test_a_denoiser_logs_no_intervals(tmp_path):
-    observer = Stop(tmp_path / "state")
-    train(run_config("denoiser"), DATA, start(run_config("denoiser")), observer)
-    assert "intervals" not in observer.records[-1]
+def test_ect_logs_its_stage_and_a_denoiser_neither_intervals_nor_stage(tmp_path):
+    records = {}
+    for method in ("ect", "denoiser"):
+        observer = Stop(tmp_path / method)
+        trained(run_config(method), None, observer, Cadence(log_every=4))
+        records[method] = observer.records
+    assert [record["stage"] for record in records["ect"]] == [0, 1, 2]
+    assert set(records["denoiser"][-1]) == {"step", "loss", "learning_rate"}
 
 
-def test_every_step_sees_the_batch_of_its_step_in_model_space(monkeypatch):
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monkeypatch):
     seen = []
 
-    def spying(config, state, frozen, exact):
-        def objective(x, step):
-            seen.append((x, step))
+    def spying(config, state, student, helpers):
+        def objective(batch):
+            seen.append(batch)
             return sum(p.sum() for p in state.model.parameters())
 
         return objective
 
     monkeypatch.setattr(training_module, "make_objective", spying)
-    train(run_config(), DATA, start(run_config()))
-    assert [step for _, step in seen] == list(range(STEPS))
-    images = torch.cat([x for x, _ in seen])
+    config = run_config(micro_batch=micro_batch)
+    train(config, DATA, start(config))
+    assert [len(batch.data) for batch in seen] == ([6] if micro_batch is None else [4, 2]) * STEPS
+    images = torch.cat([batch.data for batch in seen])
+    expected = torch.cat([DATA[batch_indices(0, step, 6, 20)] for step in range(STEPS)])
+    assert torch.equal(images, to_model_space(expected, PROCESS))
     levels = (images + 1.1) * 127.5
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
     for epoch in range(3):
         rows = levels[20 * epoch : 20 * (epoch + 1)].round().int().flatten(1).tolist()
         assert sorted(rows) == sorted(DATA.int().flatten(1).tolist())
+    drawn = torch.cat([batch_of(config, step).dropout for step in range(STEPS)])
+    assert torch.equal(torch.cat([batch.dropout for batch in seen]), drawn)
 
 
 @pytest.mark.parametrize("ramp_up", [False, True])
@@ -455,6 +535,17 @@ def test_a_bound_above_every_norm_changes_nothing():
     )
 
 
+def loss_on(config, model, data, step=1000):
+    """The loss on many draws that the run has not seen, with independent coupling and without distillation."""
+    method = config.method if config.method.objective == "denoising" else METHODS["ic"]
+    config = replace(config, method=method, training=replace(config.training, batch=400))
+    objective = DenoisingObjective(config, model)
+    if method is METHODS["ic"]:
+        objective = ConsistencyObjective(config, model, model, model)
+    with torch.no_grad():
+        return objective(batch_of(config, step, data)).item()
+
+
 @pytest.mark.parametrize("method", ["ic", "gc-ema", "cd", "denoiser"])
 def test_training_lowers_the_loss_on_the_same_draws(method):
     config = run_config(
@@ -464,27 +555,19 @@ def test_training_lowers_the_loss_on_the_same_draws(method):
         batch=20,
         optimizer="adam",
         learning_rate=3e-3,
-        schedule=ScheduleConfig(s0=8, s1=8),
+        schedule=EDM if method == "denoiser" else IctSchedule(s0=8, s1=8),
     )
     two = DATA[:2]
     state = start(config)
     before = copy.deepcopy(state.model)
-    train(config, two, state, exact=empirical(to_model_space(two, PROCESS)).denoise)
-    x = to_model_space(two, PROCESS).repeat(200, 1, 1, 1)
-
-    def loss(model):
-        with torch.no_grad():
-            if method == "denoiser":
-                return DenoisingObjective(config, model)(x, 1000).item()
-            return ConsistencyObjective(replace(config, method=METHODS["ic"]), model, model)(x, 1000).item()
-
-    assert loss(state.model) < 0.85 * loss(before)
+    train(config, two, state, helpers=Helpers(exact=empirical(to_model_space(two, PROCESS)).denoise))
+    assert loss_on(config, state.model, two) < 0.85 * loss_on(config, before, two)
 
 
 def test_a_model_of_a_single_point_learns_to_map_noise_to_it():
     point = torch.tensor([[0.6, -0.4]])
     config = replace(
-        run_config(steps=400, batch=64, optimizer="adam", learning_rate=5e-3, schedule=ScheduleConfig(s0=8, s1=16)),
+        run_config(steps=400, batch=64, optimizer="adam", learning_rate=5e-3, schedule=IctSchedule(s0=8, s1=16)),
         process=NoiseProcess(sigma_max=10.0),
         network=NetworkConfig(architecture="mlp", channels=32, blocks=1),
     )
@@ -501,33 +584,148 @@ def random_inputs():
     return torch.randn(4, *SHAPE, generator=generator), torch.tensor([0.01, 0.5, 3.0, 80.0])
 
 
-def test_each_predictor_name_selects_its_model_and_predicts_without_gradient():
+def test_each_predictor_name_selects_its_model():
     x, sigma = random_inputs()
     for method in ("gc-ema", "gc-online", "gc-frozen"):
         config = run_config(method, learning_rate=0.05)
-        state, frozen = train(config, DATA, start(config), frozen=frozen_model()), frozen_model()
+        state, frozen = trained(config), frozen_model()
         outputs = {
             name: model(x, sigma)
             for name, model in [("gc-ema", state.ema), ("gc-online", state.model), ("gc-frozen", frozen)]
         }
-        predicted = make_objective(config, state, frozen, None).predict(x, sigma)
-        assert not predicted.requires_grad
+        predicted = make_objective(config, state, state.model, Helpers(predictor=frozen)).predict(x, sigma)
         assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [method]
 
 
+@pytest.mark.parametrize("method", ["gc-ema", "gc-online", "gc-frozen"])
+def test_predictors_get_no_gradient_and_never_change_but_by_the_average(method):
+    config = run_config(method, learning_rate=0.05)
+    state, help_ = start(config), helpers(config)
+    before = copy.deepcopy(help_.predictor.state_dict())
+    train(config, DATA, state, helpers=help_)
+    assert_identical(help_.predictor.state_dict(), before)
+    assert all(p.grad is None for model in (help_.predictor, state.ema) for p in model.parameters())
+
+
 def test_distillation_takes_the_exact_or_the_trained_teacher_that_it_names():
-    frozen = frozen_model()
+    teacher = frozen_model()
+    given = Helpers(predictor=frozen_model(), teacher=teacher, exact=EXACT)
     state = start(run_config("cd"))
-    assert make_objective(run_config("cd"), state, frozen, EXACT).denoiser is EXACT
-    trained = replace(run_config("cd"), method=MethodConfig(objective="distillation", teacher=RunReference("denoiser")))
-    assert make_objective(trained, state, frozen, EXACT).denoiser is frozen
-    assert make_objective(run_config("ic"), state, frozen, EXACT).denoiser is None
+    assert make_objective(run_config("cd"), state, state.model, given).denoiser is EXACT
+    by_run = replace(run_config("cd"), method=MethodConfig(objective="distillation", teacher=RunReference("denoiser")))
+    assert make_objective(by_run, state, state.model, given).denoiser is teacher
+    assert make_objective(run_config("ic"), state, state.model, given).denoiser is None
 
 
-def test_only_a_denoising_method_has_a_denoiser_for_its_model():
-    kinds = {name: model_kind(method) for name, method in METHODS.items()}
-    assert kinds.pop("denoiser") == "denoising"
-    assert set(kinds.values()) == {"consistency"}
+def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioning_follows_the_schedule():
+    for name in METHODS:
+        config = run_config(name)
+        state = start(config)
+        kind = DenoisingObjective if name.startswith("denoiser") else ConsistencyObjective
+        assert type(make_objective(config, state, state.model, helpers(config))) is kind
+        expected = "edm" if name.startswith(("denoiser", "ect")) else "consistency"
+        assert state.model.preconditioning == state.ema.preconditioning == expected
+
+
+# Micro-batches.
+
+
+def gradients(config, micro_batch):
+    """Loss and gradients of a batch at random weights."""
+    state = start(config)
+    for i, parameter in enumerate(state.model.parameters()):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    objective = make_objective(config, state, state.model, helpers(config))
+    loss = accumulate(objective, batch_of(config, 7), state.model, micro_batch)
+    return loss, [p.grad for p in state.model.parameters()]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 5])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradients_of_micro_batches_add_up_to_those_of_the_batch(method, micro_batch):
+    config = run_config(method, network=replace(MLP, channels=16, dropout=0.4), batch=10)
+    loss, expected = gradients(config, None)
+    total, summed = gradients(config, micro_batch)
+    assert not total.requires_grad
+    assert total.item() == pytest.approx(loss.item(), rel=1e-5)
+    scale = max(gradient.abs().max().item() for gradient in expected)
+    for a, b in zip(summed, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("network", [UNET, NCSN])
+def test_the_gradients_of_micro_batches_of_images_add_up_too(network):
+    config = run_config("gc-ema", network=network)
+    loss, expected = gradients(config, None)
+    total, summed = gradients(config, 4)
+    assert total.item() == pytest.approx(loss.item(), rel=1e-5)
+    scale = max(gradient.abs().max().item() for gradient in expected)
+    for a, b in zip(summed, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("method", ["ic", "gc-ema", "ect-gc", "denoiser"])
+def test_a_micro_batch_that_is_not_smaller_than_the_batch_changes_no_bit(method):
+    plain = trained(run_config(method))
+    for micro_batch in (6, 7, 10**6):
+        assert_identical(trained(run_config(method, micro_batch=micro_batch)).tensors(), plain.tensors())
+
+
+def test_no_pass_holds_more_samples_than_a_micro_batch():
+    config = run_config("gc-online", micro_batch=4)
+    state, sizes = start(config), []
+    state.model.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    train(config, DATA, state)
+    assert max(sizes) == 4
+    assert len(sizes) >= 2 * 2 * STEPS
+
+
+# From other weights.
+
+
+@pytest.mark.parametrize("network", [MLP, UNET])
+def test_a_run_can_start_from_the_weights_of_a_denoiser(network):
+    denoiser = trained(run_config("denoiser", network=network)).ema
+    for method in ("ic", "ect"):
+        config = run_config(method, network=network, seed=3, optimizer="adam")
+        state = initial_state(config, SHAPE, start=denoiser)
+        assert_identical(state.model.network.state_dict(), denoiser.network.state_dict())
+        assert_identical(state.ema.network.state_dict(), denoiser.network.state_dict())
+        assert all(p.requires_grad for p in state.model.parameters())
+        assert not any(p.requires_grad for p in state.ema.parameters())
+        before = {name: tensor.clone() for name, tensor in denoiser.network.state_dict().items()}
+        train(config, DATA, state)
+        assert_identical(denoiser.network.state_dict(), before)
+        assert not any(torch.equal(p, before[name]) for name, p in state.model.network.named_parameters())
+
+
+def test_ect_that_starts_from_a_denoiser_lowers_its_loss_and_continues_to_the_bit(tmp_path):
+    network, two, path = replace(MLP, channels=32, dropout=0.1), DATA[:2], tmp_path / "state"
+    common = {"network": network, "batch": 20, "optimizer": "radam", "learning_rate": 3e-3}
+    denoising = run_config("denoiser", steps=150, **common)
+    denoiser = train(denoising, two, start(denoising)).ema
+    config = run_config("ect", steps=120, schedule=EctSchedule(q=2, stage_every=40), **common)
+
+    state = initial_state(config, SHAPE, start=denoiser)
+    expected = train(config, two, state)
+    # A denoiser is the better start, and ECT makes it a better consistency model.
+    models = {"untrained": start(config).model, "denoiser": denoiser, "ect": expected.model}
+    losses = {name: loss_on(config, model, two, config.training.steps - 1) for name, model in models.items()}
+    assert losses["ect"] < 0.95 * losses["denoiser"]
+    assert losses["denoiser"] < 0.95 * losses["untrained"]
+    noise, points = torch.randn(200, *SHAPE, generator=torch.Generator().manual_seed(0)), to_model_space(two, PROCESS)
+    samples = {name: consistency_sample(model, noise, PROCESS, boundary=0.0) for name, model in models.items()}
+    errors = {name: torch.cdist(x.flatten(1), points.flatten(1)).amin(1).mean() for name, x in samples.items()}
+    assert errors["ect"] < 0.7 * errors["denoiser"] < 0.7 * errors["untrained"]
+
+    with pytest.raises(Preempted):
+        train(config, two, initial_state(config, SHAPE, start=denoiser), CountingStop(path, 77), Cadence(100, 100))
+    again = restored(config, path)
+    assert again.step == 77
+    assert_identical(train(config, two, again).weights(), expected.weights())
+
+
+# Files.
 
 
 TENSORS = {
@@ -553,24 +751,72 @@ def test_tensors_and_metadata_survive_the_way_to_disk_and_back(tmp_path):
 @pytest.mark.parametrize("network", [MLP, UNET])
 def test_a_saved_run_loads_as_the_same_models_with_the_same_configuration(method, network, tmp_path):
     config = run_config(method, network=network, huber_c=0.03, gradient_clip=2.0, learning_rate=0.02)
-    state = train(config, DATA, start(config), **extras(config))
+    state = trained(config)
     path = tmp_path / "weights.safetensors"
     save_tensors(path, state.weights(), weights_metadata(config, state.step, SHAPE))
     x, sigma = random_inputs()
     for weights, original in [("ema", state.ema), ("raw", state.model)]:
-        model, found = load_model(path, weights)
-        assert found == config
-        assert torch.equal(model(x, sigma), original(x, sigma))
-        assert not model.training
-        assert not any(p.requires_grad for p in model.parameters())
+        model, spec, metadata = load_model(path, weights)
+        assert spec == spec_of(config, SHAPE)
+        assert run_config_from_dict(metadata["config"]) == config
+        assert metadata["step"] == STEPS
+        assert_identical(model.network.state_dict(), original.network.state_dict())
+        for found in (model, load_run_model(path, config, weights)):
+            torch.testing.assert_close(found(x, sigma), original(x, sigma), rtol=1e-5, atol=1e-5)
+            # In the memory layout of the run, to the bit.
+            tune(found, config.training)
+            assert torch.equal(found(x, sigma), original(x, sigma))
+            assert found.preconditioning == original.preconditioning
+            assert found.process == PROCESS
+            assert not found.training
+            assert not any(p.requires_grad for p in found.parameters())
     assert not torch.equal(state.ema(x, sigma), state.model(x, sigma))
 
 
-def test_the_header_of_a_weights_file_tells_step_shape_and_the_hash_of_its_configuration():
+def test_the_header_of_a_weights_file_tells_step_model_and_the_hash_of_its_configuration():
     first, again, other = (weights_metadata(run_config(seed=seed), 5, SHAPE) for seed in (0, 0, 1))
     assert first["step"] == 5
-    assert first["shape"] == [1, 4, 4]
-    assert first["config_hash"] == again["config_hash"] != other["config_hash"]
+    assert first["model"]["shape"] == [1, 4, 4]
+    assert first["model"]["preconditioning"] == "consistency"
+    assert first["config"] == to_dict(run_config())
+    assert first["config_hash"] == again["config_hash"] == digest(first["config"])
+    assert first["config_hash"] != other["config_hash"]
+
+
+@pytest.mark.parametrize("preconditioning", ["consistency", "edm", "vp", "ve"])
+@pytest.mark.parametrize("network", [MLP, UNET, replace(NCSN, attention=(2,), blocks=(1, 2), dropout=(0.0, 0.1))])
+def test_a_model_can_be_rebuilt_from_the_json_of_its_header(network, preconditioning):
+    spec = ModelSpec(network, preconditioning, NoiseProcess(sigma_data=0.7, data_mean=-0.2), SHAPE)
+    assert ModelSpec.from_header(json.loads(json.dumps(spec.header()))) == spec
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone():
+    spec = spec_of(run_config(network=UNET), SHAPE)
+    before = torch.get_rng_state()
+    first = spec.build(5)
+    torch.manual_seed(1)
+    again, other = spec.build(5), spec.build(6)
+    torch.set_rng_state(before)
+    assert_identical(first.state_dict(), again.state_dict())
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        run_config(seed=1),
+        run_config("ot"),
+        run_config(learning_rate=4e-3),
+        run_config(schedule=IctSchedule(s0=3, s1=24)),
+        replace(run_config(), process=replace(PROCESS, sigma_max=70.0)),
+    ],
+)
+def test_weights_of_another_configuration_are_not_taken_for_those_of_a_run(other, weights_file):
+    load_run_model(weights_file, run_config())
+    with pytest.raises(
+        GcflowError, match=r"weights\.safetensors: weights of another configuration; run gcflow train toy/"
+    ):
+        load_run_model(weights_file, other)
 
 
 @pytest.fixture
@@ -622,8 +868,54 @@ def test_a_safetensors_file_of_another_program_is_not_taken_for_a_model(tmp_path
 def test_a_weights_file_that_lacks_tensors_is_refused_by_its_path(weights_file):
     tensors, metadata = load_tensors(weights_file)
     save_tensors(weights_file, {k: v for k, v in tensors.items() if k.startswith("raw.")}, metadata)
-    with pytest.raises(GcflowError, match=r"weights\.safetensors"):
+    with pytest.raises(GcflowError, match=r"weights\.safetensors: ema weights do not fit.*lacks "):
         load_model(weights_file, "ema")
+    load_model(weights_file, "raw")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("ema.output.bias"), r"it lacks output\.bias$"),
+        (lambda tensors: tensors.update({"ema.extra": torch.ones(1)}), "it has extra, which the network has not$"),
+        (lambda tensors: tensors.update({"ema.output.bias": torch.ones(3)}), r"of shape \[3\], not \[16\]$"),
+        (lambda tensors: [tensors.pop(f"ema.output.{name}") for name in ("bias", "weight")], "and 1 more differences$"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_what_is_wrong(change, message, weights_file):
+    tensors, metadata = load_tensors(weights_file)
+    change(tensors)
+    save_tensors(weights_file, tensors, metadata)
+    with pytest.raises(GcflowError, match=message):
+        load_model(weights_file)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_its_path(tmp_path):
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(Preempted):
+        train(run_config(), DATA, start(run_config()), CountingStop(path, 4))
+    tensors, _ = load_tensors(path)
+    other = start(run_config(network=replace(MLP, channels=12)))
+    with pytest.raises(GcflowError, match=r"state\.safetensors: raw weights do not fit"):
+        other.restore(tensors, 4, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.pop("preconditioning"),
+        lambda model: model["network"].update(normalisation="group"),
+        lambda model: model["process"].update(sigma_min=-1.0),
+        lambda model: model["network"].update(architecture="unet", blocks=0),
+        lambda model: model.update(shape=4),
+    ],
+)
+def test_a_header_of_another_version_is_refused_by_the_path_of_its_file(change, weights_file):
+    tensors, metadata = load_tensors(weights_file)
+    change(metadata["model"])
+    save_tensors(weights_file, tensors, metadata)
+    with pytest.raises(GcflowError, match=r"weights\.safetensors: its header is of another version of gcflow"):
+        load_model(weights_file)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

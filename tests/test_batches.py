@@ -1,0 +1,401 @@
+import math
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from gcflow.batches import STEPS_AHEAD, Ahead, Batches, device_memory, resident
+from gcflow.config import (
+    EctSchedule,
+    EdmSchedule,
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+)
+from gcflow.couplings import COUPLINGS, Coupling, optimal_assignment
+from gcflow.distributed import World
+from gcflow.dropout import dropout_keys
+from gcflow.errors import GcflowError
+from gcflow.objectives import Batch
+from gcflow.preconditioning import to_model_space
+from gcflow.randomness import batch_indices
+from gcflow.schedules import draw_levels
+from gcflow.training import initial_state, train
+
+CPU = torch.device("cpu")
+IMAGES = torch.randint(0, 256, (50, 1, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+POINTS = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+PROCESS = NoiseProcess(data_mean=0.1)
+STEPS = 9
+ICT, ECT, EDM = IctSchedule(s0=3, s1=12), EctSchedule(stage_every=3), EdmSchedule()
+METHODS = {
+    "ic": (MethodConfig(objective="consistency"), ICT),
+    "ot": (MethodConfig(objective="consistency", coupling="ot"), ICT),
+    "gc": (MethodConfig(objective="consistency", coupling="gc", mu=(0.2, 0.8), predictor="ema"), ICT),
+    "ect-gc": (MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="ema"), ECT),
+    "cd-ot": (MethodConfig(objective="distillation", teacher="exact", coupling="ot"), ICT),
+    "denoiser": (MethodConfig(objective="denoising"), EDM),
+    "denoiser-ot": (MethodConfig(objective="denoising", coupling="ot"), EDM),
+}
+PAIRED = [name for name in METHODS if METHODS[name][0].coupling == "ot"]
+
+
+def run_config(method="ic", seed=0, batch=16, **training):
+    method, schedule = METHODS[method]
+    settings = {"steps": STEPS, "learning_rate": 1e-3, "snapshot_every": STEPS, "schedule": schedule} | training
+    network = NetworkConfig("mlp", channels=8, blocks=1)
+    return RunConfig("toy", "method", seed, PROCESS, network, TrainingConfig(batch=batch, **settings), method)
+
+
+def batches_of(config, data=IMAGES, steps=range(STEPS), world=None, streamed=False):
+    with Batches(config, data, CPU, world or World()) as batches:
+        if streamed:
+            assert batches.streamed is None
+            batches.streamed = Ahead(batches._read, config.training.steps)
+        return [batches[step] for step in steps]
+
+
+def assert_equal(first, second):
+    for name in Batch._fields:
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+def ahead_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def cost(x, z):
+    return (x.double() - z.double()).flatten(1).square().sum().item()
+
+
+# What a step sees.
+
+
+@pytest.mark.parametrize("data", [IMAGES, POINTS])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_holds_the_samples_levels_and_keys_of_its_step(method, data):
+    config = run_config(method)
+    for step, batch in enumerate(batches_of(config, data)):
+        samples = data[batch_indices(0, step, 16, 50)]
+        assert torch.equal(batch.data, to_model_space(samples, PROCESS))
+        low, high = draw_levels(config, step)
+        assert torch.equal(batch.low, low)
+        assert torch.equal(batch.high, high)
+        assert torch.equal(batch.dropout, dropout_keys(0, step, 16))
+        assert batch.noise.shape == batch.data.shape
+        assert batch.noise.dtype == batch.data.dtype == torch.float32
+        assert batch.take_gc.dtype == torch.bool
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_tensor_is_a_function_of_seed_and_step_wherever_a_run_is_taken_up(method):
+    config, state = run_config(method), torch.get_rng_state()
+    expected = batches_of(config)
+    for start in (0, 1, 4, STEPS - 1):
+        for first, second in zip(batches_of(config, steps=range(start, STEPS)), expected[start:], strict=True):
+            assert_equal(first, second)
+    for first, second in zip(batches_of(config, steps=[1, 5, 8]), (expected[1], expected[5], expected[8]), strict=True):
+        assert_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_and_seeds_have_their_own_draws(method):
+    (first, later), (other,) = (
+        batches_of(run_config(method), steps=[4, 5]),
+        batches_of(run_config(method, 1), steps=[4]),
+    )
+    fields = set(Batch._fields) - (set() if METHODS[method][0].coupling == "gc" else {"take_gc"})
+    for name in fields:
+        assert not torch.equal(getattr(first, name), getattr(later, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+def test_noise_is_standard_normal_and_tells_nothing_of_data_levels_and_takers():
+    count = 5000
+    data = torch.randn(count, 2, generator=torch.Generator().manual_seed(3))
+    (batch,) = batches_of(run_config("gc", batch=count), data, steps=[4])
+    assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > 1e-3
+    for part in (batch.data[:, 0], batch.high, batch.take_gc.float(), batch.noise[:, 1], batch.dropout.float()):
+        correlation = stats.spearmanr(batch.noise[:, 0].numpy(), part.numpy()).statistic
+        assert abs(correlation) < 4 / math.sqrt(count)
+
+
+# Optimal transport.
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_optimal_transport_pairs_the_noise_of_the_independent_coupling_at_least_cost(method):
+    independent = {"ot": "ic", "cd-ot": "ic", "denoiser-ot": "denoiser"}[method]
+    for paired, plain in zip(batches_of(run_config(method)), batches_of(run_config(independent)), strict=True):
+        chosen = optimal_assignment(plain.data, plain.noise)
+        assert chosen.tolist() != list(range(16))
+        assert_equal(paired, plain._replace(noise=plain.noise[chosen]))
+        assert cost(paired.data, paired.noise) < cost(plain.data, plain.noise)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_each_process_may_pair_its_own_share_alone(size):
+    config, plain = run_config("ot", assignment="rank"), batches_of(run_config("ic"))
+    together = batches_of(run_config("ot"))
+    for rank in range(size):
+        world = World(rank, size)
+        mine = world.share(16)
+        for step, batch in enumerate(batches_of(config, world=world)):
+            share = Batch(*(tensor[mine] for tensor in plain[step]))
+            chosen = optimal_assignment(share.data, share.noise)
+            assert_equal(batch, share._replace(noise=share.noise[chosen]))
+            assert not torch.equal(batch.noise, together[step].noise[mine])
+
+
+def test_alone_a_process_pairs_the_same_whether_it_pairs_the_batch_or_its_share():
+    pairs = zip(batches_of(run_config("ot")), batches_of(run_config("ot", assignment="rank")), strict=True)
+    for first, second in pairs:
+        assert_equal(first, second)
+
+
+# Several processes.
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_shares_of_several_processes_make_up_the_batch_of_one_to_the_bit(method, size):
+    whole = batches_of(run_config(method))
+    shares = [batches_of(run_config(method), world=World(rank, size)) for rank in range(size)]
+    for step in range(STEPS):
+        assert all(len(share[step].data) == 16 // size for share in shares)
+        assert_equal(Batch(*(torch.cat(parts) for parts in zip(*(s[step] for s in shares), strict=True))), whole[step])
+
+
+@pytest.mark.parametrize(("batch", "size"), [(16, 3), (6, 4), (2, 4)])
+def test_a_batch_that_processes_cannot_share_is_refused_by_its_key(batch, size):
+    for rank in range(size):
+        with pytest.raises(GcflowError, match=rf"training\.batch is {batch}, which {size} processes"):
+            Batches(run_config(batch=batch), IMAGES, CPU, World(rank, size))
+
+
+def test_processes_share_a_batch_in_the_order_of_their_ranks():
+    assert [World(rank, 4).share(12) for rank in range(4)] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
+    assert World().share(7) == slice(0, 7)
+    assert [World(rank, 3).first for rank in range(3)] == [True, False, False]
+
+
+# Where the data lie.
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on the CPU that says it is on another device."""
+
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize("data", [IMAGES, POINTS])
+def test_data_on_another_device_are_streamed_and_make_the_same_batches(data):
+    config = run_config("gc")
+    elsewhere = data.clone().as_subclass(Elsewhere)
+    with Batches(config, elsewhere, CPU, World()) as batches:
+        assert batches.streamed is not None
+        for step, expected in enumerate(batches_of(config, data)):
+            assert_equal(batches[step], expected)
+
+
+@pytest.mark.parametrize("world", [World(), World(1, 2)])
+@pytest.mark.parametrize("method", METHODS)
+def test_streamed_data_make_the_batches_of_resident_data(method, world):
+    config = run_config(method)
+    streamed = batches_of(config, steps=range(2, STEPS), world=world, streamed=True)
+    for first, second in zip(streamed, batches_of(config, steps=range(2, STEPS), world=world), strict=True):
+        assert_equal(first, second)
+
+
+def test_data_move_to_the_device_only_if_they_take_at_most_their_share_of_its_memory():
+    data = torch.zeros(1000, 3)
+    share = 12_000 / device_memory("cpu")
+    kept, moved = resident(data, "cpu", 0.99 * share), resident(data, "cpu", 1.01 * share)
+    assert kept is data
+    assert moved.data_ptr() != data.data_ptr()
+    assert torch.equal(moved, data)
+
+
+def test_resident_data_do_not_depend_on_the_file_they_were_mapped_from(tmp_path):
+    path = tmp_path / "data"
+    path.write_bytes(bytes(range(8)))
+    mapped = torch.from_file(str(path), shared=True, size=8, dtype=torch.uint8)
+    moved, streamed = resident(mapped, "cpu", 0.5), resident(mapped, "cpu", 0.0)
+    mapped.fill_(7)
+    assert moved.tolist() == list(range(8))
+    assert streamed.tolist() == [7] * 8
+
+
+def test_this_machine_has_the_memory_that_its_kernel_reports():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
+    assert device_memory("cpu") == 1024 * kilobytes
+
+
+# Ahead.
+
+
+class Work:
+    """Counts what was computed, and tells how far beyond a step the thread went once it has nothing left to do."""
+
+    def __init__(self):
+        self.done = []
+
+    def __call__(self, step):
+        self.done.append(step)
+        return step**2
+
+    def furthest(self, ahead):
+        for future in list(ahead.pending.values()):
+            future.result(timeout=10)
+        time.sleep(0.01)
+        return max(self.done)
+
+
+def test_values_come_in_order_and_each_is_computed_once():
+    work = Work()
+    ahead = Ahead(work, 20)
+    assert [ahead[step] for step in range(20)] == [step**2 for step in range(20)]
+    assert work.done == list(range(20))
+    ahead.close()
+
+
+def test_no_more_than_a_few_steps_are_computed_ahead_and_none_beyond_the_last():
+    work = Work()
+    ahead = Ahead(work, 8)
+    for step in range(8):
+        assert ahead[step] == step**2
+        assert work.furthest(ahead) == min(step + STEPS_AHEAD, 7)
+        assert len(ahead.pending) <= STEPS_AHEAD
+    ahead.close()
+    assert work.done == list(range(8))
+
+
+def test_a_run_taken_up_late_computes_nothing_of_the_steps_before():
+    work = Work()
+    ahead = Ahead(work, 100)
+    assert [ahead[step] for step in (50, 51)] == [2500, 2601]
+    ahead.close()
+    assert min(work.done) == 50
+
+
+def test_a_step_beyond_the_last_can_still_be_asked_for():
+    ahead = Ahead(Work(), 3)
+    try:
+        assert [ahead[2], ahead[3]] == [4, 9]
+    finally:
+        ahead.close()
+
+
+def test_work_is_done_in_one_other_thread_that_ends_when_it_is_closed():
+    before = ahead_threads()
+    names = set()
+    ahead = Ahead(lambda step: names.add(threading.current_thread().name), 50)
+    for step in range(10):
+        _ = ahead[step]
+    assert len(names) == 1
+    assert threading.current_thread().name not in names
+    assert len(ahead_threads()) == len(before) + 1
+    ahead.close()
+    assert ahead_threads() == before
+
+
+def test_closing_does_not_compute_what_nobody_waits_for():
+    started, go = threading.Event(), threading.Event()
+    done = []
+
+    def slow(step):
+        started.set()
+        go.wait(10)
+        done.append(step)
+
+    ahead = Ahead(slow, 50)
+    asking = threading.Thread(target=lambda: ahead[0])
+    asking.start()
+    assert started.wait(10)
+    threading.Timer(0.1, go.set).start()
+    ahead.close()
+    asking.join(10)
+    assert done == [0]
+
+
+def test_the_thread_leaves_the_main_one_its_cores():
+    torch.set_num_threads(2)
+    batches_of(run_config("ot"))
+    assert torch.get_num_threads() == 2
+
+
+# Errors.
+
+
+def test_an_error_in_the_thread_reaches_the_caller_at_its_step_and_the_thread_ends():
+    before = ahead_threads()
+    order = torch.cat([batch_indices(0, step, 16, 160) for step in range(STEPS)])
+    data = torch.randn(160, 3, generator=torch.Generator().manual_seed(0))
+    data[order[16 * 4 + 5]] = math.nan
+    with Batches(run_config("ot"), data, CPU, World()) as batches:
+        for step in range(4):
+            assert batches[step].noise.isfinite().all()
+        with pytest.raises(ValueError, match="invalid numeric"):
+            _ = batches[4]
+    assert ahead_threads() == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_an_error_of_the_assignment_ends_the_training_and_its_thread(error, monkeypatch):
+    before, calls = ahead_threads(), []
+
+    def failing(x, z):
+        calls.append(len(x))
+        if len(calls) == 6:
+            raise error
+        return optimal_assignment(x, z)
+
+    monkeypatch.setitem(COUPLINGS, "ot", Coupling(assignment=failing))
+    config = run_config("ot")
+    state = initial_state(config, (1, 3, 3))
+    with pytest.raises(type(error)) as caught:
+        train(config, IMAGES, state)
+    assert caught.value is error
+    assert state.step == 5
+    assert ahead_threads() == before
+
+
+def test_an_error_of_reading_reaches_the_caller_and_the_thread_ends():
+    before = ahead_threads()
+    with Batches(run_config("ic"), IMAGES, CPU, World()) as batches:
+        batches.streamed = Ahead(batches._read, STEPS)
+        batches.data = IMAGES[:20]
+        batches._indices = lambda step, part: torch.tensor([30])
+        with pytest.raises(IndexError):
+            _ = batches[0]
+    assert ahead_threads() == before
+
+
+def test_leaving_on_an_error_of_the_caller_ends_the_thread():
+    before = ahead_threads()
+    with pytest.raises(ZeroDivisionError), Batches(run_config("ot"), IMAGES, CPU, World()) as batches:
+        _ = batches[0], 1 / 0
+    assert ahead_threads() == before
+
+
+def test_a_finished_training_leaves_no_thread():
+    before = ahead_threads()
+    for method in ("ot", "denoiser-ot"):
+        train(run_config(method), IMAGES, initial_state(run_config(method), (1, 3, 3)))
+    assert ahead_threads() == before
+
+
+def test_a_batch_larger_than_the_data_set_sees_it_more_than_once():
+    (batch,) = batches_of(replace(run_config("ot"), training=replace(run_config("ot").training, batch=100)), steps=[0])
+    rows, counts = batch.data.flatten(1).unique(dim=0, return_counts=True)
+    assert len(rows) == 50
+    assert counts.tolist() == [2] * 50

@@ -1,0 +1,955 @@
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from projects import tiny_params, write_project
+
+import gcflow.config
+import gcflow.pipeline.params
+import gcflow.pipeline.schema
+import gcflow.sources
+from gcflow.config import (
+    CheckpointFile,
+    EctSchedule,
+    EdmSchedule,
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    RunReference,
+    TrainingConfig,
+    digest,
+    run_config_from_dict,
+    to_dict,
+)
+from gcflow.errors import GcflowError
+from gcflow.pipeline.params import Params, Run
+
+REPOSITORY = Path("/work/main/params.yaml")
+Key = tuple[str | int, ...]
+
+
+def value_at(document: Any, key: Key) -> Any:
+    for part in key:
+        document = document[part]
+    return document
+
+
+def changed(key: Key, value: Any, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    document = copy.deepcopy(tiny_params() if base is None else base)
+    value_at(document, key[:-1])[key[-1]] = value
+    return document
+
+
+def without(key: Key) -> dict[str, Any]:
+    document = tiny_params()
+    del value_at(document, key[:-1])[key[-1]]
+    return document
+
+
+def dotted(key: Key) -> str:
+    return ".".join(map(str, key))
+
+
+def load(folder: Path, document: dict[str, Any]) -> Params:
+    return Params(write_project(folder, document) / "params.yaml")
+
+
+def refusal(folder: Path, document: dict[str, Any]) -> str:
+    """The one line with which a document is refused, without the file's name."""
+    with pytest.raises(GcflowError) as caught:
+        load(folder, document)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 or all(any(r in l for r in ('predictor','teacher','init')) for l in lines), lines
+    start = f"{folder / 'params.yaml'}: "
+    assert lines[0].startswith(start)
+    return lines[0].removeprefix(start)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
+
+
+DIGITS: Key = ("datasets", "digits")
+ALL_DIGITS = ("ic/0", "ic/1", "gc/0", "gc-frozen/0", "cd/0", "denoiser/0", "ect/0", "ect-gc/0")
+METHODS: Key = (*DIGITS, "methods")
+
+
+# The grid.
+
+
+def test_the_repositorys_own_params_load_and_give_every_run_that_they_list():
+    params, document = Params(REPOSITORY), yaml.safe_load(REPOSITORY.read_text())
+    expected = [
+        f"{dataset}/{method}/{seed}"
+        for dataset, entry in document["datasets"].items()
+        for method, replicates in entry["runs"].items()
+        for seed in replicates["seeds"]
+    ]
+    assert [run.name for run in params.runs()] == expected
+    assert len(set(expected)) == len(expected) > 0
+    digests = {digest(to_dict(params.run_config(name))) for name in expected}
+    assert len(digests) == len(expected)
+
+
+def test_runs_are_enumerated_in_the_files_order(folder):
+    params = load(folder, tiny_params())
+    names = [f"digits/{name}" for name in ALL_DIGITS]
+    assert [run.name for run in params.runs()] == [*names, "mixture2d/ic/0"]
+    assert [run.name for run in params.runs("digits")] == names
+    assert params.parse_run("digits/ic/1") == Run("digits", "ic", 1)
+
+
+def test_overrides_of_a_method_are_merged_deeply_into_the_blocks_of_the_data_set(folder):
+    document = changed((*METHODS, "cd", "training"), {"schedule": {"s1": 12}, "ema_decay": 0.5})
+    params = load(folder, document)
+    base, cd = params.run_config("digits/ic/0"), params.run_config("digits/cd/0")
+    assert base.training.schedule == IctSchedule(s0=4, s1=16, p_mean=-1.1, p_std=2.0)
+    assert cd.training.schedule == IctSchedule(s0=4, s1=12, p_mean=-1.1, p_std=2.0)
+    assert dataclasses.replace(cd.training, schedule=base.training.schedule, ema_decay=0.9) == base.training
+    assert cd.network == base.network
+    frozen = params.run_config("digits/gc-frozen/0")
+    assert frozen.network == dataclasses.replace(base.network, channels=24)
+    assert frozen.training == base.training
+
+
+def test_a_schedule_of_another_kind_stands_in_the_place_of_the_data_sets_own(folder):
+    document = changed((*METHODS, "ect", "training", "schedule"), {"kind": "ect", "stage_every": 10})
+    params = load(folder, document)
+    assert params.run_config("digits/denoiser/0").training.schedule == EdmSchedule(p_mean=-1.2, p_std=1.2)
+    # p_mean and p_std of the data set's block are not among them: they belong to its kind.
+    assert params.run_config("digits/ect/0").training.schedule == EctSchedule(stage_every=10)
+    assert EctSchedule().p_std == tiny_params()["datasets"]["digits"]["training"]["schedule"]["p_std"]
+    document["datasets"]["digits"]["training"]["schedule"]["p_std"] = 1.7
+    again = load(folder, document)
+    assert again.run_config("digits/ect/0").training.schedule == EctSchedule(stage_every=10)
+    assert again.run_config("digits/gc/0").training.schedule == IctSchedule(s0=4, s1=16, p_mean=-1.1, p_std=1.7)
+
+
+def test_a_method_without_a_preconditioning_has_that_of_its_schedule(folder):
+    document = changed((*METHODS, "denoiser", "preconditioning"), "vp")
+    for method in ("ect", "ect-gc"):
+        document["datasets"]["digits"]["methods"][method]["preconditioning"] = "vp"
+    for params, expected in ((load(folder, tiny_params()), "edm"), (load(folder, document), "vp")):
+        found = {run.method: params.run_config(run.name).preconditioning for run in params.runs("digits")}
+        assert {method: kind for method, kind in found.items() if kind != "consistency"} == {
+            "denoiser": expected,
+            "ect": expected,
+            "ect-gc": expected,
+        }
+
+
+def test_a_run_has_the_values_of_the_file(folder):
+    config = load(folder, tiny_params()).run_config("digits/gc/0")
+    assert config.name == "digits/gc/0"
+    assert config.process == NoiseProcess(0.002, 80.0, 7.0, 0.75, -0.39)
+    assert config.network == NetworkConfig("mlp", 16, 1, dropout=0.1)
+    assert config.method == MethodConfig("consistency", "gc", mu=(0.0, 1.0), predictor="ema")
+    assert (config.training.steps, config.training.batch, config.training.learning_rate) == (40, 16, 1e-3)
+
+
+def test_references_mean_the_same_seed_and_the_last_step_unless_they_say_more(folder):
+    params = load(folder, tiny_params())
+    assert params.needed_runs(Run("digits", "gc-frozen", 0)) == {"predictor": (Run("digits", "ic", 0), 20)}
+    assert params.needed_runs(Run("digits", "cd", 0)) == {"teacher": (Run("digits", "denoiser", 0), 40)}
+    assert params.needed_runs(Run("digits", "ect-gc", 0)) == {"init": (Run("digits", "denoiser", 0), 40)}
+    assert params.needed_runs(Run("digits", "gc", 0)) == {}
+    seeded = load(folder, changed((*METHODS, "gc-frozen", "predictor"), {"method": "ic", "seed": 1}))
+    assert seeded.needed_runs(Run("digits", "gc-frozen", 0)) == {"predictor": (Run("digits", "ic", 1), 40)}
+
+
+def test_a_method_may_need_a_run_or_a_file_in_each_role(folder):
+    document = changed((*METHODS, "cd", "teacher"), {"file": "checkpoints/edm.safetensors"})
+    document["datasets"]["digits"]["methods"]["cd"]["init"] = {"method": "ic", "step": 20}
+    document["datasets"]["digits"]["methods"]["gc-frozen"]["predictor"] = {"file": "consistency.safetensors"}
+    document["datasets"]["digits"]["methods"]["ect"]["init"] = {"file": "checkpoints/edm.safetensors"}
+    params = load(folder, document)
+    cd, frozen, ect = (Run("digits", method, 0) for method in ("cd", "gc-frozen", "ect"))
+    assert params.needed_files(cd) == {"teacher": "checkpoints/edm.safetensors"}
+    assert params.needed_runs(cd) == {"init": (Run("digits", "ic", 0), 20)}
+    assert params.needed_files(frozen) == {"predictor": "consistency.safetensors"}
+    assert params.needed_runs(frozen) == params.needed_runs(ect) == {}
+    assert params.needed_files(ect) == {"init": "checkpoints/edm.safetensors"}
+    assert params.needed_files(Run("digits", "ic", 0)) == {}
+
+
+def test_references_may_chain_and_depth_counts_the_longest(folder):
+    document = changed((*METHODS, "gc", "init"), {"method": "cd"})
+    document["datasets"]["digits"]["methods"]["ic"]["init"] = {"file": "start.safetensors"}
+    params = load(folder, document)
+    depths = {run.name: params.depth(run) for run in params.runs("digits")}
+    assert [depths[f"digits/{name}"] for name in ALL_DIGITS] == [0, 0, 2, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("digits", "is not of the form"),
+        ("digits/ic", "is not of the form"),
+        ("digits/ic/x", "is not of the form"),
+        ("digits/ic/-1", "is not of the form"),
+        ("digits/ic/0/0", "is not of the form"),
+        ("", "is not of the form"),
+        ("cifar/ic/0", "datasets has no 'cifar'; known: digits, mixture2d"),
+        ("digits/ot/0", "datasets.digits.runs has no 'ot'; known: ic, gc, gc-frozen, cd, denoiser, ect, ect-gc"),
+        ("digits/ic/2", "datasets.digits.runs.ic.seeds has no 2; known: 0, 1"),
+    ],
+)
+def test_a_run_that_does_not_exist_is_refused_with_what_is_known(folder, name, problem):
+    params = load(folder, tiny_params())
+    with pytest.raises(GcflowError) as caught:
+        params.parse_run(name)
+    assert problem in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Identity.
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ((*DIGITS, "cadence"), {"log_every": 7, "checkpoint_every": 3}),
+        ((*DIGITS, "runs", "ic", "label"), "another label"),
+        ((*DIGITS, "runs", "ic", "seeds"), [0, 5]),
+        ((*DIGITS, "evaluation", "samples"), 128),
+        ((*DIGITS, "features", "epochs"), 3),
+        ((*DIGITS, "tables", "table1", "title"), "another title"),
+        (("tracking", "experiment"), "another"),
+        ((*METHODS, "gc", "mu"), 0.25),
+        (("datasets", "mixture2d", "training", "steps"), 80),
+    ],
+)
+def test_what_does_not_touch_the_weights_of_a_run_is_no_part_of_its_identity(folder, key, value):
+    before = load(folder, tiny_params()).run_config("digits/ic/0")
+    after = load(folder, changed(key, value)).run_config("digits/ic/0")
+    assert after == before
+    assert digest(to_dict(after)) == digest(to_dict(before))
+
+
+def training_keys() -> list[Key]:
+    blocks = [(*DIGITS, name) for name in ("process", "network", "training")]
+    values = [key for key, value in walk(tiny_params()) if key[:3] in blocks and isinstance(value, int | float | str)]
+    # Another kind has other keys beside it.
+    return [key for key in values if key[-1] != "kind"]
+
+
+def walk(document: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Every value of a document below its root, containers included, with its key."""
+    if key:
+        yield key, document
+    children: Any = document.items() if isinstance(document, dict) else ()
+    for name, value in enumerate(document) if isinstance(document, list) else children:
+        yield from walk(value, (*key, name))
+
+
+ANOTHER = {
+    "architecture": ("ddpm++", "mlp"),
+    "optimizer": ("lion", "adam"),
+    "learning_rate_decay": ("none", "linear"),
+    "distance": ("squared-l2", "pseudo-huber"),
+}
+
+
+@pytest.mark.parametrize("key", training_keys(), ids=dotted)
+def test_every_value_of_process_network_and_training_is_part_of_a_runs_identity(folder, key):
+    old = value_at(tiny_params(), key)
+    if key[-1] == "snapshot_every":
+        new = old // 2
+    elif isinstance(old, str):
+        new = next(v for v in ANOTHER[key[-1]] if v != old)
+    else:
+        new = old + 1 if isinstance(old, int) else old * 1.01
+    before = load(folder, tiny_params()).run_config("digits/ic/0")
+    after = load(folder, changed(key, new)).run_config("digits/ic/0")
+    assert digest(to_dict(after)) != digest(to_dict(before))
+
+
+def test_the_kind_of_the_schedule_and_the_way_a_run_starts_are_part_of_its_identity(folder):
+    runs = [
+        load(folder, document).run_config("digits/ect/0")
+        for document in (
+            tiny_params(),
+            changed((*METHODS, "ect", "training", "schedule", "kind"), "ict"),
+            changed((*METHODS, "ect", "init"), {"method": "denoiser", "step": 20}),
+            changed((*METHODS, "ect", "init"), {"file": "start.safetensors"}),
+            changed((*METHODS, "ect", "init"), None),
+        )
+        if document["datasets"]["digits"]["methods"]["ect"]["training"]["schedule"].pop("stage_every")
+    ]
+    assert len({digest(to_dict(config)) for config in runs}) == len(runs)
+
+
+def finite(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, allow_infinity=False)
+
+
+NAMES = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
+SEEDS = st.integers(0, 2**31)
+MU = finite(0, 1) | st.tuples(finite(0, 1), finite(0, 1))
+REFERENCES = st.builds(RunReference, NAMES, st.none() | st.integers(1, 10**6), st.none() | SEEDS)
+FILES = st.builds(CheckpointFile, NAMES)
+DENSITY = {"p_mean": finite(-5, 5), "p_std": finite(1e-3, 5)}
+ICT = st.builds(IctSchedule, s0=st.integers(1, 10), s1=st.integers(10, 2000), **DENSITY)
+ECT = st.builds(
+    EctSchedule, finite(1.01, 300), finite(0, 20), finite(0, 5), st.none() | st.integers(1, 10**6), **DENSITY
+)
+EDM = st.builds(EdmSchedule, **DENSITY)
+PROCESSES = st.builds(
+    NoiseProcess,
+    sigma_min=finite(1e-6, 1),
+    sigma_max=finite(1.5, 1e3),
+    rho=finite(1, 20),
+    sigma_data=finite(1e-3, 10),
+    data_mean=finite(-1, 1),
+)
+NETWORK = {
+    "architecture": st.sampled_from(["ddpm++", "ncsn++", "mlp"]),
+    "channels": st.integers(1, 512),
+    "blocks": st.integers(1, 8) | st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
+    "multipliers": st.lists(st.integers(1, 8), min_size=1, max_size=4).map(tuple),
+    "attention": st.lists(st.sampled_from([8, 16, 32]), max_size=2).map(tuple),
+    "dropout": finite(0, 0.99) | st.lists(finite(0, 0.99), min_size=1, max_size=4).map(tuple),
+    "label_dim": st.integers(0, 1000),
+    "augment_dim": st.integers(0, 9),
+}
+TRAINING = {
+    "steps": st.integers(1, 10**7),
+    "batch": st.integers(1, 4096),
+    "learning_rate": finite(1e-12, 10),
+    "snapshot_every": st.integers(1, 10**7),
+    "optimizer": st.sampled_from(["lion", "adam", "radam"]),
+    "learning_rate_decay": st.sampled_from(["none", "linear"]),
+    "weight_decay": finite(0, 1),
+    "gradient_clip": st.none() | finite(1e-6, 100),
+    "ema_decay": finite(0, 0.99999),
+    "ema_ramp_up": st.booleans(),
+    "distance": st.sampled_from(["pseudo-huber", "squared-l2"]),
+    "huber_c": st.none() | finite(0, 10),
+    "assignment": st.sampled_from(["global", "rank"]),
+    "micro_batch": st.none() | st.integers(1, 4096),
+    "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
+    "channels_last": st.booleans(),
+    "compile": st.sampled_from(["none", "default", "reduce-overhead", "max-autotune"]),
+    "cpu_threads": st.integers(1, 64),
+    "schedule": ICT | ECT | EDM,
+}
+PRECONDITIONINGS = ["edm", "vp", "ve"]
+COMMON = {
+    "init": st.none() | REFERENCES | FILES,
+    "preconditioning": st.none() | st.sampled_from(["consistency", *PRECONDITIONINGS]),
+}
+CONSISTENCY = st.builds(MethodConfig, st.just("consistency"), st.sampled_from(["ic", "ot"]), **COMMON)
+AUGMENTED = st.builds(
+    MethodConfig,
+    st.just("consistency"),
+    st.just("gc"),
+    MU,
+    st.sampled_from(["ema", "online"]) | REFERENCES | FILES,
+    **COMMON,
+)
+DISTILLATION = st.builds(
+    MethodConfig, st.just("distillation"), teacher=st.just("exact") | REFERENCES | FILES, **COMMON
+)
+DENOISING = st.builds(
+    MethodConfig,
+    st.just("denoising"),
+    st.sampled_from(["ic", "ot"]),
+    init=COMMON["init"],
+    preconditioning=st.none() | st.sampled_from(PRECONDITIONINGS),
+)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> NetworkConfig:
+    """Any network: an MLP has no levels, a U-Net one value or one per level."""
+    parts = {name: draw(strategy) for name, strategy in NETWORK.items()}
+    if parts["architecture"] == "mlp":
+        parts |= {"multipliers": (1,), "attention": (), "label_dim": 0, "augment_dim": 0}
+    for name in ("blocks", "dropout"):
+        if isinstance(parts[name], tuple):
+            levels = len(parts["multipliers"])
+            parts[name] = parts[name][0] if parts["architecture"] == "mlp" else (parts[name] * levels)[:levels]
+    return NetworkConfig(**parts)
+
+
+@st.composite
+def run_configs(draw: st.DrawFn) -> RunConfig:
+    """Any run whose schedule fits its objective."""
+    method = draw(CONSISTENCY | AUGMENTED | DISTILLATION | DENOISING)
+    schedule = EDM if method.objective == "denoising" else ICT
+    if method.objective != "denoising" and method.preconditioning != "consistency":
+        schedule = ICT | ECT
+    return RunConfig(
+        dataset=draw(NAMES),
+        method_name=draw(NAMES),
+        seed=draw(SEEDS),
+        process=draw(PROCESSES),
+        network=draw(networks()),
+        training=draw(st.builds(TrainingConfig, **(TRAINING | {"schedule": schedule}))),
+        method=method,
+    )
+
+
+RUN_CONFIGS = run_configs()
+
+
+def test_the_strategies_know_every_field():
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} == TRAINING.keys()
+    assert {field.name for field in dataclasses.fields(NetworkConfig)} == NETWORK.keys()
+
+
+@settings(deadline=None)
+@given(config=RUN_CONFIGS)
+def test_every_configuration_survives_being_written_and_read(config):
+    document = to_dict(config)
+    read = run_config_from_dict(document)
+    assert read == config
+    assert digest(to_dict(read)) == digest(document)
+
+
+@settings(deadline=None, max_examples=200)
+@given(config=RUN_CONFIGS, data=st.data())
+def test_the_digest_changes_with_any_value_of_training_or_network(config, data):
+    block, strategies = data.draw(st.sampled_from([("training", TRAINING), ("network", NETWORK)]))
+    name = data.draw(st.sampled_from(sorted(strategies)))
+    value = data.draw(strategies[name])
+    old = getattr(config, block)
+    assume(value != getattr(old, name))
+    try:
+        new = dataclasses.replace(config, **{block: dataclasses.replace(old, **{name: value})})
+    except ValueError:
+        assume(False)
+    assert digest(to_dict(new)) != digest(to_dict(config))
+    assert new != config
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 500), every=st.integers(1, 600))
+def test_snapshot_steps_are_the_multiples_and_the_last_step(steps, every):
+    config = TrainingConfig(steps=steps, batch=1, learning_rate=1e-3, snapshot_every=every)
+    assert config.snapshot_steps == [k for k in range(1, steps + 1) if k % every == 0 or k == steps]
+
+
+# Refusals, whatever the key.
+
+
+OVERRIDABLE = tiny_params()
+OVERRIDABLE["datasets"]["digits"]["methods"]["cd"]["network"] = {}
+OVERRIDABLE["datasets"]["digits"]["methods"]["cd"]["training"] = {"schedule": {"s1": 12}}
+LEVELS = [(), *(key for key, value in walk(OVERRIDABLE) if isinstance(value, dict))]
+VALUES = [(key, value) for key, value in walk(OVERRIDABLE) if not isinstance(value, dict) or value]
+FIELDS = {
+    field.name
+    for module in (gcflow.config, gcflow.sources, gcflow.pipeline.params, gcflow.pipeline.schema)
+    for _, kind in inspect.getmembers(module, dataclasses.is_dataclass)
+    for field in dataclasses.fields(kind)
+}
+SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-5, 5) | st.text("abc", max_size=3)
+
+
+@settings(deadline=None, max_examples=600)
+@given(level=st.sampled_from(LEVELS), name=st.from_regex(r"[a-z][a-z_]{0,11}", fullmatch=True), value=SCALARS)
+def test_any_unknown_key_at_any_level_is_refused_in_one_line_with_file_and_key(folder, level, name, value):
+    assume(name not in FIELDS and name not in value_at(OVERRIDABLE, level))
+    line = refusal(folder, changed((*level, name), value, OVERRIDABLE))
+    assert line.startswith(f"{dotted((*level, name))} ")
+
+
+def wrong_types(key: Key, value: Any) -> list[Any]:
+    """Values of other types than the one that stands in the file, and than any other that the key may have."""
+    wrong: list[Any] = [True]
+    if key[-1] not in ("predictor", "teacher", "init"):
+        wrong.append({"x": 1})
+    if isinstance(value, int):
+        wrong += [2.5, str(value), [value]]
+    elif isinstance(value, float):
+        wrong += [str(value), "text", [value]]
+    elif isinstance(value, str):
+        wrong += [3, 2.5, [value]]
+    elif isinstance(value, list):
+        wrong += [3, 2.5, "text"]
+    else:
+        wrong = [True, 3, "text", [1]]
+    optional = ("gradient_clip", "step", "paper", "transport", "init", "huber_c", "stage_every")
+    if key[-1] not in optional and key[-2:] != ("predictor", "seed"):
+        wrong.append(None)
+    return wrong
+
+
+@settings(deadline=None, max_examples=1200)
+@given(data=st.data())
+def test_any_value_of_a_wrong_type_is_refused_in_one_line_with_file_and_key(folder, data):
+    key, value = data.draw(st.sampled_from(VALUES))
+    wrong = data.draw(st.sampled_from(wrong_types(key, value)))
+    line = refusal(folder, changed(key, wrong, OVERRIDABLE))
+    assert line.startswith((f"{dotted(key)} ", f"{dotted(key)}."))
+
+
+OUTSIDE = st.floats(allow_nan=True).filter(lambda mu: not 0 <= mu <= 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(mu=OUTSIDE | st.tuples(OUTSIDE, finite(0, 1)) | st.tuples(finite(0, 1), OUTSIDE))
+def test_mu_outside_0_to_1_is_refused_by_key(folder, mu):
+    value = list(mu) if isinstance(mu, tuple) else mu
+    line = refusal(folder, changed((*METHODS, "gc", "mu"), value))
+    assert line.startswith(("datasets.digits.methods.gc.mu is ", "datasets.digits.methods.gc.mu."))
+
+
+@settings(deadline=None, max_examples=40)
+@given(mu=MU)
+def test_mu_within_0_to_1_is_accepted_as_it_stands(folder, mu):
+    value = list(mu) if isinstance(mu, tuple) else mu
+    method = load(folder, changed((*METHODS, "gc", "mu"), value)).run_config("digits/gc/0").method
+    assert method.mu == mu
+    assert method.mu_range == (mu if isinstance(mu, tuple) else (mu, mu))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ((*DIGITS, "process", "sigma_min"), 0.0),
+        ((*DIGITS, "process", "sigma_min"), -1.0),
+        ((*DIGITS, "process", "sigma_max"), 0.001),
+        ((*DIGITS, "process", "sigma_max"), float("inf")),
+        ((*DIGITS, "process", "sigma_max"), float("nan")),
+        ((*DIGITS, "process", "data_mean"), float("nan")),
+        ((*DIGITS, "process", "rho"), 0.5),
+        ((*DIGITS, "process", "sigma_data"), 0.0),
+        ((*DIGITS, "network", "architecture"), "transformer"),
+        ((*DIGITS, "network", "channels"), 0),
+        ((*DIGITS, "network", "blocks"), 0),
+        ((*DIGITS, "network", "multipliers"), []),
+        ((*DIGITS, "network", "multipliers"), [1, 0]),
+        ((*DIGITS, "network", "dropout"), 1.0),
+        ((*DIGITS, "network", "dropout"), [0.1]),
+        ((*DIGITS, "network", "blocks"), [2]),
+        ((*DIGITS, "network", "attention"), [4]),
+        ((*DIGITS, "network", "label_dim"), -1),
+        ((*DIGITS, "network", "label_dim"), 10),
+        ((*DIGITS, "network", "augment_dim"), 9),
+        ((*DIGITS, "training", "steps"), 0),
+        ((*DIGITS, "training", "batch"), -1),
+        ((*DIGITS, "training", "snapshot_every"), 0),
+        ((*DIGITS, "training", "cpu_threads"), 0),
+        ((*DIGITS, "training", "learning_rate"), 0.0),
+        ((*DIGITS, "training", "learning_rate"), float("inf")),
+        ((*DIGITS, "training", "learning_rate"), float("nan")),
+        ((*DIGITS, "training", "weight_decay"), -0.1),
+        ((*DIGITS, "training", "gradient_clip"), 0.0),
+        ((*DIGITS, "training", "ema_decay"), 1.0),
+        ((*DIGITS, "training", "huber_c"), -1.0e-9),
+        ((*DIGITS, "training", "micro_batch"), 0),
+        ((*DIGITS, "training", "assignment"), "local"),
+        ((*DIGITS, "training", "precision"), "float16"),
+        ((*DIGITS, "training", "compile"), "fast"),
+        ((*DIGITS, "training", "optimizer"), "sgd"),
+        ((*DIGITS, "training", "schedule", "s0"), 0),
+        ((*DIGITS, "training", "schedule", "s1"), 3),
+        ((*DIGITS, "training", "schedule", "p_std"), 0.0),
+        ((*METHODS, "ect", "training", "schedule", "q"), 1.0),
+        ((*METHODS, "ect", "training", "schedule", "k"), -1.0),
+        ((*METHODS, "ect", "training", "schedule", "stage_every"), 0),
+        ((*METHODS, "ect", "training", "schedule", "p_std"), 0.0),
+        ((*METHODS, "denoiser", "training", "schedule", "p_std"), 0.0),
+        ((*METHODS, "ect", "preconditioning"), "ddpm"),
+        ((*DIGITS, "cadence", "log_every"), 0),
+        ((*DIGITS, "cadence", "checkpoint_every"), 0),
+        ((*DIGITS, "runs", "ic", "seeds"), []),
+        ((*DIGITS, "runs", "ic", "seeds"), [0, 0]),
+        ((*DIGITS, "runs", "ic", "seeds"), [0, -1]),
+        ((*DIGITS, "features", "held_out"), 1.0),
+        ((*DIGITS, "features", "minimum_accuracy"), 1.1),
+        ((*DIGITS, "features", "batch"), 1),
+        ((*DIGITS, "evaluation", "samples"), 1),
+        ((*DIGITS, "evaluation", "generation_seeds"), []),
+        ((*DIGITS, "evaluation", "intermediate_sigmas"), [0.5, 0.8]),
+        ((*DIGITS, "evaluation", "intermediate_sigmas"), [-1.0]),
+        ((*DIGITS, "evaluation", "intermediate_sigmas"), [0.001]),
+        ((*DIGITS, "evaluation", "intermediate_sigmas"), [100.0]),
+        ((*DIGITS, "evaluation", "heun_steps"), 1),
+        ((*DIGITS, "evaluation", "grid"), 0),
+        ((*DIGITS, "transport", "batch_sizes"), [3]),
+        ((*DIGITS, "transport", "sigmas"), []),
+        ((*DIGITS, "transport", "sigmas"), [0.0]),
+        (("datasets", "mixture2d", "data", "std"), 0.0),
+        (("datasets", "mixture2d", "data", "count"), 0),
+        (("datasets", "mixture2d", "data", "means"), []),
+    ],
+    ids=lambda part: dotted(part[2:]) if isinstance(part, tuple) else repr(part),
+)
+def test_an_impossible_value_is_refused_by_key(folder, key, value):
+    assert refusal(folder, changed(key, value)).startswith(f"{dotted(key)} is ")
+
+
+def test_each_mistake_has_a_line_of_its_own(folder):
+    document = changed((*DIGITS, "training", "steps"), "many")
+    document["datasets"]["mixture2d"]["network"]["chanels"] = 3
+    with pytest.raises(GcflowError) as caught:
+        load(folder, document)
+    file = folder / "params.yaml"
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{file}: datasets.digits.training.steps is 'many'")
+    assert second == f"{file}: datasets.mixture2d.network.chanels is not a known key"
+
+
+# Refusals of what does not fit together.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ((*DIGITS, "tables", "table1", "methods"), ["ic", "ot"], "datasets.digits.tables.table1.methods names 'ot'"),
+        ((*DIGITS, "figures", "samples", "methods"), ["nope"], "datasets.digits.figures.samples.methods names 'nope'"),
+        ((*DIGITS, "tables", "table1", "paper"), "digits", "datasets.digits.tables.table1.paper is 'digits'"),
+        (
+            (*METHODS, "gc-frozen", "predictor", "method"),
+            "nope",
+            "datasets.digits.methods.gc-frozen.predictor.method names 'nope'",
+        ),
+        (
+            (*METHODS, "gc-frozen", "predictor", "step"),
+            30,
+            "datasets.digits.methods.gc-frozen.predictor.step is 30, expected a snapshot step of digits/ic/0: [20, 40]",
+        ),
+        (
+            (*METHODS, "gc-frozen", "predictor", "method"),
+            "denoiser",
+            "datasets.digits.methods.gc-frozen.predictor.method names 'denoiser', whose objective is denoising",
+        ),
+        (
+            (*METHODS, "cd", "teacher", "method"),
+            "ic",
+            "datasets.digits.methods.cd.teacher.method names 'ic', whose objective is consistency",
+        ),
+        (
+            (*DIGITS, "runs", "cd", "seeds"),
+            [0, 3],
+            "datasets.digits.methods.cd.teacher needs run digits/denoiser/3, which runs does not list",
+        ),
+        (
+            (*METHODS, "cd", "teacher", "seed"),
+            7,
+            "datasets.digits.methods.cd.teacher needs run digits/denoiser/7, which runs does not list",
+        ),
+        (
+            (*DIGITS, "transport", "predictor", "seed"),
+            9,
+            "datasets.digits.transport.predictor needs run digits/ic/9, which runs does not list",
+        ),
+        ((*DIGITS, "transport", "predictor", "method"), "nope", "datasets.digits.transport.predictor.method names"),
+        ((*DIGITS, "runs", "nope"), {"label": "x", "seeds": [0]}, "datasets.digits.runs.nope names no method"),
+        ((*METHODS, "Upper"), {"objective": "consistency"}, "datasets.digits: 'Upper' is not a name"),
+        ((*METHODS, "a/b"), {"objective": "consistency"}, "datasets.digits: 'a/b' is not a name"),
+        ((*METHODS, "ic", "mu"), 0.5, "datasets.digits.methods.ic.mu is 0.5, expected no value"),
+        ((*METHODS, "ic", "predictor"), "ema", "datasets.digits.methods.ic.predictor is 'ema', expected no value"),
+        ((*METHODS, "ic", "teacher"), "exact", "datasets.digits.methods.ic.teacher is 'exact', expected no value"),
+        ((*METHODS, "gc", "objective"), "denoising", "datasets.digits.methods.gc.coupling is 'gc', expected ic or ot"),
+        ((*DIGITS, "figures", "transport-cost", "methods"), ["ic"], "datasets.digits.figures.transport-cost.methods"),
+        ((*DIGITS, "figures", "samples", "methods"), [], "datasets.digits.figures.samples.methods is []"),
+        ((*METHODS, "cd", "training"), {"steps": 0}, "datasets.digits.methods.cd.training.steps is 0"),
+        (
+            (*METHODS, "cd", "training"),
+            {"schedule": {"s1": 2}},
+            "datasets.digits.methods.cd.training.schedule.s1 is 2, expected an integer >= s0",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_key(folder, key, value, expected):
+    assert refusal(folder, changed(key, value)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"gc-frozen.predictor": {"method": "gc-frozen"}},
+            "gc-frozen.predictor.method names 'gc-frozen', which itself needs 'gc-frozen'",
+        ),
+        (
+            {"denoiser.init": {"method": "ect"}},
+            "denoiser.init.method names 'ect', which itself needs 'denoiser'",
+        ),
+        (
+            {"ic.init": {"method": "gc", "seed": 0}, "gc.init": {"method": "gc-frozen"}},
+            "ic.init.method names 'gc', which itself needs 'ic'",
+        ),
+        ({"ect.init": {"method": "nope"}}, "ect.init.method names 'nope', which has no runs"),
+        ({"ect.init": {"method": "ic", "step": 30}}, "ect.init.step is 30, expected a snapshot step of digits/ic/0"),
+        ({"ect.init": {"method": "ic", "seed": 3}}, "ect.init needs run digits/ic/3, which runs does not list"),
+        (
+            {"cd.init": {"method": "gc-frozen"}},
+            "cd.init.method names 'gc-frozen', whose network has another shape; give both the same network",
+        ),
+        (
+            {"ect.network": {"multipliers": [1, 2], "architecture": "ddpm++"}},
+            "ect.init.method names 'denoiser', whose network has another shape; give both the same network",
+        ),
+        (
+            {"ect.preconditioning": "vp"},
+            "ect.init.method names 'denoiser', whose preconditioning is edm; set preconditioning: edm",
+        ),
+        (
+            {"denoiser.preconditioning": "ve"},
+            "ect.init.method names 'denoiser', whose preconditioning is ve; set preconditioning: ve",
+        ),
+    ],
+)
+def test_a_start_that_a_run_cannot_have_is_refused_by_key(folder, changes, expected):
+    document = tiny_params()
+    for key, value in changes.items():
+        method, _, name = key.partition(".")
+        value_at(document, (*METHODS, method))[name] = value
+    assert refusal(folder, document).startswith(f"datasets.digits.methods.{expected}")
+
+
+def test_the_consistency_and_the_edm_preconditioning_can_start_each_other(folder):
+    document = changed((*METHODS, "gc", "init"), {"method": "denoiser"})
+    document["datasets"]["digits"]["methods"]["ect"]["init"] = {"method": "cd"}
+    document["datasets"]["digits"]["methods"]["ect"]["network"] = {"dropout": 0.0}
+    params = load(folder, document)
+    assert params.run_config("digits/gc/0").preconditioning == "consistency"
+    assert params.run_config("digits/ect/0").preconditioning == "edm"
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value", "expected"),
+    [
+        (
+            "ect",
+            "preconditioning",
+            "consistency",
+            ": preconditioning is 'consistency', expected edm, vp or ve, because ECT's boundary is sigma = 0",
+        ),
+        (
+            "denoiser",
+            "preconditioning",
+            "consistency",
+            ".preconditioning is 'consistency', expected edm, vp or ve for a denoiser",
+        ),
+        ("denoiser", "training", {}, ": training.schedule.kind is 'ict', expected edm for a denoiser"),
+        (
+            "denoiser",
+            "training",
+            {"schedule": {"kind": "ect"}},
+            ": training.schedule.kind is 'ect', expected edm for a denoiser",
+        ),
+        (
+            "gc",
+            "training",
+            {"schedule": {"kind": "edm"}},
+            ": training.schedule.kind is 'edm', expected ict or ect, because objective is consistency",
+        ),
+        (
+            "cd",
+            "training",
+            {"schedule": {"kind": "edm"}},
+            ": training.schedule.kind is 'edm', expected ict or ect, because objective is distillation",
+        ),
+        (
+            "gc",
+            "training",
+            {"schedule": {"kind": "cosine"}},
+            ".training.schedule.kind is 'cosine': expected 'ict', 'ect', 'edm'",
+        ),
+        (
+            "gc",
+            "training",
+            {"schedule": {"kind": "ect", "s0": 4}},
+            ".training.schedule.s0 is not a known key",
+        ),
+        ("gc", "training", {"schedule": {"stage_every": 4}}, ".training.schedule.stage_every is not a known key"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_its_method_is_refused_by_key(folder, method, name, value, expected):
+    line = refusal(folder, changed((*METHODS, method, name), value))
+    assert line.startswith(f"datasets.digits.methods.{method}{expected}")
+
+
+@pytest.mark.parametrize("key", [(*DIGITS, "training", "schedule", "kind"), (*DIGITS, "features", "kind")], ids=dotted)
+def test_an_unknown_kind_is_refused_with_the_known_ones_and_a_missing_one_is_named(folder, key):
+    known = "'ict', 'ect', 'edm'" if "schedule" in key else "'classifier', 'identity'"
+    assert refusal(folder, changed(key, "nope")) == f"{dotted(key)} is 'nope': expected {known}"
+    assert refusal(folder, without(key)) == f"{dotted(key)} is missing"
+
+
+@pytest.mark.parametrize("method", [None, "gc-frozen"])
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("blocks", [1, 2, 3], "expected one value, or one per level (2 multipliers)"),
+        ("blocks", [1, 0], "expected integers >= 1"),
+        ("dropout", [0.1], "expected one value, or one per level (2 multipliers)"),
+        ("dropout", [0.1, 1.0], "expected numbers in [0, 1)"),
+        ("dropout", [], "expected one value, or one per level (2 multipliers)"),
+    ],
+)
+def test_a_list_of_another_length_than_the_network_has_levels_is_refused_by_key(folder, method, name, value, expected):
+    document = changed((*DIGITS, "network"), {"architecture": "ddpm++", "channels": 16, "blocks": 1})
+    document["datasets"]["digits"]["network"]["multipliers"] = [1, 2]
+    key = (*DIGITS, "network") if method is None else (*METHODS, method, "network")
+    value_at(document, key)[name] = value
+    line = refusal(folder, document)
+    assert line.startswith(f"{dotted(key)}.{name} is ")
+    assert line.endswith(expected)
+
+
+def test_a_value_for_each_level_of_a_network_is_accepted(folder):
+    network = {"architecture": "ncsn++", "channels": 16, "blocks": [1, 2], "multipliers": [1, 2]}
+    network |= {"dropout": [0.0, 0.25], "attention": [4]}
+    config = load(folder, changed((*DIGITS, "network"), network)).run_config("digits/gc/0")
+    assert config.network == NetworkConfig("ncsn++", 16, (1, 2), (1, 2), (4,), (0.0, 0.25))
+    assert config.network.blocks_per_level == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "role", "value"),
+    [
+        ("ect", "init", {"file": "a.safetensors", "method": "ic"}),
+        ("ect", "init", {"file": "a.safetensors", "step": 20}),
+        ("ect", "init", {"path": "a.safetensors"}),
+        ("ect", "init", "a.safetensors"),
+        ("ect", "init", {}),
+        ("cd", "teacher", {"method": "denoiser", "stepp": 20}),
+        ("cd", "teacher", {"file": 3}),
+        ("cd", "teacher", "denoiser"),
+        ("gc-frozen", "predictor", {"method": "ic", "step": "twenty"}),
+        ("gc-frozen", "predictor", "exact"),
+    ],
+)
+def test_weights_from_elsewhere_that_are_named_wrongly_are_refused_in_one_line(folder, method, role, value):
+    line = refusal(folder, changed((*METHODS, method, role), value))
+    assert line.startswith((f"datasets.digits.methods.{method}.{role} ", f"datasets.digits.methods.{method}.{role}."))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ((*METHODS, "gc", "mu"), "datasets.digits.methods.gc.mu is None, expected a number in [0, 1]"),
+        ((*METHODS, "gc", "predictor"), "datasets.digits.methods.gc.predictor is None, expected ema, online or a run"),
+        ((*METHODS, "cd", "teacher"), "datasets.digits.methods.cd.teacher is None, expected exact or a denoiser run"),
+        ((*DIGITS, "transport"), "datasets.digits.transport is missing, but a figure of kind transport needs it"),
+        ((*DIGITS, "training", "steps"), "datasets.digits.training.steps is missing"),
+        ((*DIGITS, "network"), "datasets.digits.network is missing"),
+        ((*DIGITS, "features", "epochs"), "datasets.digits.features.epochs is missing"),
+        (("datasets", "mixture2d", "data", "std"), "datasets.mixture2d.data.std is missing"),
+        (("tracking",), "tracking is missing"),
+    ],
+)
+def test_what_is_missing_is_named(folder, key, expected):
+    assert refusal(folder, without(key)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("training", {"stepps": 1}, "datasets.digits.methods.spare.training.stepps is not a known key"),
+        ("network", {"channels": "8"}, "datasets.digits.methods.spare.network.channels is '8'"),
+        ("predictor", {"method": "nope"}, "datasets.digits.methods.spare.predictor.method names 'nope'"),
+    ],
+)
+def test_a_method_without_runs_is_checked_as_well(folder, key, value, expected):
+    spare = {"objective": "consistency", "coupling": "gc", "mu": 0.5, "predictor": "ema"} | {key: value}
+    assert refusal(folder, changed((*METHODS, "spare"), spare)).startswith(expected)
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(folder):
+    params = load(folder, tiny_params())
+    with pytest.raises(GcflowError) as caught:
+        params.dataset("cifar")
+    assert str(caught.value) == f"{folder / 'params.yaml'}: datasets has no 'cifar'; known: digits, mixture2d"
+
+
+# Refusals of the file itself.
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("1e-4", "YAML reads 1e-4 as text, write 0.0001"),
+        ("'0.001'", "remove the quotes"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_text_is_refused_with_a_hint(folder, written, hint):
+    text = yaml.safe_dump(tiny_params(), sort_keys=False)
+    path = write_project(folder) / "params.yaml"
+    path.write_text(text.replace("learning_rate: 0.001", f"learning_rate: {written}", 1))
+    with pytest.raises(GcflowError) as caught:
+        Params(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: datasets.digits.training.learning_rate is {written.strip(chr(39))!r}")
+    assert hint in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"- a list",
+        b"just text",
+        b"a: [1, 2",
+        b"a: b: c",
+        b"\ttab: 1",
+        b"a: &x 1\nb: *y",
+        b"a: \xff\xfe",
+        b"a: \x00",
+        b"a: !!python/object/apply:os.system [true]",
+    ],
+)
+def test_a_file_that_is_not_a_grid_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(GcflowError) as caught:
+        Params(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(GcflowError) as caught:
+        Params(tmp_path / "params.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: no such file")
+
+
+def test_a_key_that_stands_twice_is_refused_because_one_of_the_two_would_be_lost(folder):
+    text = yaml.safe_dump(tiny_params(), sort_keys=False)
+    path = write_project(folder) / "params.yaml"
+    path.write_text(text.replace("      steps: 40\n", "      steps: 40\n      steps: 50\n", 1))
+    with pytest.raises(GcflowError) as caught:
+        Params(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "steps" in str(caught.value)
+
+
+def test_a_date_is_refused_by_key(folder):
+    text = yaml.safe_dump(tiny_params(), sort_keys=False)
+    path = write_project(folder) / "params.yaml"
+    path.write_text(text.replace("steps: 40", "steps: 2026-01-31", 1))
+    with pytest.raises(GcflowError) as caught:
+        Params(path)
+    assert str(caught.value).startswith(f"{path}: datasets.digits.training.steps is ")
+
+
+def test_a_data_set_whose_name_is_a_number_is_read_as_text_or_refused_by_name(folder):
+    document = tiny_params()
+    document["datasets"][32] = document["datasets"].pop("mixture2d")
+    try:
+        read = [run.name for run in load(folder, document).runs()]
+    except GcflowError as error:
+        read = [str(error)]
+    assert any("32" in text for text in read)
+
+
+def test_a_key_that_is_a_number_is_named(folder):
+    assert refusal(folder, changed((*DIGITS, "training", 1), 5)).startswith("datasets.digits.training.1 ")

@@ -1,21 +1,11 @@
-"""Public EDM checkpoints (Karras et al. 2022) in and out, without running code from them.
-
-An EDM checkpoint is a pickle, hence a program: each object asks to call a function, and carries Python source to call
-it with. Here every such request is answered by an inert stand-in that only records its arguments, or refused by name;
-parameters are read from the records, and the source is never looked at. Plain state dicts are read and written too.
-"""
+"""Public EDM models (Karras et al. 2022) in and out: their pickles (`gcflow.edm_pickle`), and plain state dicts."""
 
 import dataclasses
 import hashlib
 import io
 import math
 import pickle
-import pickletools
 import re
-import struct
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,37 +15,36 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gcflow.config import NetworkConfig, NoiseProcess, Preconditioning, Weights
+from gcflow.edm_pickle import (
+    FLOATING,
+    NOT_A_PICKLE,
+    Persistent,
+    Refusal,
+    check_constants,
+    dropout_rates,
+    entries_of,
+    listed,
+    modules_of,
+    one_line,
+    printable,
+    state_dict_of,
+    state_of,
+    torch_loaded,
+    unpickled,
+)
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path
 from gcflow.preconditioning import VP_BETA_D, VP_BETA_MIN, VP_LEVELS
-from gcflow.songunet import LARGEST_PERIOD, SKIP_SCALE, VARIANTS
+from gcflow.songunet import VARIANTS
 from gcflow.training import ModelSpec, load_tensors, save_tensors
 
 PRECONDITIONINGS: dict[str, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 NETWORK_CLASS = "SongUNet"
 # What our preconditioning and U-Net fix. A fork may change one without a trace in the tensors.
 WRAPPER_CONSTANTS = {"VPPrecond": {"beta_d": VP_BETA_D, "beta_min": VP_BETA_MIN, "M": VP_LEVELS}}
-MODULE_CONSTANTS: dict[str, tuple[float, ...]] = {
-    "skip_scale": (SKIP_SCALE,),
-    "adaptive_scale": (False,),
-    "num_heads": (0, 1),
-    "eps": (1e-6,),
-    "max_positions": (LARGEST_PERIOD,),
-    "endpoint": (True,),
-}
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# numpy's codes to those of the module struct.
-SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"}
-SCALARS |= {"u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?"}
-# EXT looks callables up in a registry of the process, past find_class; the others are of no use to a module.
-REFUSED_OPCODES = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "INST", "OBJ", "NEWOBJ_EX"}
-REFUSED_OPCODES |= {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 ENCODER_TENSOR = re.compile(r"enc\.([0-9]{1,6})x\1_(conv|down|aux_residual|block[0-9]+)\.(.+)")
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
-NOT_A_PICKLE = (
-    "is not a whole pickle of an EDM network; download it again, or give a state dict (.pt, .pth or .safetensors)"
-)
 
 
 class ImportedModel(NamedTuple):
@@ -69,276 +58,6 @@ class ImportedModel(NamedTuple):
     tensors: dict[str, Tensor]
     source: dict[str, Any]
     notes: tuple[str, ...]
-
-
-class Refusal(ValueError):
-    """Why the content of a file cannot be imported; the reader puts the file's name before it."""
-
-
-def _printable(text: str) -> str:
-    return text.encode("unicode_escape").decode()[:100]
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(_printable(name) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-@contextmanager
-def _one_line(path: Path, otherwise: str) -> Iterator[None]:
-    try:
-        yield
-    except GcflowError:
-        raise
-    except Refusal as refusal:
-        raise GcflowError(f"{path}: {refusal}") from None
-    except Exception:  # pickle, torch and struct let a damaged file raise almost anything.
-        raise GcflowError(f"{path}: {otherwise}") from None
-
-
-class _Callable:
-    """What REDUCE may call. BUILD can change nothing of it: no __dict__, no settable attribute."""
-
-    __slots__ = ("_answer",)
-    _answer: Callable[..., Any]
-
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_answer", answer)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._answer(*arguments)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise TypeError("immutable")
-
-
-class _Container:
-    """Stands for a torch ModuleDict or ModuleList, which NEWOBJ makes and BUILD fills.
-
-    NEWOBJ needs a class. Having __setstate__, it keeps BUILD from setting attributes, of instances and of the class.
-    """
-
-    __slots__ = ("state",)
-    state: Any
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Dict(dict[Any, Any]):
-    """Stands for EDM's EasyDict, whose state besides its items is empty; __setstate__ as in `_Container`."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _ScalarType:
-    """Stands for the dtype of a numpy scalar, whose byte order comes by BUILD."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: object) -> None:
-        if not isinstance(code, str) or code not in SCALARS:
-            raise Refusal("holds a numpy value that is no plain number; no EDM model needs it")
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = {"<": "<", ">": ">", "|": "=", "=": "="}[state[1]]
-
-
-class _Persistent(NamedTuple):
-    """A persistent object of EDM: the name of its class, and its attributes."""
-
-    class_name: str
-    state: Any
-
-
-class _Storage(NamedTuple):
-    """The bytes of a storage, in torch.save's format."""
-
-    content: bytes
-
-
-class _Stored(NamedTuple):
-    """A tensor not yet made: its storage, and which part of it."""
-
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _persistent(meta: Any) -> _Persistent:
-    if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("class_name"), str):
-        raise Refusal("holds a persistent object that is no instance of a class; no EDM model needs it")
-    return _Persistent(meta["class_name"], meta.get("state"))
-
-
-def _scalar(kind: Any, content: Any) -> Any:
-    if not isinstance(kind, _ScalarType) or not isinstance(content, bytes):
-        raise Refusal("holds a numpy value that is no plain number; no EDM model needs it")
-    return struct.unpack(kind.order + SCALARS[kind.code], content)[0]
-
-
-def _storage(content: Any) -> _Storage:
-    if not isinstance(content, bytes):
-        raise Refusal(NOT_A_PICKLE)
-    return _Storage(content)
-
-
-def _stored(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Stored:
-    return _Stored(storage, offset, size, stride)
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-ANSWERS: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Callable(_persistent),
-    ("dnnlib.util", "EasyDict"): _Dict,
-    ("collections", "OrderedDict"): _Callable(dict),
-    ("builtins", "set"): _Callable(set),
-    ("torch.nn.modules.container", "ModuleDict"): _Container,
-    ("torch.nn.modules.container", "ModuleList"): _Container,
-    ("torch._utils", "_rebuild_parameter"): _Callable(_parameter),
-    ("torch._utils", "_rebuild_tensor_v2"): _Callable(_stored),
-    ("torch.storage", "_load_from_bytes"): _Callable(_storage),
-    ("numpy", "dtype"): _Callable(lambda code, *_: _ScalarType(code)),
-    ("numpy.core.multiarray", "scalar"): _Callable(_scalar),
-    ("numpy._core.multiarray", "scalar"): _Callable(_scalar),
-}
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Builds plain values and records only: nothing that a pickle names is imported or called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ANSWERS:
-            raise Refusal(
-                f"refused: it asks to run {_printable(f'{module}.{name}')}, which no EDM model needs; "
-                "nothing of it was run"
-            )
-        return ANSWERS[module, name]
-
-    def persistent_load(self, pid: object) -> Any:
-        raise Refusal("refused: it refers to objects outside itself, which no EDM model does; nothing of it was run")
-
-
-def _unpickled(data: bytes) -> Any:
-    # Without running: is it whole, and does it keep to plain opcodes? A memo index far beyond the size would make
-    # the unpickler reserve and clear that much memory.
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in REFUSED_OPCODES:
-            raise Refusal(
-                f"refused: it has the pickle opcode {opcode.name}, which no EDM model needs; nothing of it was run"
-            )
-        if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > len(data):
-            raise Refusal(NOT_A_PICKLE)
-    return _InertUnpickler(io.BytesIO(data)).load()
-
-
-def _torch_loaded(data: bytes) -> Any:
-    with warnings.catch_warnings():
-        # A refusal is one line; torch would warn of the content it refuses.
-        warnings.simplefilter("ignore")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _indices(value: Any) -> bool:
-    return isinstance(value, tuple) and all(type(i) is int and i >= 0 for i in value)
-
-
-def _tensor(name: str, stored: Any) -> Tensor:
-    """The tensor of a record, of the record's dtype."""
-    shown = _printable(name)
-    if not isinstance(stored, _Stored) or not isinstance(stored.storage, _Storage):
-        raise Refusal(f"{shown} is no tensor, in a place where every EDM model has one")
-    try:
-        storage = _torch_loaded(stored.storage.content)
-    except Exception:
-        raise Refusal(f"refused: the storage of {shown} is damaged, or holds more than numbers") from None
-    if not isinstance(storage, torch.storage.TypedStorage) or storage.dtype not in FLOATING:
-        raise Refusal(f"the storage of {shown} holds no floating-point numbers")
-    offset, size, stride = stored.offset, stored.size, stored.stride
-    flat = torch.empty(0, dtype=storage.dtype).set_(storage)
-    inside = _indices((offset,)) and _indices(size) and _indices(stride) and len(size) == len(stride)
-    # Overlapping elements stay inside too, but let few bytes claim any size.
-    count: int = math.prod(size) if inside else 0
-    inside = inside and count <= flat.numel() - offset
-    if inside and count:
-        inside = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) < flat.numel()
-    if not inside:
-        raise Refusal(f"refused: {shown} reaches outside its storage")
-    return torch.as_strided(flat, size, stride, offset)
-
-
-def _state(module: Any, name: str) -> dict[str, Any]:
-    state = module.state if isinstance(module, _Persistent) else getattr(module, "state", None)
-    if not isinstance(module, _Persistent | _Container) or not isinstance(state, dict):
-        raise Refusal(f"{_printable(name)} is no module, in a place where every EDM model has one")
-    return state
-
-
-def _entries(state: dict[str, Any], key: str) -> dict[str, Any]:
-    entries = state.get(key) or {}
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise Refusal(f"has a module whose {key} are not named; every EDM model's are")
-    return {name: entry for name, entry in entries.items() if entry is not None}
-
-
-class _Module(NamedTuple):
-    """A module of the network: its dotted name with a dot at the end, and its attributes."""
-
-    prefix: str
-    state: dict[str, Any]
-
-
-def _modules(root: Any) -> list[_Module]:
-    """`root` and all modules in it, each once."""
-    found: list[_Module] = []
-    seen: set[int] = set()
-    open_ends: list[tuple[str, Any]] = [("", root)]
-    while open_ends:
-        prefix, module = open_ends.pop()
-        state = _state(module, prefix.removesuffix("."))
-        # A module within itself would have no end; one in two places doubles at each level.
-        if id(module) in seen:
-            raise Refusal(f"{_printable(prefix.removesuffix('.'))} is in two places; in EDM models no module is")
-        seen.add(id(module))
-        found.append(_Module(prefix, state))
-        children = _entries(state, "_modules")
-        open_ends += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]
-    return found
-
-
-def _check_constants(modules: list[_Module]) -> None:
-    for prefix, state in modules:
-        for attribute, allowed in MODULE_CONSTANTS.items():
-            value = state.get(attribute, allowed[0])
-            number = isinstance(value, int | float)
-            if not number or not any(math.isclose(value, expected, rel_tol=1e-6) for expected in allowed):
-                raise Refusal(
-                    f"{_printable(prefix + attribute)} is {_printable(repr(value))}, expected "
-                    f"{' or '.join(map(str, allowed))}; only EDM's own networks can be imported"
-                )
-
-
-def _state_dict(modules: list[_Module]) -> dict[str, Tensor]:
-    tensors = {}
-    for prefix, state in modules:
-        left_out = state.get("_non_persistent_buffers_set")
-        for name, entry in (_entries(state, "_parameters") | _entries(state, "_buffers")).items():
-            if not isinstance(left_out, set) or name not in left_out:
-                tensors[prefix + name] = _tensor(prefix + name, entry)
-    return tensors
-
-
-def _dropout_rates(modules: list[_Module]) -> float | list[float]:
-    rates = {state["dropout"] for _, state in modules if isinstance(state.get("dropout"), int | float)}
-    return rates.pop() if len(rates) == 1 else sorted(rates)
 
 
 def _architecture(tensors: dict[str, Tensor], channels: int, levels: int) -> Literal["ddpm++", "ncsn++"]:
@@ -389,7 +108,7 @@ def infer_network(tensors: dict[str, Tensor]) -> tuple[NetworkConfig, tuple[int,
         if name.startswith("enc."):
             match = ENCODER_TENSOR.fullmatch(name)
             if match is None:
-                raise Refusal(f"has {_printable(name)}, which neither ddpm++ nor ncsn++ of EDM has")
+                raise Refusal(f"has {printable(name)}, which neither ddpm++ nor ncsn++ of EDM has")
             side, part = int(match[1]), match[2]
             parts.setdefault(side, set()).add(part)
             if part.startswith("block") and match[3] == "qkv.weight":
@@ -427,12 +146,12 @@ def _check_tensors(spec: ModelSpec, tensors: dict[str, Tensor]) -> None:
     extra = [name for name in tensors if name not in expected]
     wrong = [name for name, tensor in expected.items() if name in tensors and tensors[name].shape != tensor.shape]
     if missing:
-        raise Refusal(f"lacks tensors of its {architecture} network: {_listed(missing)}")
+        raise Refusal(f"lacks tensors of its {architecture} network: {listed(missing)}")
     if extra:
-        raise Refusal(f"has tensors that a {architecture} network lacks: {_listed(extra)}")
+        raise Refusal(f"has tensors that a {architecture} network lacks: {listed(extra)}")
     if wrong:
         shapes = f"{list(tensors[wrong[0]].shape)}, expected {list(expected[wrong[0]].shape)}"
-        raise Refusal(f"has tensors of other shapes than its {architecture} network: {_listed(wrong)} ({shapes})")
+        raise Refusal(f"has tensors of other shapes than its {architecture} network: {listed(wrong)} ({shapes})")
 
 
 def _check_filters(architecture: str, tensors: dict[str, Tensor]) -> None:
@@ -476,7 +195,7 @@ def _imported(
     except ValueError as error:
         raise Refusal(str(error)) from None
     if shape not in (None, found):
-        raise Refusal(f"says that its images have shape {_printable(repr(shape))}, but its network is for {found}")
+        raise Refusal(f"says that its images have shape {printable(repr(shape))}, but its network is for {found}")
     # Only now: a small file may claim large tensors, but not those of the network and within its storages.
     tensors = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in tensors.items()}
     _check_filters(network.architecture, tensors)
@@ -505,41 +224,43 @@ def _format(data: bytes) -> Literal["pickle", "torch", "safetensors"]:
 
 
 def _from_pickle(path: Path, data: bytes, preconditioning: Preconditioning | None, keep: bool) -> ImportedModel:
-    with _one_line(path, NOT_A_PICKLE):
-        document = _unpickled(data)
-        if not isinstance(document, dict) or not isinstance(document.get("ema"), _Persistent):
+    with one_line(path, NOT_A_PICKLE):
+        document = unpickled(data)
+        if not isinstance(document, dict) or not isinstance(document.get("ema"), Persistent):
             raise Refusal("holds no network under 'ema'; expected a network-snapshot-*.pkl of EDM")
         wrapper = document["ema"]
         name = wrapper.class_name
         if name not in PRECONDITIONINGS:
-            raise Refusal(f"holds a model of class {_printable(name)}; expected {', '.join(PRECONDITIONINGS)}")
+            raise Refusal(f"holds a model of class {printable(name)}; expected {', '.join(PRECONDITIONINGS)}")
         if preconditioning not in (None, PRECONDITIONINGS[name]):
-            raise Refusal(f"is a {name}, so its preconditioning is {PRECONDITIONINGS[name]}, not {preconditioning}")
-        state = _state(wrapper, "ema")
-        network = _entries(state, "_modules").get("model")
-        if not isinstance(network, _Persistent) or network.class_name != NETWORK_CLASS:
-            found = network.class_name if isinstance(network, _Persistent) else "no network"
             raise Refusal(
-                f"holds {_printable(found)}; only {NETWORK_CLASS} models of EDM (CIFAR-10, FFHQ, AFHQ) can be imported"
+                f"is of class {name}, so its preconditioning is {PRECONDITIONINGS[name]}, not {preconditioning}"
+            )
+        state = state_of(wrapper, "ema")
+        network = entries_of(state, "_modules").get("model")
+        if not isinstance(network, Persistent) or network.class_name != NETWORK_CLASS:
+            found = network.class_name if isinstance(network, Persistent) else "no network"
+            raise Refusal(
+                f"holds {printable(found)}; only {NETWORK_CLASS} models of EDM (CIFAR-10, FFHQ, AFHQ) can be imported"
             )
         for attribute, expected in WRAPPER_CONSTANTS.get(name, {}).items():
             value = state.get(attribute)
             if not isinstance(value, int | float) or value != expected:
-                raise Refusal(f"{attribute} is {_printable(repr(value))}, expected {expected}, as in EDM's VP models")
-        modules = _modules(network)
-        _check_constants(modules)
+                raise Refusal(f"{attribute} is {printable(repr(value))}, expected {expected}, as in EDM's VP models")
+        modules = modules_of(network)
+        check_constants(modules)
         sigma_data = state.get("sigma_data", 0.5)
         if not isinstance(sigma_data, int | float) or not 0 < sigma_data < math.inf:
-            raise Refusal(f"sigma_data is {_printable(repr(sigma_data))}, expected a number > 0")
+            raise Refusal(f"sigma_data is {printable(repr(sigma_data))}, expected a number > 0")
         source = {
             "file": path.name,
             "sha256": hashlib.sha256(data).hexdigest(),
             "class": name,
-            "dropout": _dropout_rates(modules),
+            "dropout": dropout_rates(modules),
         }
         side, channels = state.get("img_resolution"), state.get("img_channels")
         return _imported(
-            _state_dict(modules),
+            state_dict_of(modules),
             PRECONDITIONINGS[name],
             NoiseProcess(sigma_data=float(sigma_data)),
             keep,
@@ -550,8 +271,8 @@ def _from_pickle(path: Path, data: bytes, preconditioning: Preconditioning | Non
 
 def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning | None, keep: bool) -> ImportedModel:
     unreadable = "is damaged, or holds more than tensors; expected the state dict of a SongUNet"
-    with _one_line(path, unreadable):
-        tensors = safetensors.torch.load(data) if _format(data) == "safetensors" else _torch_loaded(data)
+    with one_line(path, unreadable):
+        tensors = safetensors.torch.load(data) if _format(data) == "safetensors" else torch_loaded(data)
         if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
             raise Refusal(unreadable)
         if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
@@ -564,7 +285,7 @@ def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning |
         for name, tensor in tensors.items():
             # A tensor on the device `meta` has no values at all.
             if tensor.dtype not in FLOATING or tensor.layout != torch.strided or tensor.is_meta:
-                raise Refusal(f"{_printable(name)} holds no floating-point numbers")
+                raise Refusal(f"{printable(name)} holds no floating-point numbers")
         named = {name.removeprefix("model.") if wrapped else name: tensor for name, tensor in tensors.items()}
         source = {
             "file": path.name,
@@ -599,6 +320,8 @@ def read_model(
     path: Path, preconditioning: Preconditioning | None = None, keep_embeddings: bool = False
 ) -> ImportedModel:
     """A public EDM checkpoint, or the plain state dict of a SongUNet; which, its content tells.
+
+    A state dict does not tell sigma_data, either: it is taken to be EDM's 0.5.
 
     Args:
         path: a pickle of EDM, or a state dict (`model.` before each name or not) of torch.save or safetensors.

@@ -279,7 +279,6 @@ def test_two_passes_with_the_same_keys_agree_to_the_bit_and_other_keys_differ(co
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_layer_has_the_mask_of_the_plain_one():
     torch._dynamo.reset()
     dropout, keys, x = layer(0.3, 3), dropout_keys(0, 0, 4), gaussian(0, 4, 5, 3, 7)

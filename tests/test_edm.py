@@ -484,7 +484,7 @@ def test_plain_state_dicts_are_read(prefix, how, tmp_path):
 def test_a_preconditioning_that_is_not_the_checkpoints_is_refused(tmp_path, plain):
     path = write(tmp_path / "edm.pkl", plain)
     assert read_model(path, "edm").spec.preconditioning == "edm"
-    assert "is a EDMPrecond, so its preconditioning is edm, not vp" in refusal(lambda: read_model(path, "vp"))
+    assert "is of class EDMPrecond, so its preconditioning is edm, not vp" in refusal(lambda: read_model(path, "vp"))
 
 
 class Evil:

@@ -24,7 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcflow import edm
+from gcflow import edm_pickle
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.edm import export_state_dict, import_edm, infer_network, read_edm_pickle, read_model
 from gcflow.errors import GcflowError
@@ -622,11 +622,11 @@ def test_a_persistent_object_of_pickle_is_refused(tmp_path):
     path = write(tmp_path / "edm.pkl", buffer.getvalue())
     assert "opcode BINPERSID" in refusal(lambda: read_edm_pickle(path))
     # Were the opcode let through, the reference would still lead nowhere.
-    with pytest.raises(edm.Refusal):
-        edm._InertUnpickler(buffer).persistent_load("outside")
+    with pytest.raises(edm_pickle.Refusal):
+        edm_pickle._InertUnpickler(buffer).persistent_load("outside")
 
 
-ALLOWED = sorted(edm.ANSWERS)
+ALLOWED = sorted(edm_pickle.ANSWERS)
 
 
 @pytest.mark.parametrize("allowed", ALLOWED)
@@ -644,13 +644,13 @@ ALLOWED = sorted(edm.ANSWERS)
 )
 def test_what_is_allowed_cannot_be_changed_from_inside(allowed, state, tmp_path, plain):
     module, name = allowed
-    before = {key: (type(value), getattr(value, "_answer", None)) for key, value in edm.ANSWERS.items()}
-    attributes = {key: dict(vars(type(value))) for key, value in edm.ANSWERS.items()}
-    classes = {cls: dict(vars(cls)) for cls in (edm._Dict, edm._Container)}
+    before = {key: (type(value), getattr(value, "_answer", None)) for key, value in edm_pickle.ANSWERS.items()}
+    attributes = {key: dict(vars(type(value))) for key, value in edm_pickle.ANSWERS.items()}
+    classes = {cls: dict(vars(cls)) for cls in (edm_pickle._Dict, edm_pickle._Container)}
     path = write(tmp_path / "edm.pkl", b"\x80\x04" + f"c{module}\n{name}\n".encode() + state + b"b.")
     refusal(lambda: read_edm_pickle(path))
-    assert {key: (type(value), getattr(value, "_answer", None)) for key, value in edm.ANSWERS.items()} == before
-    assert {key: dict(vars(type(value))) for key, value in edm.ANSWERS.items()} == attributes
+    assert {key: (type(value), getattr(value, "_answer", None)) for key, value in edm_pickle.ANSWERS.items()} == before
+    assert {key: dict(vars(type(value))) for key, value in edm_pickle.ANSWERS.items()} == attributes
     assert {cls: dict(vars(cls)) for cls in classes} == classes
     read_edm_pickle(write(tmp_path / "plain.pkl", plain))
 

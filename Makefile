@@ -44,8 +44,8 @@ record: .venv/complete  ## write what is complete to dvc.lock
 	gcflow record
 
 .PHONY: bench
-bench: .venv/complete  ## steps per second of each coupling, and its ratio to the bare network passes
-	python benchmarks/step.py
+bench: .venv/complete  ## images per second of training, sampling and evaluation, at the embedded scale
+	gcflow bench digits
 
 .PHONY: lock
 lock:  ## resolve the newest versions that fit into requirements.lock

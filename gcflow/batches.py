@@ -58,7 +58,7 @@ class Ahead(Generic[T]):
 
     def __getitem__(self, step: int) -> T:
         """The value at `step`; steps are asked for in ascending order."""
-        for following in range(step, min(step + STEPS_AHEAD, self.steps - 1) + 1):
+        for following in (step, *range(step + 1, min(step + STEPS_AHEAD, self.steps - 1) + 1)):
             if following not in self.pending:
                 self.pending[following] = self.pool.submit(self.work, following)
         return self.pending.pop(step).result()

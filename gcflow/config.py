@@ -7,11 +7,14 @@ builds them directly. Unknown keys are refused when they come from a file.
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 Weights = Literal["ema", "raw"]
 Preconditioning = Literal["consistency", "edm", "vp", "ve"]
+# Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
+SINGLE_PRECISION_BITS = 20
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -330,6 +333,15 @@ class RunConfig(Strict):
         require(fitting, "training.schedule.kind", kind, expected)
         at_zero = kind != "ect" or self.preconditioning != "consistency"
         require(at_zero, "preconditioning", self.preconditioning, "edm, vp or ve, because ECT's boundary is sigma = 0")
+
+        schedule = self.training.schedule
+        if isinstance(schedule, EctSchedule) and schedule.stage_every is not None:
+            stage = (self.training.steps - 1) // schedule.stage_every
+            apart = (stage + 1) * math.log2(schedule.q) <= SINGLE_PRECISION_BITS
+            expected = f"so many that q^(stage + 1), now {schedule.q:g}^{stage + 1} at the end, stays below 2^20: "
+            require(
+                apart, "training.schedule.stage_every", schedule.stage_every, expected + "beyond, r and t are too close"
+            )
 
     @property
     def preconditioning(self) -> Preconditioning:

@@ -65,14 +65,12 @@ def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tenso
     chosen = context.take_gc.nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
-    missing = -len(chosen) % context.multiple
-    if missing:
-        chosen = torch.cat([chosen, chosen[-1:].expand(missing)])
-    chosen = chosen.to(x.device, non_blocking=True)
+    count = len(chosen)
+    chosen = torch.cat([chosen, chosen[-1:].expand(-count % context.multiple)]).to(x.device, non_blocking=True)
     sigma = context.sigma_low[chosen]
     noisy = x[chosen] + sigma.reshape(-1, *[1] * (x.ndim - 1)) * z[chosen]
     endpoints = x.clone()
-    endpoints[chosen] = context.predict(noisy, sigma)
+    endpoints[chosen[:count]] = context.predict(noisy, sigma)[:count]
     return endpoints
 
 

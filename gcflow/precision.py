@@ -38,4 +38,4 @@ def begin_step(training: TrainingConfig) -> None:
 
 def share_multiple(samples: int, training: TrainingConfig) -> int:
     """What the number of endpoint predictions in a pass of `samples` is rounded up to: few shapes, when compiled."""
-    return 1 if training.compile == "none" else max(1, samples // COMPILED_SHAPES)
+    return 1 if training.compile == "none" else -(-samples // COMPILED_SHAPES)

@@ -265,7 +265,9 @@ class Helpers:
     exact: Denoiser | None = None
 
 
-def make_objective(config: RunConfig, state: TrainingState, student: nn.Module, helpers: Helpers) -> Objective:
+def make_objective(
+    config: RunConfig, state: TrainingState, student: nn.Module, helpers: Helpers, samples: int | None = None
+) -> Objective:
     """The objective of a run.
 
     Args:
@@ -273,6 +275,7 @@ def make_objective(config: RunConfig, state: TrainingState, student: nn.Module, 
         state: whose model is trained and whose EMA may predict endpoints.
         student: the state's model, as its passes with gradient are made (see `World.parallel`).
         helpers: what the method needs besides.
+        samples: of this process in a step; the whole batch by default.
     """
     if config.method.objective == "denoising":
         return DenoisingObjective(config, student)
@@ -287,8 +290,8 @@ def make_objective(config: RunConfig, state: TrainingState, student: nn.Module, 
     denoiser = None
     if config.method.objective == "distillation":
         denoiser = helpers.exact if config.method.teacher == "exact" else helpers.teacher
-    samples = config.training.micro_batch or config.training.batch
-    multiple = share_multiple(samples, config.training)
+    samples = samples or config.training.batch
+    multiple = share_multiple(min(samples, config.training.micro_batch or samples), config.training)
     return ConsistencyObjective(config, student, state.model, predict, denoiser, multiple)
 
 
@@ -299,8 +302,9 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         NonFiniteLoss: the mean loss since the last line, or a weight, is NaN or infinite.
     """
     loss = state.mean_loss()
-    # One number per tensor and one transfer: every NaN and infinity shows in its norm.
-    sound = bool(torch.stack(torch._foreach_norm(list(state.model.parameters()))).isfinite().all())
+    # One number per tensor and one transfer: every NaN and infinity shows in the largest absolute value.
+    largest = torch._foreach_norm(list(state.model.parameters()), float("inf"))
+    sound = bool(torch.stack(largest).isfinite().all())
     if not math.isfinite(loss) or not sound:
         found = f"loss is {loss}" if not math.isfinite(loss) else "a weight is not finite"
         raise NonFiniteLoss(
@@ -383,7 +387,7 @@ def train(
     student = world.parallel(state.model)
     if world.size > 1:
         settle(student, config, tuple(data.shape[1:]), device)
-    objective = make_objective(config, state, student, helpers or Helpers())
+    objective = make_objective(config, state, student, helpers or Helpers(), training.batch // world.size)
     model_parameters: list[Tensor] = list(state.model.parameters())
     ema_parameters: list[Tensor] = list(state.ema.parameters())
     snapshots = set(training.snapshot_steps)

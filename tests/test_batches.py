@@ -321,6 +321,8 @@ def test_closing_does_not_compute_what_nobody_waits_for():
     asking = threading.Thread(target=lambda: ahead[0])
     asking.start()
     assert started.wait(10)
+    while STEPS_AHEAD not in ahead.pending:
+        time.sleep(0.001)
     threading.Timer(0.1, go.set).start()
     ahead.close()
     asking.join(10)

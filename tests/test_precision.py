@@ -1,12 +1,14 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from gcflow.batches import Batches
 from gcflow.config import (
+    Cadence,
     EctSchedule,
     EdmSchedule,
     IctSchedule,
@@ -16,11 +18,12 @@ from gcflow.config import (
     RunConfig,
     TrainingConfig,
 )
+from gcflow.couplings import CouplingContext, generator_augmented
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
-from gcflow.training import Helpers, Observer, accumulate, initial_state, make_objective, spec_of, train
+from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_objective, spec_of, train
 
 SHAPE = (1, 4, 4)
 IMAGES = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -244,49 +247,83 @@ def test_with_compilation_a_pass_has_one_of_few_numbers_of_predictions(samples, 
     assert max(rounded) < samples + multiple
 
 
+class Losses(Observer):
+    def __init__(self):
+        self.values = []
+
+    def logged(self, record):
+        self.values.append(record["loss"])
+
+
+class Finished(NamedTuple):
+    state: TrainingState
+    losses: list[float]
+    graphs: int
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def runs(tmp_path_factory):
     """A run of one tiny network with and without compilation; compiling takes longer than all else here."""
     torch.set_num_threads(1)
-    plain, config = (run_config("gc-all", steps=3, batch=8, compile=mode) for mode in ("none", "default"))
+    finished = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         patch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
         torch._dynamo.reset()
-        yield {
-            name: (config, train(config, IMAGES, random_state(config)))
-            for name, config in [("plain", plain), ("compiled", config)]
-        }
+        for mode in ("none", "default"):
+            config, observer = run_config("gc-all", steps=3, compile=mode), Losses()
+            torch._dynamo.utils.counters.clear()
+            state = train(config, IMAGES, random_state(config), observer, Cadence(log_every=1))
+            finished[mode] = Finished(state, observer.values, torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        yield finished
         torch._dynamo.reset()
 
 
-def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(compiled):
-    (_, plain), (config, fast) = compiled["plain"], compiled["compiled"]
-    assert config.training.compile == "default"
-    assert fast.mean_loss() == pytest.approx(plain.mean_loss(), rel=1e-5)
-    weights = plain.weights()
-    assert fast.weights().keys() == weights.keys()
-    for name, tensor in fast.weights().items():
-        torch.testing.assert_close(tensor, weights[name], rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def models(runs):
+    """The plain and the compiled model of the runs, with the same weights."""
+    plain, compiled = runs["none"].state.model, runs["default"].state.model
+    compiled.network.load_state_dict(plain.network.state_dict())
+    return plain, compiled
 
 
-def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(compiled):
-    (_, plain), (_, fast) = compiled["plain"], compiled["compiled"]
-    fast.model.network.load_state_dict(plain.model.network.state_dict())
+def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
+    plain, compiled = runs["none"], runs["default"]
+    assert len(plain.losses) == 3
+    assert min(plain.losses) > 0.5
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    expected, found = plain.state.tensors(), compiled.state.tensors()
+    assert list(found) == list(expected)
+    for name, tensor in plain.state.weights().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_student_teacher_and_predictor_are_compiled_once_for_all_steps(runs):
+    assert runs["none"].graphs == 0
+    assert runs["default"].graphs == 3
+
+
+def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(models):
+    plain, compiled = models
     x, sigma, keys = inputs()
-    student = fast.model(x, sigma, keys)
+    student = compiled(x, sigma, keys)
     assert student.requires_grad
     with torch.no_grad():
-        teacher, predictor = fast.model(x, sigma, keys), fast.model(x, sigma)
-        expected, undropped = plain.model(x, sigma, keys), plain.model(x, sigma)
-        torch.testing.assert_close(student.detach(), teacher, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(teacher, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(predictor, undropped, rtol=1e-5, atol=1e-5)
-        other = plain.model(x, sigma, keys.flip(0))
+        teacher, predictor = compiled(x, sigma, keys), compiled(x, sigma)
+        expected, undropped, other = plain(x, sigma, keys), plain(x, sigma), plain(x, sigma, keys.flip(0))
+    torch.testing.assert_close(student.detach(), teacher, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(teacher, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predictor, undropped, rtol=1e-5, atol=1e-5)
     for different in (undropped, other):
         assert (different - expected).abs().amax() > 1e-3
 
 
-def test_a_compiled_models_names_are_those_of_the_plain_one(compiled):
-    (_, plain), (_, fast) = compiled["plain"], compiled["compiled"]
-    assert list(fast.tensors()) == list(plain.tensors())
+def test_a_compiled_predictor_of_a_rounded_number_of_samples_gives_the_same_endpoints(models):
+    plain, compiled = models
+    x, sigma, _ = inputs()
+    noise, takers = torch.ones_like(x), torch.tensor([1, 0, 1, 1, 0, 1, 0, 1], dtype=torch.bool)
+    with torch.no_grad():
+        expected = generator_augmented(x, noise, CouplingContext(sigma, takers, plain))
+        endpoints = generator_augmented(x, noise, CouplingContext(sigma, takers, compiled, multiple=8))
+    torch.testing.assert_close(endpoints, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(endpoints[~takers], x[~takers])

@@ -600,11 +600,11 @@ def test_each_predictor_name_selects_its_model():
 @pytest.mark.parametrize("method", ["gc-ema", "gc-online", "gc-frozen"])
 def test_predictors_get_no_gradient_and_never_change_but_by_the_average(method):
     config = run_config(method, learning_rate=0.05)
-    state, help_ = start(config), helpers(config)
-    before = copy.deepcopy(help_.predictor.state_dict())
-    train(config, DATA, state, helpers=help_)
-    assert_identical(help_.predictor.state_dict(), before)
-    assert all(p.grad is None for model in (help_.predictor, state.ema) for p in model.parameters())
+    state, given = start(config), helpers(config)
+    before = copy.deepcopy(given.predictor.state_dict())
+    train(config, DATA, state, helpers=given)
+    assert_identical(given.predictor.state_dict(), before)
+    assert all(p.grad is None for model in (given.predictor, state.ema) for p in model.parameters())
 
 
 def test_distillation_takes_the_exact_or_the_trained_teacher_that_it_names():
@@ -747,8 +747,9 @@ def test_tensors_and_metadata_survive_the_way_to_disk_and_back(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.safetensors"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("network", [MLP, UNET])
+@pytest.mark.parametrize(
+    ("method", "network"), [*((method, MLP) for method in METHODS), ("gc-ema", UNET), ("denoiser", NCSN)]
+)
 def test_a_saved_run_loads_as_the_same_models_with_the_same_configuration(method, network, tmp_path):
     config = run_config(method, network=network, huber_c=0.03, gradient_clip=2.0, learning_rate=0.02)
     state = trained(config)

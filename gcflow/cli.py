@@ -314,12 +314,12 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 
 @verb(
     "Time training, sampling and evaluation of DATASET's recipe on this machine; its data need not be prepared.",
-    "gcflow --params benchmarks/cifar10.yaml bench cifar10 --method ic --method gc --set precision=bfloat16",
+    "gcflow --params benchmarks/cifar10.yaml bench cifar10 --method ic --method gc --set training.precision=bfloat16",
 )
 @click.argument("dataset")
 @DEVICE
 @click.option("--method", "methods", multiple=True, help="Repeatable; ratios are to the first. All, if not given.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of `training`; repeatable.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of network or training; repeatable.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Per round.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="After one to warm up.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: results/DATASET/bench.json]")
@@ -342,12 +342,13 @@ def bench(
     from gcflow.pipeline.bench import show
     from gcflow.pipeline.folders import results_folder
 
-    overrides = {}
+    overrides: dict[str, dict[str, Any]] = {"network": {}, "training": {}}
     for setting in settings:
         key, separator, value = setting.partition("=")
-        if not separator:
-            raise GcflowError(f"--set {setting}: expected KEY=VALUE, e.g. precision=bfloat16")
-        overrides[key] = yaml.safe_load(value)
+        block, _, name = key.partition(".")
+        if not separator or not name or block not in overrides:
+            raise GcflowError(f"--set {setting}: expected e.g. training.precision=bfloat16 or network.dropout=0.0")
+        overrides[block][name] = yaml.safe_load(value)
     out = out or results_folder(params.root, dataset) / "bench.json"
     show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out), out)
 

@@ -411,7 +411,7 @@ def test_ect_logs_its_stage_and_a_denoiser_neither_intervals_nor_stage(tmp_path)
 def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monkeypatch):
     seen = []
 
-    def spying(config, state, student, helpers):
+    def spying(config, state, student, helpers, samples):
         def objective(batch):
             seen.append(batch)
             return sum(p.sum() for p in state.model.parameters())

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gcflow.batches import resident
 from gcflow.classifier import ImageClassifier
 from gcflow.config import RunConfig, to_dict
+from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import frechet_distance
@@ -92,7 +93,7 @@ class Trainer:
     device: str
 
     @classmethod
-    def of(cls, params: Params, run: Run, overrides: dict[str, Any], data: Tensor, device: str) -> "Trainer":
+    def of(cls, params: Params, run: Run, overrides: dict[str, dict[str, Any]], data: Tensor, device: str) -> "Trainer":
         """A fresh one, with untrained weights in every role."""
         config = params.run_config(run.name, overrides)
         shape = tuple(data.shape[1:])
@@ -123,20 +124,23 @@ class Trainer:
         sigma = torch.full((len(x),), 1.0, device=self.device)
         size = training.micro_batch or len(x)
         extra = round((passes_per_sample(self.config) - 4) * size)
+        keys = dropout_keys(0, 0, len(x)).to(self.device)
         helper = self.helpers.teacher or self.helpers.predictor or self.state.ema
         for _ in range(count):
             begin_step(training)
-            for part, levels in zip(x.split(size), sigma.split(size), strict=True):
-                self.state.model(part, levels).square().mean().backward()
+            for part, levels, dropout in zip(x.split(size), sigma.split(size), keys.split(size), strict=True):
+                self.state.model(part, levels, dropout).square().mean().backward()
                 with torch.no_grad():
                     if self.config.method.objective != "denoising":
-                        self.state.model(part, levels)
+                        self.state.model(part, levels, dropout)
                     if extra > 0:
                         helper(part[:extra], levels[:extra])
             self.state.optimizer.zero_grad(set_to_none=True)
 
 
-def memory_of_step(params: Params, run: Run, overrides: dict[str, Any], data: Tensor, device: str) -> int | None:
+def memory_of_step(
+    params: Params, run: Run, overrides: dict[str, dict[str, Any]], data: Tensor, device: str
+) -> int | None:
     """Peak bytes that a GPU has allocated in training steps, data included; None on the CPU."""
     if not device.startswith("cuda"):
         return None
@@ -149,7 +153,7 @@ def memory_of_step(params: Params, run: Run, overrides: dict[str, Any], data: Te
 def bench_training(
     params: Params,
     runs: list[Run],
-    overrides: dict[str, Any],
+    overrides: dict[str, dict[str, Any]],
     data: Tensor,
     device: str,
     steps: int,
@@ -239,7 +243,7 @@ def bench(
     params: Params,
     dataset: str,
     methods: tuple[str, ...],
-    overrides: dict[str, Any],
+    overrides: dict[str, dict[str, Any]],
     device: str,
     steps: int,
     rounds: int,
@@ -251,7 +255,7 @@ def bench(
         params: the grid.
         dataset: whose network, recipe and data are used; its data need not be prepared.
         methods: to be timed; the ratios are to the first. Empty means all of them.
-        overrides: keys of `training` set for this measurement.
+        overrides: keys of `network` and `training` set for this measurement.
         device: torch device.
         steps: per round.
         rounds: counted ones, after one to warm up; medians are reported.

@@ -105,16 +105,19 @@ class Params:
             raise self._fail(f"datasets.{run.dataset}.runs.{run.method}.seeds", f"has no {run.seed}; known: {known}")
         return run
 
-    def run_config(self, name: str, training: dict[str, Any] | None = None) -> RunConfig:
-        """The resolved configuration of a run: the data set's blocks with the method's overrides, and `training`'s."""
-        return self._config(self.parse_run(name), training or {})
+    def run_config(self, name: str, overrides: dict[str, dict[str, Any]] | None = None) -> RunConfig:
+        """The resolved configuration of a run: the data set's blocks with the method's overrides.
 
-    def _config(self, run: Run, override: dict[str, Any] | None = None) -> RunConfig:
+        `overrides` change `network` and `training` once more, for a measurement.
+        """
+        return self._config(self.parse_run(name), overrides or {})
+
+    def _config(self, run: Run, overrides: dict[str, dict[str, Any]]) -> RunConfig:
         entry, raw = self.dataset(run.dataset), self.document["datasets"][run.dataset]
         method = entry.methods[run.method]
         where = ("datasets", run.dataset, "methods", run.method)
-        network = _merged(raw["network"], method.network)
-        training = _merged(_merged(raw["training"], method.training), override or {})
+        network = _merged(_merged(raw["network"], method.network), overrides.get("network", {}))
+        training = _merged(_merged(raw["training"], method.training), overrides.get("training", {}))
         parts = {
             "network": self._validated(NetworkConfig, network, (*where, "network")),
             "training": self._validated(TrainingConfig, training, (*where, "training")),
@@ -177,7 +180,7 @@ class Params:
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
-        config = self._config(Run(dataset, method, 0))
+        config = self._config(Run(dataset, method, 0), {})
         seeds = entry.runs[method].seeds if method in entry.runs else ()
         for role, reference in entry.methods[method].frozen.items():
             if isinstance(reference, CheckpointFile):
@@ -185,7 +188,7 @@ class Params:
             self._check_role(f"{where}.{role}", reference, dataset, seeds, role)
             self._check_no_cycle(f"{where}.{role}", dataset, method, reference.method)
             if role == "init":
-                self._check_start(f"{where}.init", config, self._config(Run(dataset, reference.method, 0)))
+                self._check_start(f"{where}.init", config, self._config(Run(dataset, reference.method, 0), {}))
 
     def _check_no_cycle(self, key: str, dataset: str, method: str, needed: str) -> None:
         methods, open_ends, seen = self.dataset(dataset).methods, [needed], set()

@@ -29,9 +29,12 @@ from gcflow.pipeline.params import Params
 from gcflow.training import load_tensors, save_tensors
 
 VERBS = {
+    "bench",
     "evaluate",
+    "export",
     "features",
     "figure",
+    "import-edm",
     "prepare",
     "record",
     "reference",
@@ -384,7 +387,7 @@ def features(path: Path) -> str:
 
 def another_schema(path: Path) -> str:
     tensors, metadata = load_tensors(path)
-    del metadata["config"]["training"]["batch"]
+    del metadata["model"]["network"]["channels"]
     save_tensors(path, tensors, metadata)
     return WEIGHTS
 
@@ -404,7 +407,7 @@ def test_a_damaged_weights_file_is_refused_by_name_and_no_picture_overwritten(ro
 def test_a_picture_with_another_ending_is_refused_by_name(root):
     (root / "samples.jpg").write_bytes(b"good")
     before = contents(root)
-    refused(process(root, "sample", WEIGHTS, "--out", "samples.jpg"), "samples.jpg", ".npy or .png")
+    refused(process(root, "sample", WEIGHTS, "--out", "samples.jpg"), "samples.jpg", ".npz, .npy, .png (a grid), or no ending (a folder of PNGs)")
     assert contents(root) == before
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import gcflow
 
 PACKAGE = Path(gcflow.__file__).parent
-SCIENCE = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "cli"))
+SCIENCE = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli"))
 OURS_FOR_PIPELINES = (
     "pydantic",
     "click",

@@ -35,7 +35,7 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Classifier
 from gcflow.precision import begin_step, set_precision, tune
 from gcflow.preconditioning import PreconditionedNetwork, to_model_space
-from gcflow.sampling import generate
+from gcflow.sampling import Sampler, generate
 from gcflow.training import Helpers, TrainingState, initial_state, spec_of, train
 
 SAMPLES = 512
@@ -194,16 +194,16 @@ def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], de
     """Images per second of each sampler of the evaluation protocol, noise and storage form included."""
     model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
     tune(model, config.training)
-    results = {}
+    batch = config.training.batch
+    count, results = min(SAMPLES, 4 * batch), {}
     for sampler in samplers(config, params.dataset(config.dataset).evaluation):
-        images = range(SAMPLES)
 
-        def draw(sampler: Any = sampler, images: range = images) -> None:
-            for _ in generate(model, sampler, shape, images, 0, batch=min(SAMPLES, config.training.batch)):
+        def draw(images: int, sampler: Sampler = sampler) -> None:
+            for _ in generate(model, sampler, shape, range(images), 0, batch):
                 pass
 
-        draw()
-        results[f"{sampler.name}-{sampler.evaluations}"] = SAMPLES / seconds(draw, device)
+        draw(batch)
+        results[f"{sampler.name}-{sampler.evaluations}"] = count / seconds(partial(draw, count), device)
     return results
 
 

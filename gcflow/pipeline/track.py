@@ -111,7 +111,8 @@ class Mirror:
         run_id = self._run_id(run, header["config_hash"], begun)
         known = self.client.get_run(run_id).data
         if not known.params:
-            values = [Param(k, v) for k, v in flat_parameters(header["config"] | header["inputs"]).items()]
+            described = header["config"] | header["inputs"] | {"processes": header["processes"]}
+            values = [Param(k, v) for k, v in flat_parameters(described).items()]
             self.client.log_batch(run_id, params=values)
         sent = {
             name: {m.step for m in self.client.get_metric_history(run_id, name)}

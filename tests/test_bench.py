@@ -1,0 +1,126 @@
+"""`gcflow bench`: what it counts, what it reports, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from projects import gcflow, write_project
+
+import gcflow as package
+from gcflow.config import EdmSchedule, MethodConfig, NetworkConfig, NoiseProcess, RunConfig, TrainingConfig
+from gcflow.pipeline.bench import pass_operations, passes_per_sample, peak_rate
+from gcflow.pipeline.params import Params
+
+
+def config(method: dict, architecture: str = "mlp", **network) -> RunConfig:
+    schedule = {"schedule": EdmSchedule()} if method["objective"] == "denoising" else {}
+    return RunConfig(
+        dataset="d",
+        method_name="m",
+        seed=0,
+        process=NoiseProcess(),
+        network=NetworkConfig(architecture=architecture, channels=8, blocks=1, **network),
+        training=TrainingConfig(steps=100, batch=4, learning_rate=1e-3, snapshot_every=10, **schedule),
+        method=MethodConfig(**method),
+    )
+
+
+CONSISTENCY = {"objective": "consistency"}
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (CONSISTENCY, 4),
+        (CONSISTENCY | {"coupling": "ot"}, 4),
+        (CONSISTENCY | {"coupling": "gc", "mu": 0.5, "predictor": "ema"}, 4.5),
+        (CONSISTENCY | {"coupling": "gc", "mu": (0.0, 1.0), "predictor": "online"}, 4.5),
+        ({"objective": "distillation", "teacher": "exact"}, 4),
+        ({"objective": "denoising"}, 3),
+    ],
+)
+def test_a_step_costs_the_passes_of_student_teacher_and_predictor(method, passes):
+    assert passes_per_sample(config(method)) == passes
+
+
+def test_the_operations_of_a_pass_are_those_of_its_layers():
+    mlp = config(CONSISTENCY)
+    products = [(64, 8), (8, 8), (6, 8), (8, 8), (8, 16), (8, 8), (8, 6)]
+    assert pass_operations(mlp, (6,)) == 2 * sum(a * b for a, b in products)
+
+
+def test_the_network_of_the_paper_costs_what_its_convolutions_do():
+    paper = config(CONSISTENCY, "ddpm++", multipliers=(1, 2, 2))
+    small = pass_operations(paper, (3, 32, 32))
+    assert small == pass_operations(paper, (3, 32, 32))
+    # Convolutions dominate, and their cost is proportional to the number of pixels.
+    assert 3.9 < pass_operations(paper, (3, 64, 64)) / small < 4.1
+
+
+def test_the_peak_rate_is_that_of_a_product_of_matrices():
+    assert 1e8 < peak_rate("float32", "cpu") < 1e14
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A project whose data were never prepared, and its measurements."""
+    root = write_project(tmp_path_factory.mktemp("bench"))
+    options = ["--method", "ic", "--method", "gc", "--method", "cd", "--steps", "3", "--rounds", "2"]
+    result = gcflow(root, "bench", "digits", *options, "--set", "training.batch=8", "--set", "network.dropout=0.1")
+    return root, result, json.loads((root / "results" / "digits" / "bench.json").read_text())
+
+
+def test_training_sampling_and_evaluation_are_measured_and_described(measured):
+    _, result, document = measured
+    methods = document["train"]["methods"]
+    assert list(methods) == ["ic", "gc", "cd"]
+    for row in methods.values():
+        assert row["images_per_second"] == pytest.approx(8 / row["seconds_per_step"])
+        assert row["step_over_passes"] > 0.5
+        assert row["peak_memory_bytes"] is None
+        share = row["images_per_second"] * row["passes_per_image"] * document["train"]["operations_per_pass"]
+        assert row["share_of_peak"] == pytest.approx(share / document["train"]["peak_operations_per_second"])
+    assert [row["passes_per_image"] for row in methods.values()] == [4, 4.5, 5]
+    assert set(document["sampling_images_per_second"]) == {"consistency-1", "consistency-2"}
+    assert set(document["evaluation_images_per_second"]) == {"features", "frechet_distance"}
+    assert document["training"]["batch"] == 8
+    assert document["network"]["dropout"] == 0.1
+    assert document["machine"]["torch"] == torch.__version__
+    assert document["command"].startswith("gcflow bench digits")
+    for method in methods:
+        assert method in result.stderr
+
+
+def test_measuring_needs_no_data_and_leaves_nothing_but_its_file(measured):
+    root, _, _ = measured
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == [
+        "params.yaml",
+        "results/digits/bench.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "nope"), "--method nope: digits has runs of"),
+        (("--set", "training.steppes=3"), "training.steppes is not a known key"),
+        (("--set", "training.precision=fp8"), "'float32', 'tf32' or 'bfloat16'"),
+        (("--set", "precision=tf32"), "expected e.g. training.precision=bfloat16"),
+        (("--set", "network.dropout=2"), "network.dropout is 2.0"),
+    ],
+)
+def test_a_measurement_that_cannot_be_made_is_refused_in_one_line(tmp_path, options, message):
+    root = write_project(tmp_path)
+    result = gcflow(root, "bench", "digits", *options, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not (root / "results").exists()
+
+
+def test_the_recipe_of_the_paper_is_a_valid_grid():
+    params = Params(Path(package.__file__).parents[1] / "benchmarks" / "cifar10.yaml")
+    run = params.run_config("cifar10/ic/0")
+    assert (run.training.batch, run.network.multipliers, run.network.blocks) == (512, (1, 2, 2), 3)
+    assert run.training.optimizer == "lion"

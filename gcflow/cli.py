@@ -314,7 +314,7 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 
 @verb(
     "Time training, sampling and evaluation of DATASET's recipe on this machine; its data need not be prepared.",
-    "gcflow --params benchmarks/cifar10.yaml bench cifar10 --method ic --method gc --set training.precision=bfloat16",
+    "gcflow bench digits --method ic --method gc --set training.precision=bfloat16",
 )
 @click.argument("dataset")
 @DEVICE

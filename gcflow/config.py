@@ -261,6 +261,22 @@ class CheckpointFile(Strict):
     file: str
 
 
+class ByForm:
+    """Makes pydantic take a mapping with `file` for a `CheckpointFile` and any other for a `RunReference`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic import Discriminator, Tag
+
+        def form(value: Any) -> str:
+            return "a file" if isinstance(value, dict) and "file" in value else "a run"
+
+        run, file = Annotated[RunReference, Tag("a run")], Annotated[CheckpointFile, Tag("a file")]
+        return handler.generate_schema(Annotated[run | file, Discriminator(form)])
+
+
+FrozenWeights = Annotated[RunReference | CheckpointFile, ByForm()]
+
+
 @dataclass(frozen=True)
 class MethodConfig(Strict):
     """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
@@ -276,9 +292,9 @@ class MethodConfig(Strict):
     objective: Literal["consistency", "distillation", "denoising"]
     coupling: Literal["ic", "ot", "gc"] = "ic"
     mu: float | tuple[float, float] | None = None
-    predictor: Literal["ema", "online"] | RunReference | CheckpointFile | None = None
-    teacher: Literal["exact"] | RunReference | CheckpointFile | None = None
-    init: RunReference | CheckpointFile | None = None
+    predictor: Literal["ema", "online"] | FrozenWeights | None = None
+    teacher: Literal["exact"] | FrozenWeights | None = None
+    init: FrozenWeights | None = None
     preconditioning: Preconditioning | None = None
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ def tiny_params() -> dict[str, Any]:
         "optimizer": "radam",
         "distance": "pseudo-huber",
         "huber_c": 0.0,
-        "schedule": {"kind": "ect", "stage_every": 10},
+        "schedule": {"kind": "ect", "stage_every": 20},
     }
     evaluation = {
         "samples": 64,

@@ -117,7 +117,7 @@ HEAVY = {"torch", "mlflow", "numpy", "pandas", "matplotlib", "scipy", "sklearn"}
 
 def test_help_lists_every_verb_and_the_exit_codes():
     result = gcflow(Path.cwd(), "--help")
-    listed = re.findall(r"^  (\w+)  +\S", result.stdout.split("Commands:")[1].split("Examples:")[0], re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+)  +\S", result.stdout.split("Commands:")[1].split("Examples:")[0], re.MULTILINE)
     assert set(listed) == set(main.commands)
     assert set(listed) >= VERBS
     for code in ("0 done", "2 bad input", "3 the loss", "75 stopped"):

@@ -1,0 +1,370 @@
+"""Runs of several processes: the losses and weights of one process, and an orderly end whatever happens to one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import (
+    Fork,
+    alive,
+    assert_same_run,
+    checkpoints,
+    children,
+    environment,
+    error_line,
+    gcflow,
+    metrics,
+    prepare_data,
+    run_folder,
+    temporary_files,
+    tiny_params,
+    train_here,
+    wait_until,
+    weights,
+    write_project,
+)
+
+from gcflow.files import read_json
+from gcflow.pipeline.params import Params
+from gcflow.training import load_tensors, spec_of
+
+STEPS, LONG = 48, 200
+BATCH = 16
+TWO = ("--processes", "2")
+RUN, LONG_RUN = "digits/gc/0", "digits/long/0"
+UNET = {"architecture": "ddpm++", "channels": 8, "blocks": 1, "dropout": 0.2}
+CONSISTENCY = {"objective": "consistency"}
+METHODS: dict[str, dict[str, Any]] = {
+    "ot": CONSISTENCY | {"coupling": "ot"},
+    "ot-rank": CONSISTENCY | {"coupling": "ot", "training": {"assignment": "rank"}},
+    # 8 samples of each of two processes pass as 3, 3 and 2, 16 of one process as five times 3 and 1.
+    "micro": CONSISTENCY | {"coupling": "gc", "mu": 0.5, "predictor": "ema", "training": {"micro_batch": 3}},
+    "unet": CONSISTENCY | {"network": UNET},
+    "long": CONSISTENCY | {"training": {"steps": LONG, "snapshot_every": LONG // 2}},
+    "diverging": CONSISTENCY | {"training": {"learning_rate": 1.0e20, "gradient_clip": None}},
+    "odd": CONSISTENCY | {"training": {"batch": 15}},
+    "small": CONSISTENCY | {"training": {"batch": 2}},
+}
+
+
+def project(folder: Path) -> Path:
+    """A project with prepared digits, dropout, and a trained denoiser."""
+    params = tiny_params()
+    digits = params["datasets"]["digits"]
+    del digits["methods"]["gc-frozen"], digits["runs"]["gc-frozen"]
+    digits["methods"] |= METHODS
+    digits["runs"] |= {name: {"label": name, "seeds": [0]} for name in METHODS}
+    digits["network"] = {"architecture": "mlp", "channels": 24, "blocks": 2, "dropout": 0.2}
+    digits["training"] |= {"steps": STEPS, "batch": BATCH, "snapshot_every": STEPS // 2}
+    digits["cadence"] = {"log_every": 6, "checkpoint_every": 5}
+    return prepare_data(write_project(folder, params), "digits")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with its data and its denoiser."""
+    root = project(tmp_path_factory.mktemp("prepared") / "project")
+    train_here(root, "digits/denoiser/0")
+    return root
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "project"))
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A project in which one process has trained a run."""
+    root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("alone") / "project"))
+
+    def trained(run: str) -> Path:
+        if not (run_folder(root, run) / "config.json").exists():
+            train_here(root, run)
+        return root
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def shared(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A project in which two processes have trained a run that nothing disturbed."""
+    ignored = shutil.ignore_patterns("results")
+    root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("shared") / "project", ignore=ignored))
+
+    def trained(run: str) -> Path:
+        # The teacher is one process's, lest its rounding be passed on.
+        if run != "digits/denoiser/0" and not (root / "results" / "digits" / "denoiser").exists():
+            shutil.copytree(prepared / "results" / "digits" / "denoiser", root / "results" / "digits" / "denoiser")
+        if not (run_folder(root, run) / "config.json").exists():
+            process = Fork(root, "train", run, *TWO)
+            assert process.wait() == 0, process.output
+        return root
+
+    return trained
+
+
+def running_in(root: Path) -> list[int]:
+    """The processes that run in a project's folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if path.resolve() == root.resolve() and alive(int(path.parent.name)):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def assert_nothing_runs_in(root: Path) -> None:
+    wait_until(lambda: not running_in(root), seconds=5)
+
+
+# The same as one process.
+
+
+def assert_agree(root: Path, other: Path, run: str) -> None:
+    """That losses and weights of a run in two projects differ by the rounding of sums at most."""
+    ours, theirs = metrics(root, run), metrics(other, run)
+    assert [{**line, "loss": 0} for line in ours] == [{**line, "loss": 0} for line in theirs]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5, abs=0)
+    (ours, _), (theirs, _) = (load_tensors(run_folder(x, run) / "weights.safetensors") for x in (root, other))
+    assert ours.keys() == theirs.keys()
+    apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
+    assert max(apart.values()) <= 1e-4, apart
+
+
+@pytest.mark.parametrize("method", ["ic", "ot", "gc", "cd", "ect", "ect-gc", "micro", "unet"])
+def test_two_processes_have_the_losses_and_weights_of_one(alone, shared, method):
+    run = f"digits/{method}/0"
+    one, two = alone(run), shared(run)
+    assert [line["step"] for line in metrics(two, run)] == list(range(6, STEPS + 1, 6))
+    assert_agree(two, one, run)
+    # The weights have moved by far more than they may differ.
+    config = Params(one / "params.yaml").run_config(run)
+    untrained = spec_of(config, (1, 8, 8)).build(config.seed).network.state_dict()
+    trained, _ = load_tensors(run_folder(two, run) / "weights.safetensors")
+    assert max((trained[f"raw.{name}"] - tensor).abs().max() for name, tensor in untrained.items()) > 1e-2
+
+
+def test_pairing_within_each_process_is_another_training_than_pairing_the_whole_batch(alone, shared):
+    run, ranks = "digits/ot/0", "digits/ot-rank/0"
+    assert weights(alone(ranks), ranks) != weights(shared(ranks), ranks)
+    ours, theirs = ([line["loss"] for line in metrics(root, ranks)] for root in (alone(ranks), shared(ranks)))
+    assert ours == [line["loss"] for line in metrics(alone(run), run)]
+    assert max(abs(a - b) / b for a, b in zip(theirs, ours, strict=True)) > 1e-3
+
+
+def test_the_number_of_processes_is_recorded(alone, shared):
+    for number, root in ((1, alone(RUN)), (2, shared(RUN))):
+        assert read_json(run_folder(root, RUN) / "config.json")["processes"] == number
+        assert load_tensors(run_folder(root, RUN) / "weights.safetensors")[1]["processes"] == number
+    hashes = {read_json(run_folder(root, RUN) / "config.json")["config_hash"] for root in (alone(RUN), shared(RUN))}
+    assert len(hashes) == 1
+
+
+# The same bits again.
+
+
+@pytest.mark.parametrize("method", ["ot", "micro", "unet"])
+def test_two_processes_repeat_their_bits(root, shared, method):
+    run = f"digits/{method}/0"
+    process = Fork(root, "train", run, *TWO)
+    assert process.wait() == 0, process.output
+    assert_same_run(root, shared(run), run)
+    assert temporary_files(root) == []
+
+
+def test_the_command_itself_starts_its_processes_and_speaks_with_one_voice(root, shared):
+    result = gcflow(root, "train", RUN, env={"GCFLOW_PROCESSES": "2"})
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.split()[:5] == [RUN, "done:", str(STEPS), "steps", "in"]
+    assert_same_run(root, shared(RUN), RUN)
+
+
+def test_torchrun_starts_the_same_run(root, shared):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gcflow"]
+    result = subprocess.run(
+        [*command, "train", RUN], cwd=root, env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert_same_run(root, shared(RUN), RUN)
+    ours, theirs = (run_folder(x, RUN) / "config.json" for x in (root, shared(RUN)))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+# Refused.
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(root):
+    result = gcflow(root, "train", "digits/odd/0", *TWO, check=False)
+    assert result.returncode == 2
+    expected = "training.batch is 15, which 2 processes cannot share equally; use a multiple"
+    assert (result.stdout, result.stderr) == ("", f"gcflow: error: {expected}\n")
+    assert not run_folder(root, "digits/odd/0").exists()
+
+
+def test_more_processes_than_samples_in_a_batch_are_refused_in_one_line(root):
+    process = Fork(root, "train", "digits/small/0", "--processes", "3")
+    assert process.wait() == 2
+    expected = "training.batch is 2, which 3 processes cannot share equally; use a multiple"
+    assert process.output == f"gcflow: error: {expected}\n"
+    assert not run_folder(root, "digits/small/0").exists()
+
+
+def test_a_teacher_that_is_missing_is_told_by_one_of_the_processes(root):
+    shutil.rmtree(run_folder(root, "digits/denoiser/0"))
+    process = Fork(root, "train", "digits/cd/0", *TWO)
+    assert process.wait() == 2
+    (line,) = process.output.splitlines()
+    assert line.startswith("gcflow: error: results/digits/denoiser/seed0/snapshots/")
+    assert line.endswith("digits/cd/0 needs it; run gcflow train digits/denoiser/0 first")
+
+
+def test_a_loss_that_is_not_finite_ends_both_processes_with_3_and_one_line(root):
+    process = Fork(root, "train", "digits/diverging/0", *TWO)
+    assert process.wait() == 3
+    (line,) = process.output.splitlines()
+    assert line == f"gcflow: error: {error_line(process.output)}"
+    assert line.endswith("lower training.learning_rate (1e+20)")
+    folder = run_folder(root, "digits/diverging/0")
+    assert [path.name for path in folder.iterdir()] == ["state"]
+    assert_nothing_runs_in(root)
+
+
+# Killed.
+
+
+def newest(root: Path) -> int:
+    """Step of the newest checkpoint of the long run, -1 if there is none."""
+    found = checkpoints(root, LONG_RUN)
+    return int(found[-1].stem.removeprefix("checkpoint-")) if found else -1
+
+
+def in_the_middle(root: Path) -> tuple[Fork, list[int]]:
+    """A launcher whose two processes have begun to train the long run, and their ids, the first rank's first."""
+    launcher = Fork(root, "train", LONG_RUN, *TWO)
+    wait_until(lambda: newest(root) >= LONG // 5 or launcher.exitcode is not None)
+    assert launcher.exitcode is None, launcher.output
+    ranks = children(launcher.pid)
+    assert len(ranks) == 2
+    assert running_in(root) == sorted([launcher.pid, *ranks])
+    return launcher, ranks
+
+
+def assert_stopped_short(root: Path) -> None:
+    assert_nothing_runs_in(root)
+    assert LONG // 5 <= newest(root) < LONG
+    assert not (run_folder(root, LONG_RUN) / "weights.safetensors").exists()
+
+
+def assert_two_processes_finish(root: Path, other: Path) -> None:
+    """That the long run is resumed where it was and ends in the bits of an undisturbed one."""
+    step = newest(root)
+    process = Fork(root, "train", LONG_RUN, *TWO)
+    assert process.wait() == 0, process.output
+    assert f"resumes at step {step}\n" in process.output
+    assert "processes" not in process.output
+    assert_same_run(root, other, LONG_RUN)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_launcher_and_the_other_and_a_restart_finishes(root, shared, victim):
+    launcher, ranks = in_the_middle(root)
+    begun = time.monotonic()
+    os.kill(ranks[victim], signal.SIGKILL)
+    code = launcher.wait(15)
+    assert time.monotonic() - begun < 15
+    # The first speaks; without it what ended it is told.
+    assert code == (128 + signal.SIGKILL if victim == 0 else 2)
+    if victim == 1:
+        assert error_line(launcher.output) == f"{LONG_RUN}: another process of this run ended before this one"
+    assert_stopped_short(root)
+    assert_two_processes_finish(root, shared(LONG_RUN))
+
+
+def test_a_process_that_hangs_while_the_other_is_killed_does_not_keep_the_launcher(root):
+    launcher, ranks = in_the_middle(root)
+    os.kill(ranks[1], signal.SIGSTOP)
+    os.kill(ranks[0], signal.SIGKILL)
+    assert launcher.wait(15) == 128 + signal.SIGKILL
+    assert_stopped_short(root)
+
+
+def test_processes_whose_launcher_is_killed_die_within_seconds_and_a_restart_finishes(root, shared):
+    launcher, ranks = in_the_middle(root)
+    launcher.send(signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in ranks), seconds=5)
+    assert launcher.wait() == -signal.SIGKILL
+    assert_stopped_short(root)
+    assert_two_processes_finish(root, shared(LONG_RUN))
+
+
+# Stopped, and continued by as many processes or by another number.
+
+
+@pytest.fixture(scope="module")
+def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose long run was stopped in the middle by SIGTERM to its launcher."""
+    root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("stopped") / "project"))
+    launcher, _ = in_the_middle(root)
+    launcher.send(signal.SIGTERM)
+    assert launcher.wait(15) == 75
+    reasons = [f"{LONG_RUN}: {why}; " for why in ("stopped by SIGTERM", "another of its processes was asked to stop")]
+    line = error_line(launcher.output)
+    assert line.startswith(tuple(reasons))
+    assert line.endswith(f"; saved at step {newest(root)} of {LONG}")
+    assert_stopped_short(root)
+    return root
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "interrupted"))
+
+
+def test_two_processes_stopped_by_sigterm_to_their_launcher_continue_to_the_same_bits(interrupted, shared):
+    assert_two_processes_finish(interrupted, shared(LONG_RUN))
+
+
+def other_number(step: int, before: int, now: int) -> str:
+    """What is said of a checkpoint of another number of processes."""
+    name = f"checkpoint-{step:08d}.safetensors"
+    return f"  {name} is of {before} processes; {now} round sums differently, so bits differ from here\n"
+
+
+def test_a_checkpoint_of_two_processes_continued_by_one_says_so_and_finishes(interrupted, shared, capsys):
+    step = newest(interrupted)
+    train_here(interrupted, LONG_RUN)
+    said = capsys.readouterr().err
+    told = (
+        f"  checkpoint-{step:08d}.safetensors is of 2 processes; 1 round sums differently, so bits differ from here\n"
+    )
+    assert said.count(told) == 1
+    assert f"resumes at step {step}\n" in said
+    assert read_json(run_folder(interrupted, LONG_RUN) / "config.json")["processes"] == 1
+    assert_agree(interrupted, shared(LONG_RUN), LONG_RUN)
+
+
+def test_a_checkpoint_of_one_process_continued_by_two_says_so_once_and_finishes(root, shared, alone):
+    run = run_folder(root, LONG_RUN)
+    shutil.copytree(run_folder(alone(LONG_RUN), LONG_RUN) / "state", run / "state")
+    checkpoints(root, LONG_RUN)[-1].unlink()
+    step = newest(root)
+    process = Fork(root, "train", LONG_RUN, *TWO)
+    assert process.wait() == 0, process.output
+    told = (
+        f"  checkpoint-{step:08d}.safetensors is of 1 processes; 2 round sums differently, so bits differ from here\n"
+    )
+    assert process.output.count(told) == 1
+    assert process.output.count(f"resumes at step {step}\n") == 1
+    assert read_json(run / "config.json")["processes"] == 2
+    assert_agree(root, shared(LONG_RUN), LONG_RUN)

@@ -41,6 +41,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Removes what processes that were killed inside `atomic_path` left in a folder that nobody else writes to now."""
+    for path in folder.glob(".*"):
+        name = path.name.removesuffix(path.suffix)
+        if path.is_file() and name.rpartition(".")[2].isdecimal():
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     with atomic_path(path) as temporary:

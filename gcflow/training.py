@@ -1,5 +1,6 @@
 """The training loop, and the state that makes it resumable to the bit."""
 
+import hashlib
 import json
 import math
 import time
@@ -152,6 +153,15 @@ def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weigh
     model.network.load_state_dict(found)
 
 
+def content_hash(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """sha256 (hex) of names, types, shapes and values, and of what is said about them."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes a safetensors file in one atomic, synced step. Equal content gives equal bytes.
 
@@ -159,22 +169,27 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
         GcflowError: it could not be written (a full disk, say); a file that was at `path` is still there.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"content_sha256": content_hash(contiguous, metadata), **metadata})
     try:
         with atomic_path(path) as temporary:
             # One key, because safetensors writes several in an order that differs between processes.
-            temporary.write_bytes(save(contiguous, {"gcflow": json.dumps(metadata)}))
+            temporary.write_bytes(save(contiguous, {"gcflow": header}))
     except (OSError, SafetensorError) as error:
         raise GcflowError(f"{path}: cannot be written ({error}); nothing was overwritten") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote, on the CPU.
+    """Reads what `save_tensors` wrote, on the CPU; of another safetensors file the metadata are empty.
 
     Raises:
-        GcflowError: the file is missing, damaged or not ours.
+        GcflowError: the file is missing, or damaged in a single bit.
     """
     with opened_tensors(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, tensors_metadata(file)  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = tensors_metadata(file)
+    if metadata and metadata.pop("content_sha256", None) != content_hash(tensors, metadata):
+        raise GcflowError(f"{path}: damaged (its content is not what was written); delete it to make it again")
+    return tensors, metadata
 
 
 def weights_metadata(config: RunConfig, step: int, shape: tuple[int, ...]) -> dict[str, Any]:

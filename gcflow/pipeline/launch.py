@@ -17,7 +17,7 @@ from gcflow.errors import Preempted
 
 LIFELINE = "GCFLOW_LIFELINE"
 POLL_SECONDS = 0.1
-# After a failure the others notice by themselves that a process is gone, or are ended.
+# For the others to notice by themselves that a process has failed, or that the first is done.
 GRACE_SECONDS = 10.0
 
 
@@ -83,19 +83,18 @@ def launch(processes: int) -> int:
 
 
 def _wait(members: list[subprocess.Popen[bytes]]) -> int:
-    first_failure: float | None = None
+    decided: float | None = None
     while True:
         codes = [member.poll() for member in members]
         if all(code is not None for code in codes):
             break
-        if any(code not in (None, 0, Preempted.exit_code) for code in codes):
-            first_failure = first_failure or time.monotonic()
-            if time.monotonic() - first_failure > GRACE_SECONDS:
+        # The first process alone writes: once it has ended, however it did, the others have nothing left to do.
+        failed = any(code not in (None, 0, Preempted.exit_code) for code in codes)
+        if failed or codes[0] is not None:
+            decided = decided or time.monotonic()
+            if time.monotonic() - decided > GRACE_SECONDS:
                 break
         time.sleep(POLL_SECONDS)
-    failed = [code for code in codes if code]
-    if not failed:
-        return 0
     # The first process speaks for all; a code of ours says more than the signal that ended a process beside it.
-    code = codes[0] or max(failed)
-    return code if code > 0 else 128 - code
+    code = codes[0] or max((code for code in codes if code), default=0)
+    return code if code >= 0 else 128 - code

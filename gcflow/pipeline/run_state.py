@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, write_json, write_text
+from gcflow.files import atomic_path, remove_temporaries, write_json, write_text
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.progress import say
 from gcflow.training import TrainingState, load_tensors, save_tensors
@@ -31,6 +31,12 @@ class RunState:
         self.folder = folder
         self.header = header
         self.metrics = folder / "metrics.jsonl"
+
+    def tidy(self, published: Path) -> None:
+        """Removes what killed processes left half-written, here and in the folder where the run is published."""
+        for place in (self.folder, published):
+            remove_temporaries(place)
+            remove_temporaries(place / "snapshots")
 
     def checkpoints(self) -> list[Path]:
         """Newest first."""
@@ -56,6 +62,8 @@ class RunState:
         for path in self.checkpoints():
             try:
                 tensors, metadata = load_tensors(path)
+                if not metadata:
+                    raise GcflowError(f"{path}: damaged (it has no header)")
             except GcflowError as error:
                 say(f"{error}; trying the checkpoint before it")
                 # Out of the way of `save`, which would keep it as one of the newest two.

@@ -227,6 +227,7 @@ def _train_shared(
         if restart:
             shutil.rmtree(run_state.folder, ignore_errors=True)
         run_state.folder.mkdir(parents=True, exist_ok=True)
+        run_state.tidy(folder)
         world.from_first(run_state.restore(state))
         run_state.cut_metrics(state.step)
         if state.step:

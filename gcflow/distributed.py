@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gcflow.errors import GcflowError
 
 PATIENCE = timedelta(minutes=15)
+SECONDS_TO_LET_GO = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,4 +110,7 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     try:
         yield World(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     finally:
+        # gloo's threads need the GIL to let go of the last tensors, and their end is waited for with the GIL held:
+        # without this pause a process that leaves right after its last exchange may wait for ever.
+        time.sleep(SECONDS_TO_LET_GO)
         torch.distributed.destroy_process_group()

@@ -37,7 +37,7 @@ def tiny_params() -> dict[str, Any]:
         "snapshot_every": 20,
         "schedule": {"kind": "ict", "s0": 4, "s1": 16, "p_mean": -1.1, "p_std": 2.0},
     }
-    # Geng et al. 2024: a denoiser's weights, continuous pairs of noise levels that close in over the stages, the L2 norm.
+    # Geng et al. 2024: a denoiser's weights, pairs of noise levels that close in over the stages, the L2 norm.
     tuned = {
         "optimizer": "radam",
         "distance": "pseudo-huber",

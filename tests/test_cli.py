@@ -16,14 +16,16 @@ from projects import (
     gcflow,
     limit_file_size,
     prepare_data,
+    run_folder,
     tiny_params,
     train_here,
     write_project,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import zeros
 
 from gcflow.cli import main
+from gcflow.files import sha256_of
 from gcflow.pipeline.evaluate import train_features
 from gcflow.pipeline.params import Params
 from gcflow.training import load_tensors, save_tensors
@@ -407,7 +409,8 @@ def test_a_damaged_weights_file_is_refused_by_name_and_no_picture_overwritten(ro
 def test_a_picture_with_another_ending_is_refused_by_name(root):
     (root / "samples.jpg").write_bytes(b"good")
     before = contents(root)
-    refused(process(root, "sample", WEIGHTS, "--out", "samples.jpg"), "samples.jpg", ".npz, .npy, .png (a grid), or no ending (a folder of PNGs)")
+    endings = ".npz, .npy, .png (a grid), or no ending (a folder of PNGs)"
+    refused(process(root, "sample", WEIGHTS, "--out", "samples.jpg"), "samples.jpg", endings)
     assert contents(root) == before
 
 
@@ -416,6 +419,96 @@ def test_noise_levels_that_are_no_steps_down_are_refused(root, here, sigmas):
     options = [part for sigma in sigmas for part in ("--sigma", sigma)]
     refused(here(root, "sample", WEIGHTS, "--count", "4", *options), "sigma")
     assert not (root / "samples.png").exists()
+
+
+# Weights from elsewhere, and for elsewhere.
+
+
+UNET = {"architecture": "ddpm++", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+IMPORTED = "checkpoints/denoiser.safetensors"
+
+
+@pytest.fixture(scope="module")
+def unets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of U-Nets with a denoiser, and a run of distillation and one of ECT from it and from a file of it."""
+    params = tiny_params()
+    digits = params["datasets"]["digits"]
+    digits["network"] = UNET
+    digits["training"] |= {"steps": 8, "snapshot_every": 8}
+    # Those that a plain state dict is taken to be of.
+    digits["process"] = {"sigma_data": 0.5}
+    methods, runs = digits["methods"], digits["runs"]
+    for method in ("gc-frozen", "ect-gc"):
+        del methods[method], runs[method]
+    for method, role in (("cd", "teacher"), ("ect", "init")):
+        methods[f"{method}-file"] = methods[method] | {role: {"file": IMPORTED}}
+        runs[f"{method}-file"] = {"label": "from a file", "seeds": [0]}
+    root = prepare_data(write_project(tmp_path_factory.mktemp("unets") / "project", params), "digits")
+    for method in ("denoiser", "cd", "ect"):
+        train_here(root, f"digits/{method}/0")
+    return root
+
+
+@pytest.mark.parametrize("name", ["network.pt", "network.safetensors"])
+def test_an_exported_network_is_imported_again_and_serves_as_teacher_and_as_start(unets, here, tmp_path, name):
+    root = Path(shutil.copytree(unets, tmp_path / "project"))
+    trained = f"{run_folder(Path(), 'digits/denoiser/0')}/weights.safetensors"
+    outcome = here(root, "export", trained, "--out", name)
+    assert (outcome.code, outcome.output) == (0, "")
+    outcome = here(root, "import-edm", name, "--preconditioning", "edm", "--out", IMPORTED)
+    assert (outcome.code, outcome.output) == (0, "")
+    expected = "ddpm++, 8 channels x [1, 2], edm preconditioning, samples of shape [1, 8, 8]"
+    assert outcome.errors.splitlines() == [f"  {IMPORTED}: {expected}"]
+    assert process(root, "stages").code == 0
+    assert IMPORTED in (root / "dvc.yaml").read_text()
+
+    drawn = []
+    for weights in (trained, IMPORTED):
+        assert here(root, "sample", weights, "--count", "4", "--heun-steps", "3", "--out", "four.npy").code == 0
+        drawn.append((root / "four.npy").read_bytes())
+    assert drawn[0] == drawn[1]
+
+    for method, role in (("cd", "teacher"), ("ect", "init")):
+        assert here(root, "train", f"digits/{method}-file/0").code == 0
+        folder = run_folder(root, f"digits/{method}-file/0")
+        ours, header = load_tensors(folder / "weights.safetensors")
+        theirs, _ = load_tensors(run_folder(root, f"digits/{method}/0") / "weights.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(ours[tensor].equal(theirs[tensor]) for tensor in ours)
+        assert header["inputs"][f"{role}_sha256"] == sha256_of(root / IMPORTED)
+
+
+def test_raw_weights_are_exported_when_asked(unets, here, tmp_path):
+    root = Path(shutil.copytree(unets, tmp_path / "project"))
+    path = run_folder(root, "digits/denoiser/0") / "weights.safetensors"
+    tensors, _ = load_tensors(path)
+    for kind, options in (("ema", ()), ("raw", ("--raw",))):
+        assert here(root, "export", str(path), "--out", "network.safetensors", *options).code == 0
+        exported = load_file(root / "network.safetensors")
+        expected = {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
+        assert exported.keys() == expected.keys()
+        assert all(exported[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (("import-edm", "network.pt", "--out", IMPORTED), "network.pt: is a plain state dict, which does not tell its"),
+        (("import-edm", "missing.pkl", "--out", IMPORTED), "missing.pkl: no such file"),
+        (("import-edm", "params.yaml", "--out", IMPORTED), "params.yaml: "),
+        (("import-edm", WEIGHTS, "--preconditioning", "edm", "--out", IMPORTED), f"{WEIGHTS}: no such file"),
+        (("export", "missing.safetensors", "--out", "a.pt"), "missing.safetensors: no such file"),
+        (("export", "network.pt", "--out", "a.pt"), "network.pt: not a readable safetensors file"),
+        (("export", "results/digits/denoiser/seed0/weights.safetensors", "--out", "a.pkl"), "a.pkl: "),
+    ],
+)
+def test_what_cannot_be_imported_or_exported_is_refused_by_file(unets, here, tmp_path, args, named):
+    root = Path(shutil.copytree(unets, tmp_path / "project"))
+    trained = "results/digits/denoiser/seed0/weights.safetensors"
+    assert here(root, "export", trained, "--out", "network.pt").code == 0
+    before = contents(root)
+    refused(here(root, *args), named)
+    assert contents(root) == before
 
 
 # Stages.

@@ -357,9 +357,7 @@ AUGMENTED = st.builds(
     st.sampled_from(["ema", "online"]) | REFERENCES | FILES,
     **COMMON,
 )
-DISTILLATION = st.builds(
-    MethodConfig, st.just("distillation"), teacher=st.just("exact") | REFERENCES | FILES, **COMMON
-)
+DISTILLATION = st.builds(MethodConfig, st.just("distillation"), teacher=st.just("exact") | REFERENCES | FILES, **COMMON)
 DENOISING = st.builds(
     MethodConfig,
     st.just("denoising"),

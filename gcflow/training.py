@@ -221,6 +221,11 @@ def load_model(
     return model.to(device).eval().requires_grad_(False), spec, metadata
 
 
+def is_denoiser(metadata: dict[str, Any]) -> bool:
+    """Whether a weights file's header is a denoiser's: of a run that says so, or imported."""
+    return "config" not in metadata or metadata["config"]["method"]["objective"] == "denoising"
+
+
 def load_run_model(
     path: Path, config: RunConfig, weights: Weights = "ema", device: str = "cpu"
 ) -> PreconditionedNetwork:

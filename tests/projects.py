@@ -187,6 +187,7 @@ class _ForkedMember:
 
     def __init__(self, command: list[str], env: dict[str, str], pass_fds: tuple[int, ...]) -> None:
         assert command[1:3] == ["-m", "gcflow"]
+        assert "RANK" not in os.environ, "a process that was launched must launch no others"
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:

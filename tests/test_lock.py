@@ -468,3 +468,16 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error():
         expected = f"{name}: cannot be locked (Permission denied); make it writable or free space, then again\n"
         assert result.stderr == expected
         assert os.listdir(name) == []
+
+
+def test_what_is_done_meanwhile_can_end_the_waiting(tmp_path):
+    turns = []
+
+    def meanwhile():
+        turns.append(1)
+        if len(turns) == 2:
+            raise GcflowError("enough")
+
+    with RunLock(tmp_path, "digits/ic/0"), pytest.raises(GcflowError, match="enough"):
+        RunLock(tmp_path, "digits/ic/0", wait=True, meanwhile=meanwhile).__enter__()
+    assert len(turns) == 2

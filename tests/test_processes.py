@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "micro": CONSISTENCY | {"coupling": "gc", "mu": 0.5, "predictor": "ema", "training": {"micro_batch": 3}},
     "unet": CONSISTENCY | {"network": UNET},
     "long": CONSISTENCY | {"training": {"steps": LONG, "snapshot_every": LONG // 2}},
+    "three": CONSISTENCY | {"training": {"batch": 18}},
     "diverging": CONSISTENCY | {"training": {"learning_rate": 1.0e20, "gradient_clip": None}},
     "odd": CONSISTENCY | {"training": {"batch": 15}},
     "small": CONSISTENCY | {"training": {"batch": 2}},
@@ -179,6 +180,20 @@ def test_two_processes_repeat_their_bits(root, shared, method):
     assert process.wait() == 0, process.output
     assert_same_run(root, shared(run), run)
     assert temporary_files(root) == []
+
+
+def test_three_processes_continue_to_the_same_bits(root):
+    # Of two the order of a sum does not matter.
+    run, options = "digits/three/0", ("--processes", "3")
+    process = Fork(root, "train", run, *options)
+    assert process.wait() == 0, process.output
+    whole = Path(shutil.copytree(root, root.with_name("whole")))
+    checkpoints(root, run)[-1].unlink()
+    (run_folder(root, run) / "weights.safetensors").unlink()
+    process = Fork(root, "train", run, *options)
+    assert process.wait() == 0, process.output
+    assert "resumes at step 45\n" in process.output
+    assert_same_run(root, whole, run)
 
 
 def test_the_command_itself_starts_its_processes_and_speaks_with_one_voice(root, shared):

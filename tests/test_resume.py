@@ -327,6 +327,15 @@ def waiting(root: Path, first: Fork, *options: str) -> Fork:
     return second
 
 
+@pytest.mark.parametrize("options", [(), TWO])
+def test_a_process_that_waits_obeys_its_time_budget_and_begins_nothing(root, frozen, options):
+    process = Fork(root, "train", RUN, "--wait", "--time-budget", "0.01", *options)
+    assert process.wait() == 75
+    waits, line = process.output.splitlines()
+    assert "waits for process" in waits
+    assert line.endswith("time budget of 0.01 minutes spent while it waited; nothing was begun")
+
+
 def test_a_second_process_that_waits_finds_the_work_done(root, whole, frozen):
     second = waiting(root, frozen)
     frozen.send(signal.SIGCONT)

@@ -189,6 +189,13 @@ def test_restart_trains_anew_to_the_same_bits(finished, baseline):
     assert_same_run(finished, baseline, RUN)
 
 
+def test_where_the_data_lie_changes_no_bit(baseline, tmp_path):
+    root = project(tmp_path / "project")
+    process = Fork(root, "train", RUN, "--data-share", "0")
+    assert process.wait() == 0, process.output
+    assert_same_run(root, baseline, RUN)
+
+
 # What goes wrong.
 
 
@@ -404,6 +411,17 @@ def test_a_file_that_does_not_fit_its_role_is_refused_by_key_with_the_reason(cop
     file = copied / "checkpoints" / "start.safetensors"
     line = refusal(copied, run)
     assert line.startswith(f"{copied / 'params.yaml'}: {key} is {file}, {expected}")
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "expected"),
+    [("teacher", "ic", "which is a consistency model"), ("predictor", "denoiser", "which is a denoiser")],
+)
+def test_a_file_of_the_other_kind_of_model_is_refused(copied, role, method, expected):
+    run, key = with_file(copied, role, f"results/digits/{method}/seed0/weights.safetensors")
+    line = refusal(copied, run)
+    assert f"{key} is " in line
+    assert line.endswith(expected)
 
 
 def test_a_teacher_of_another_network_and_preconditioning_is_accepted(copied):

@@ -69,6 +69,23 @@ def test_every_dependency_of_a_stage_is_made_by_an_earlier_one(tmp_path):
         made |= set(stage.outs)
 
 
+def test_a_training_stage_depends_on_the_weights_that_its_run_needs(tmp_path):
+    document = tiny_params()
+    document["datasets"]["digits"]["methods"]["cd"]["init"] = {"file": "checkpoints/start.safetensors"}
+    params = Params(write_project(tmp_path, document) / "params.yaml")
+
+    def needs(method):
+        deps = Stages(params).train(params.parse_run(f"digits/{method}/0")).deps
+        return {dep for dep in deps if not dep.startswith("data/")}
+
+    snapshots = "results/digits/{}/seed0/snapshots".format
+    assert needs("gc") == set()
+    assert needs("gc-frozen") == {snapshots("ic")}
+    assert needs("ect-gc") == {snapshots("denoiser")}
+    assert needs("cd") == {snapshots("denoiser"), "checkpoints/start.safetensors"}
+    assert "- checkpoints/start.safetensors" in dvc_document(params)
+
+
 def test_labels_and_further_seeds_leave_the_training_stages_as_they_are(tmp_path):
     before = Params(write_project(tmp_path / "a") / "params.yaml")
     document = tiny_params()

@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -113,6 +114,7 @@ class RunLock:
         folder: where the lock files lie; made if it is missing.
         name: the run, for messages.
         wait: wait for the holder instead of failing.
+        meanwhile: called now and then while waiting; what it raises ends the waiting.
         heartbeat: seconds between renewals.
         stale: seconds without renewal after which the holder on another machine counts as dead.
     """
@@ -122,11 +124,13 @@ class RunLock:
         folder: Path,
         name: str,
         wait: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
         heartbeat: float = HEARTBEAT_SECONDS,
         stale: float = STALE_SECONDS,
     ) -> None:
         self.folder, self.name = folder, name
         self.wait, self.heartbeat, self.stale = wait, heartbeat, stale
+        self.meanwhile = meanwhile
         self.number = 0
         self.text = ""
         self.lost = False
@@ -152,6 +156,7 @@ class RunLock:
                 if not told:
                     say(f"{self.name}: waits for {holder}")
                 told = True
+                self.meanwhile()
                 # Jitter not from `random`, whose state may be seeded and is the run's.
                 time.sleep(POLL_SECONDS * (0.75 + os.urandom(1)[0] / 512))
             self._thread.start()

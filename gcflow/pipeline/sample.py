@@ -13,7 +13,7 @@ from gcflow.files import atomic_path
 from gcflow.pipeline.drawing import save_image, save_samples
 from gcflow.pipeline.progress import Progress, say
 from gcflow.sampling import Sampler, generate
-from gcflow.training import ModelSpec, load_model
+from gcflow.training import ModelSpec, is_denoiser, load_model
 
 ENDINGS = (".npz", ".npy", ".png", "")
 
@@ -24,9 +24,8 @@ def choose_sampler(spec: ModelSpec, metadata: dict[str, Any], sigmas: tuple[floa
     Raises:
         GcflowError: noise levels that do not descend, or that are given to a denoiser.
     """
-    objective = metadata["config"]["method"]["objective"] if "config" in metadata else "denoising"
     given = " ".join(f"--sigma {sigma:g}" for sigma in sigmas)
-    if objective == "denoising":
+    if is_denoiser(metadata):
         if sigmas:
             raise GcflowError(f"{given}: the weights are a denoiser's; its steps are set by --heun-steps")
         return Sampler("heun", heun_steps=heun_steps)

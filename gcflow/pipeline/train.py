@@ -14,7 +14,7 @@ from gcflow.batches import resident
 from gcflow.config import check_start, digest, to_dict
 from gcflow.data import Dataset, load_dataset
 from gcflow.distributed import World, joined, launched
-from gcflow.errors import GcflowError, OutOfMemory
+from gcflow.errors import GcflowError, OutOfMemory, Preempted
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.lock import RunLock
@@ -28,12 +28,16 @@ from gcflow.training import (
     Observer,
     TrainingState,
     initial_state,
+    is_denoiser,
     load_model,
     load_run_model,
     load_tensors,
     train,
     weights_metadata,
 )
+
+# What the first process of a run tells the others until it has the lock.
+WAITING, STOPPED, ACQUIRED = "waiting", "stopped", "acquired"
 
 
 class Deadline(Observer):
@@ -126,12 +130,17 @@ def load_frozen(params: Params, run: Run, inputs: Inputs, device: str) -> dict[s
         if role in needed:
             models[role] = load_run_model(path, params.run_config(needed[role][0].name), device=device)
             continue
-        models[role], spec, _ = load_model(path, device=device)
+        models[role], spec, metadata = load_model(path, device=device)
         try:
-            if role == "init":
-                check_start(spec.network, spec.preconditioning, spec.process, config)
             if spec.shape != inputs.dataset.shape:
                 raise ValueError(f"which was made for samples of shape {list(spec.shape)}")
+            if role == "init":
+                check_start(spec.network, spec.preconditioning, spec.process, config)
+            elif is_denoiser(metadata) != (role == "teacher"):
+                raise ValueError(f"which is {'a denoiser' if role == 'predictor' else 'a consistency model'}")
+            if spec.process.data_mean != config.process.data_mean:
+                ours = config.process.data_mean
+                raise ValueError(f"which was made for process.data_mean = {spec.process.data_mean:g}, not {ours:g}")
         except ValueError as error:
             key = f"datasets.{run.dataset}.methods.{run.method}.{role}.file"
             raise GcflowError(f"{params.path}: {key} is {path}, {error}") from None
@@ -217,13 +226,25 @@ def _train_shared(
     cadence = params.dataset(run.dataset).cadence
 
     if not world.first:
+        while (news := world.from_first(None)) == WAITING:
+            pass
+        if news == STOPPED:
+            raise Preempted(f"{run.name}: stopped while it waited")
         path = world.from_first(None)
         if path is not None:
             tensors, metadata = load_tensors(path)
             state.restore(tensors, metadata["step"], path)
         train(config, data, state, deadline, cadence, helpers, world)
         return
-    with RunLock(folder / "state", run.name, wait) as lock:
+
+    def meanwhile() -> None:
+        reason = deadline.stop_requested()
+        world.from_first(WAITING if reason is None else STOPPED)
+        if reason is not None:
+            raise Preempted(f"{run.name}: {reason} while it waited; nothing was begun")
+
+    with RunLock(folder / "state", run.name, wait, meanwhile) as lock:
+        world.from_first(ACQUIRED)
         if restart:
             shutil.rmtree(run_state.folder, ignore_errors=True)
         run_state.folder.mkdir(parents=True, exist_ok=True)

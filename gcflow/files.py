@@ -92,8 +92,8 @@ def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
 
 def tensors_metadata(file: Any) -> dict[str, Any]:
     """What stands in the header of an open safetensors file of ours; empty if it is not ours."""
-    document: dict[str, Any] = json.loads((file.metadata() or {}).get("gcflow", "{}"))
-    return document
+    document = json.loads((file.metadata() or {}).get("gcflow", "{}"))
+    return document if isinstance(document, dict) else {}
 
 
 def sha256_of(path: Path) -> str:

@@ -222,8 +222,10 @@ def load_model(
 
 
 def is_denoiser(metadata: dict[str, Any]) -> bool:
-    """Whether a weights file's header is a denoiser's: of a run that says so, or imported."""
-    return "config" not in metadata or metadata["config"]["method"]["objective"] == "denoising"
+    """Whether a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`."""
+    if "config" in metadata:
+        return bool(metadata["config"]["method"]["objective"] == "denoising")
+    return bool(metadata["model"]["preconditioning"] != "consistency")
 
 
 def load_run_model(

@@ -27,6 +27,8 @@ from pathlib import Path
 from gcflow.errors import GcflowError
 from gcflow.pipeline import lock
 folder, host, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+# A shell that starts jobs in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 lock.POLL_SECONDS = 0.02
 if host:
     socket.gethostname = lambda: host

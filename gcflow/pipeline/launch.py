@@ -26,7 +26,7 @@ def is_member() -> bool:
     if LIFELINE in os.environ:
         descriptor = int(os.environ[LIFELINE])
         threading.Thread(target=_die_with, args=(descriptor,), daemon=True).start()
-    return "WORLD_SIZE" in os.environ
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _die_with(lifeline: int) -> None:

@@ -26,8 +26,19 @@ class RawData(NamedTuple):
     provenance: dict[str, str]
 
 
+class _FiniteImages(Strict):
+    """A source whose images are all there is of its distribution."""
+
+    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
+        """The empirical distribution of the prepared images, in model space."""
+        from gcflow.oracles import empirical
+        from gcflow.preconditioning import to_model_space
+
+        return empirical(to_model_space(data, process))
+
+
 @dataclass(frozen=True)
-class Digits(Strict):
+class Digits(_FiniteImages):
     """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
 
     source: Literal["digits"] = "digits"
@@ -44,13 +55,6 @@ class Digits(Strict):
             "transform": "grey levels 0..16 scaled to 0..255 and rounded",
         }
         return RawData(samples, bunch.target.astype(np.int64), provenance)
-
-    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
-        """The empirical distribution of the prepared images, in model space."""
-        from gcflow.oracles import empirical
-        from gcflow.preconditioning import to_model_space
-
-        return empirical(to_model_space(data, process))
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Mixture2d(Strict):
 
 
 @dataclass(frozen=True)
-class Synthetic(Strict):
+class Synthetic(_FiniteImages):
     """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them.
 
     shape: [C, H, W]. count: images. seed: of the draw.
@@ -120,13 +124,6 @@ class Synthetic(Strict):
         samples = draw.integers(0, 256, (self.count, *self.shape), dtype=np.uint8)
         provenance = {"source": "random pixels", "transform": "none"}
         return RawData(samples, np.zeros(self.count, dtype=np.int64), provenance)
-
-    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
-        """The empirical distribution of the prepared images, in model space."""
-        from gcflow.oracles import empirical
-        from gcflow.preconditioning import to_model_space
-
-        return empirical(to_model_space(data, process))
 
 
 DataSource = Digits | Mixture2d | Synthetic

@@ -36,7 +36,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import atomic_path
 from gcflow.preconditioning import VP_BETA_D, VP_BETA_MIN, VP_LEVELS
 from gcflow.songunet import VARIANTS
-from gcflow.training import ModelSpec, load_tensors, save_tensors
+from gcflow.weights import ModelSpec, load_tensors, save_tensors
 
 PRECONDITIONINGS: dict[str, Preconditioning] = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 NETWORK_CLASS = "SongUNet"

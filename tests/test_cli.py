@@ -28,7 +28,7 @@ from gcflow.cli import main
 from gcflow.files import sha256_of
 from gcflow.pipeline.evaluate import train_features
 from gcflow.pipeline.params import Params
-from gcflow.training import load_tensors, save_tensors
+from gcflow.weights import load_tensors, save_tensors
 
 VERBS = {
     "bench",

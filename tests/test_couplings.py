@@ -23,7 +23,7 @@ from gcflow.couplings import COUPLINGS, CouplingContext, generator_augmented, op
 from gcflow.distributed import World
 from gcflow.objectives import ConsistencyObjective, mu_at
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.training import spec_of
+from gcflow.weights import spec_of
 
 SEEDS = st.integers(0, 2**31)
 PROCESS = NoiseProcess()

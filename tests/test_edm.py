@@ -28,7 +28,7 @@ from gcflow import edm_pickle
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.edm import export_state_dict, import_edm, infer_network, read_edm_pickle, read_model
 from gcflow.errors import GcflowError
-from gcflow.training import ModelSpec, load_tensors, save_tensors
+from gcflow.weights import ModelSpec, load_tensors, save_tensors
 
 DDPM = {"side": 8, "channels": 8, "multipliers": (1, 2), "blocks": (1, 1), "attention": (4,)}
 NCSN = {**DDPM, "residual": True}

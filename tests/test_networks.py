@@ -8,7 +8,7 @@ from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
 from gcflow.networks import build_network, zero_initialised
 from gcflow.preconditioning import COEFFICIENTS
-from gcflow.training import ModelSpec
+from gcflow.weights import ModelSpec
 
 MLP = NetworkConfig(architecture="mlp", channels=16, blocks=2, dropout=0.3)
 DDPM = NetworkConfig(architecture="ddpm++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.3)

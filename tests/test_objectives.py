@@ -22,7 +22,7 @@ from gcflow.distributed import World
 from gcflow.dropout import Dropout, dropout_keys
 from gcflow.objectives import Batch, ConsistencyObjective, DenoisingObjective
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.training import spec_of
+from gcflow.weights import spec_of
 
 IC = MethodConfig(objective="consistency")
 CD = MethodConfig(objective="distillation", teacher="exact")

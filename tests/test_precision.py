@@ -23,7 +23,8 @@ from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
-from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_objective, spec_of, train
+from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_objective, train
+from gcflow.weights import spec_of
 
 SHAPE = (1, 4, 4)
 IMAGES = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

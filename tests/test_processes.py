@@ -32,7 +32,7 @@ from projects import (
 
 from gcflow.files import read_json
 from gcflow.pipeline.params import Params
-from gcflow.training import load_tensors, spec_of
+from gcflow.weights import load_tensors, spec_of
 
 STEPS, LONG, MIDDLE = 48, 240, 20
 BATCH = 16

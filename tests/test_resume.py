@@ -36,7 +36,8 @@ from projects import (
 from gcflow.errors import Preempted
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.run_state import RunState
-from gcflow.training import initial_state, load_tensors, weights_metadata
+from gcflow.training import initial_state
+from gcflow.weights import load_tensors, weights_metadata
 
 STEPS, CHECKPOINT_EVERY = 160, 5
 METHODS = ("ic", "ot", "gc", "cd", "ect")

@@ -20,7 +20,7 @@ from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.files import read_json
 from gcflow.preconditioning import from_model_space
 from gcflow.sampling import heun_sample, image_noise
-from gcflow.training import ModelSpec, load_model, load_tensors, save_tensors
+from gcflow.weights import ModelSpec, load_model, load_tensors, save_tensors
 
 IC, ECT, DENOISER, POINTS = "digits/ic/0", "digits/ect/0", "digits/denoiser/0", "mixture2d/ic/0"
 SHAPE = (1, 8, 8)

@@ -8,7 +8,7 @@ from scipy import stats
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.preconditioning import from_model_space
 from gcflow.sampling import Sampler, consistency_sample, generate, heun_sample, image_noise
-from gcflow.training import ModelSpec
+from gcflow.weights import ModelSpec
 
 PROCESS = NoiseProcess()
 SCALE = 0.5

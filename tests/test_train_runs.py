@@ -32,7 +32,7 @@ from gcflow.config import NetworkConfig, run_config_from_dict
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import read_json, sha256_of
 from gcflow.pipeline.params import Params
-from gcflow.training import ModelSpec, load_model, load_tensors, save_tensors, spec_of
+from gcflow.weights import ModelSpec, load_model, load_tensors, save_tensors, spec_of
 
 STEPS, SNAPSHOT_EVERY, LOG_EVERY = 240, 80, 20
 SNAPSHOTS = ["00000080.safetensors", "00000160.safetensors", "00000240.safetensors"]

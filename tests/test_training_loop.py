@@ -34,20 +34,15 @@ from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
-from gcflow.training import (
-    Helpers,
+from gcflow.training import Helpers, Observer, accumulate, initial_state, make_objective, train
+from gcflow.weights import (
     ModelSpec,
-    Observer,
-    accumulate,
-    initial_state,
     load_model,
     load_run_model,
     load_tensors,
     load_weights,
-    make_objective,
     save_tensors,
     spec_of,
-    train,
     weights_metadata,
 )
 

@@ -36,7 +36,8 @@ from gcflow.pipeline.schema import Classifier
 from gcflow.precision import begin_step, set_precision, tune
 from gcflow.preconditioning import PreconditionedNetwork, to_model_space
 from gcflow.sampling import Sampler, generate
-from gcflow.training import Helpers, TrainingState, initial_state, spec_of, train
+from gcflow.training import Helpers, TrainingState, initial_state, train
+from gcflow.weights import spec_of
 
 SAMPLES = 512
 MATRIX = {"cpu": 2048, "cuda": 8192}

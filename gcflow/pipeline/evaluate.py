@@ -21,7 +21,7 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Classifier, Evaluation
 from gcflow.randomness import generator
 from gcflow.sampling import Sampler, generate
-from gcflow.training import load_run_model, load_tensors, save_tensors
+from gcflow.weights import load_run_model, load_tensors, save_tensors
 
 
 def train_features(params: Params, dataset: str) -> None:

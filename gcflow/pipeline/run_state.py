@@ -14,7 +14,8 @@ from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, remove_temporaries, write_json, write_text
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.progress import say
-from gcflow.training import TrainingState, load_tensors, save_tensors
+from gcflow.training import TrainingState
+from gcflow.weights import load_tensors, save_tensors
 
 KEPT_CHECKPOINTS = 2
 

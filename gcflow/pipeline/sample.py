@@ -13,7 +13,7 @@ from gcflow.files import atomic_path
 from gcflow.pipeline.drawing import save_image, save_samples
 from gcflow.pipeline.progress import Progress, say
 from gcflow.sampling import Sampler, generate
-from gcflow.training import ModelSpec, is_denoiser, load_model
+from gcflow.weights import ModelSpec, is_denoiser, load_model
 
 ENDINGS = (".npz", ".npy", ".png", "")
 

@@ -23,18 +23,8 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
 from gcflow.precision import tune
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.training import (
-    Helpers,
-    Observer,
-    TrainingState,
-    initial_state,
-    is_denoiser,
-    load_model,
-    load_run_model,
-    load_tensors,
-    train,
-    weights_metadata,
-)
+from gcflow.training import Helpers, Observer, TrainingState, initial_state, train
+from gcflow.weights import is_denoiser, load_model, load_run_model, load_tensors, weights_metadata
 
 # What the first process of a run tells the others until it has the lock.
 WAITING, STOPPED, ACQUIRED = "waiting", "stopped", "acquired"

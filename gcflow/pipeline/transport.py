@@ -17,7 +17,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
-from gcflow.training import load_run_model
+from gcflow.weights import load_run_model
 
 EXACT_FLOW_STEPS, EXACT_PAIRS = 30, 512
 

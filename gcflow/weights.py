@@ -1,0 +1,182 @@
+"""Files of weights: tensors with a header that says what they are, and the models they belong to."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from gcflow.config import (
+    NetworkConfig,
+    NoiseProcess,
+    Preconditioning,
+    RunConfig,
+    Weights,
+    digest,
+    network_from_dict,
+    to_dict,
+)
+from gcflow.errors import GcflowError
+from gcflow.files import atomic_path, opened_tensors, tensors_metadata
+from gcflow.networks import build_network
+from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.randomness import derived_seed
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is needed to rebuild a model around its weights. shape: of one sample."""
+
+    network: NetworkConfig
+    preconditioning: Preconditioning
+    process: NoiseProcess
+    shape: tuple[int, ...]
+
+    def header(self) -> dict[str, Any]:
+        """As JSON values, the `model` entry of every weights file's header."""
+        return to_dict(self)
+
+    @classmethod
+    def from_header(cls, header: dict[str, Any]) -> "ModelSpec":
+        """The inverse of `header`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was written by another version.
+        """
+        return cls(
+            network=network_from_dict(header["network"]),
+            preconditioning=header["preconditioning"],
+            process=NoiseProcess(**header["process"]),
+            shape=tuple(header["shape"]),
+        )
+
+    def build(self, seed: int = 0) -> PreconditionedNetwork:
+        """The untrained model; its initial weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "weights"))
+            network = build_network(self.network, self.shape)
+        return PreconditionedNetwork(network, self.preconditioning, self.process)
+
+
+def spec_of(config: RunConfig, shape: tuple[int, ...]) -> ModelSpec:
+    """The model of a run for samples of `shape`."""
+    return ModelSpec(config.network, config.preconditioning, config.process, shape)
+
+
+def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weights: Weights, path: Path) -> None:
+    """Loads the `ema.*` or `raw.*` tensors of the file at `path` into a model's network.
+
+    Raises:
+        GcflowError: tensors are missing, too many or of another shape.
+    """
+    found = {name.removeprefix(f"{weights}."): t for name, t in tensors.items() if name.startswith(f"{weights}.")}
+    expected = model.network.state_dict()
+    problems = [
+        *(f"lacks {name}" for name in expected.keys() - found.keys()),
+        *(f"has {name}, which the network has not" for name in found.keys() - expected.keys()),
+        *(
+            f"has {name} of shape {list(found[name].shape)}, not {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
+        raise GcflowError(
+            f"{path}: {weights} weights do not fit the network of its header: it {sorted(problems)[0]}{more}"
+        )
+    model.network.load_state_dict(found)
+
+
+def content_hash(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """sha256 (hex) of names, types, shapes and values, and of what is said about them."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes a safetensors file in one atomic, synced step. Equal content gives equal bytes.
+
+    Raises:
+        GcflowError: it could not be written (a full disk, say); a file that was at `path` is still there.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = json.dumps({"content_sha256": content_hash(contiguous, metadata), **metadata})
+    try:
+        with atomic_path(path) as temporary:
+            # One key, because safetensors writes several in an order that differs between processes.
+            temporary.write_bytes(save(contiguous, {"gcflow": header}))
+    except (OSError, SafetensorError) as error:
+        raise GcflowError(f"{path}: cannot be written ({error}); nothing was overwritten") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save_tensors` wrote, on the CPU; of another safetensors file the metadata are empty.
+
+    Raises:
+        GcflowError: the file is missing, or damaged in a single bit.
+    """
+    with opened_tensors(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = tensors_metadata(file)
+    if metadata and metadata.pop("content_sha256", None) != content_hash(tensors, metadata):
+        raise GcflowError(f"{path}: damaged (its content is not what was written); delete it to make it again")
+    return tensors, metadata
+
+
+def weights_metadata(config: RunConfig, step: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The header of every weights file of a run: what is needed to rebuild the model, and what it is."""
+    document = to_dict(config)
+    model = spec_of(config, shape).header()
+    return {"model": model, "config": document, "config_hash": digest(document), "step": step}
+
+
+def load_model(
+    path: Path, weights: Weights = "ema", device: str = "cpu"
+) -> tuple[PreconditionedNetwork, ModelSpec, dict[str, Any]]:
+    """The model stored in a weights file, a snapshot or an imported checkpoint, and the file's header.
+
+    The model is in evaluation mode, without gradients.
+
+    Raises:
+        GcflowError: the file is missing or damaged, or is not a weights file.
+    """
+    tensors, metadata = load_tensors(path)
+    if "model" not in metadata:
+        raise GcflowError(f"{path}: has no gcflow header; expected weights of `gcflow train` or `gcflow import-edm`")
+    try:
+        spec = ModelSpec.from_header(metadata["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); make it again") from None
+    model = spec.build()
+    load_weights(model, tensors, weights, path)
+    return model.to(device).eval().requires_grad_(False), spec, metadata
+
+
+def is_denoiser(metadata: dict[str, Any]) -> bool:
+    """Whether a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`."""
+    if "config" in metadata:
+        return bool(metadata["config"]["method"]["objective"] == "denoising")
+    return bool(metadata["model"]["preconditioning"] != "consistency")
+
+
+def load_run_model(
+    path: Path, config: RunConfig, weights: Weights = "ema", device: str = "cpu"
+) -> PreconditionedNetwork:
+    """The model in a weights file that must be the run `config`'s.
+
+    Raises:
+        GcflowError: as `load_model`, or the weights are of another configuration.
+    """
+    model, _, metadata = load_model(path, weights, device)
+    if metadata.get("config") != to_dict(config):
+        raise GcflowError(f"{path}: weights of another configuration; run gcflow train {config.name} again")
+    return model

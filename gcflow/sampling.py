@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gcflow.config import NoiseProcess
 from gcflow.preconditioning import PreconditionedNetwork, from_model_space
-from gcflow.randomness import generator
+from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -87,7 +87,10 @@ class Sampler:
 
 def image_noise(seed: int, images: range, shape: Sequence[int], step: int = 0) -> Tensor:
     """Standard normal noise [len(images), *shape] on the CPU: a function of seed, image number and step alone."""
-    return torch.stack([torch.randn(*shape, generator=generator(seed, "image", n, step)) for n in images])
+    noise, source = torch.empty(len(images), *shape), torch.Generator()
+    for image, n in zip(noise, images, strict=True):
+        image.normal_(generator=source.manual_seed(derived_seed(seed, "image", n, step)))
+    return noise
 
 
 def generate(

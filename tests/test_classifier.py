@@ -3,7 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcflow.classifier import FEATURES, ImageClassifier, split, train_classifier
+from gcflow.classifier import FEATURES, ImageClassifier, MaxPool, split, train_classifier
+from gcflow.pipeline import evaluate
+from gcflow.pipeline.evaluate import Extractor
 
 
 def stripes(count=80):
@@ -91,6 +93,30 @@ def test_features_are_the_non_negative_input_of_the_last_layer():
     assert features.min() == 0
     expected = features @ classifier.head.weight.T + classifier.head.bias
     torch.testing.assert_close(classifier(images), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 6, 8), (1, 1, 2, 2), (2, 3, 5, 7)])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_pooling_is_torchs(shape, training):
+    # Small integers: many maxima are shared by several pixels.
+    images = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).float()
+    pixels, expected_pixels = (images.clone().requires_grad_() for _ in range(2))
+    pooled, expected = MaxPool().train(training)(pixels), torch.nn.functional.max_pool2d(expected_pixels, 2)
+    assert torch.equal(pooled, expected)
+    if training:
+        for output in (pooled, expected):
+            output.square().sum().backward()
+        assert torch.equal(pixels.grad, expected_pixels.grad)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100])
+def test_features_and_probabilities_do_not_depend_on_how_many_images_are_classified_at_once(at_once, monkeypatch):
+    monkeypatch.setattr(evaluate, "CLASSIFIED", at_once)
+    classifier, _ = trained(epochs=2)
+    images, _ = stripes()
+    features, probabilities = Extractor("classifier", "", classifier)(images)
+    torch.testing.assert_close(features, classifier.features(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(probabilities, classifier(images).softmax(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])

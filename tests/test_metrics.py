@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from gcflow import metrics
-from gcflow.metrics import class_score, frechet_distance, kernel_distance, transport_cost
+from gcflow.metrics import FeatureSet, class_score, frechet_distance, kernel_distance, transport_cost
 
 SEEDS = st.integers(0, 10**6)
 
@@ -129,6 +129,27 @@ def test_the_kernel_distance_grows_with_a_shift():
     a, b = gaussian(0, 200, 4), gaussian(1, 200, 4)
     distances = [kernel_distance(a, b + shift) for shift in (0.0, 0.5, 1.0)]
     assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 11, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_feature_set_knows_its_moments_and_the_mean_kernel_of_its_pairs(rows, dtype, monkeypatch):
+    monkeypatch.setattr(metrics, "KERNEL_ROWS", rows)
+    features = gaussian(0, 11, 3).to(dtype)
+    known, x = FeatureSet(features), features.double().numpy()
+    kernels = [(x[i] @ x[j] / 3 + 1) ** 3 for i in range(11) for j in range(11) if i != j]
+    np.testing.assert_allclose(known.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(known.covariance, np.cov(x.T), rtol=1e-12)
+    assert known.mean_kernel.item() == pytest.approx(np.mean(kernels), rel=1e-12)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_a_feature_set_gives_the_distances_of_its_features_however_often_it_is_compared(distance):
+    features, others = gaussian(0, 30, 4), [gaussian(seed, 20, 4) + 0.5 for seed in (1, 2)]
+    known = FeatureSet(features)
+    for other in [*others, others[0]]:
+        assert distance(other, known) == distance(other, features)
+        assert distance(known, other) == distance(features, other)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

@@ -7,6 +7,7 @@ from scipy import stats
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.preconditioning import from_model_space
+from gcflow.randomness import generator
 from gcflow.sampling import Sampler, consistency_sample, generate, heun_sample, image_noise
 from gcflow.weights import ModelSpec
 
@@ -256,6 +257,13 @@ def test_the_noise_of_an_image_is_the_same_in_any_range_to_the_bit():
     assert together.dtype == torch.float32
     assert torch.equal(together[7:19], image_noise(3, range(7, 19), SHAPE))
     assert torch.equal(torch.cat([image_noise(3, range(n, n + 1), SHAPE) for n in range(40)]), together)
+
+
+@pytest.mark.parametrize("shape", [(3,), SHAPE, (3, 8, 8)])
+def test_the_noise_of_an_image_is_what_a_generator_of_its_own_draws_first(shape):
+    noise = image_noise(5, range(10, 20), shape, step=2)
+    for number, image in zip(range(10, 20), noise, strict=True):
+        assert torch.equal(image, torch.randn(shape, generator=generator(5, "image", number, 2)))
 
 
 def test_noise_differs_between_images_steps_and_seeds():

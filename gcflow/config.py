@@ -282,7 +282,9 @@ class MethodConfig(Strict):
     """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
 
     mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
-    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights.
+    mu_from_step: before this training step every pair is independent, from it on `mu` holds; null means from the start.
+    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights. A
+    denoiser, which predicts no endpoints, takes frozen weights only.
     teacher: what gives the velocity for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser
     of the data set (its empirical distribution, or its mixture).
     init: weights to start from; null means untrained ones.
@@ -292,6 +294,7 @@ class MethodConfig(Strict):
     objective: Literal["consistency", "distillation", "denoising"]
     coupling: Literal["ic", "ot", "gc"] = "ic"
     mu: float | tuple[float, float] | None = None
+    mu_from_step: int | None = None
     predictor: Literal["ema", "online"] | FrozenWeights | None = None
     teacher: Literal["exact"] | FrozenWeights | None = None
     init: FrozenWeights | None = None
@@ -299,14 +302,21 @@ class MethodConfig(Strict):
 
     def __post_init__(self) -> None:
         if self.coupling == "gc":
-            require(self.objective == "consistency", "coupling", "gc", "ic or ot unless objective is consistency")
+            require(self.objective != "distillation", "coupling", "gc", "ic or ot, because objective is distillation")
             require(self.mu is not None, "mu", None, "a number in [0, 1], or [start, end], because coupling is gc")
-            require(self.predictor is not None, "predictor", None, "ema, online or a run, because coupling is gc")
+            if self.objective == "denoising":
+                expected = "a consistency run or a file, because a denoiser predicts no endpoints"
+                require("predictor" in self.frozen, "predictor", self.predictor, expected)
+            else:
+                require(self.predictor is not None, "predictor", None, "ema, online or a run, because coupling is gc")
             require(
                 all(0 <= m <= 1 for m in self.mu_range), "mu", self.mu, "a number in [0, 1], or [start, end] in [0, 1]"
             )
+            begins = self.mu_from_step is None or self.mu_from_step >= 0
+            require(begins, "mu_from_step", self.mu_from_step, "an integer >= 0, or null")
         else:
             require(self.mu is None, "mu", self.mu, "no value unless coupling is gc")
+            require(self.mu_from_step is None, "mu_from_step", self.mu_from_step, "no value unless coupling is gc")
             require(self.predictor is None, "predictor", self.predictor, "no value unless coupling is gc")
         if self.objective == "distillation":
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
@@ -349,6 +359,10 @@ class RunConfig(Strict):
         require(fitting, "training.schedule.kind", kind, expected)
         at_zero = kind != "ect" or self.preconditioning != "consistency"
         require(at_zero, "preconditioning", self.preconditioning, "edm, vp or ve, because ECT's boundary is sigma = 0")
+
+        begin, steps = self.method.mu_from_step, self.training.steps
+        expected = f"less than training.steps, {steps}, or mu would be 0 throughout"
+        require(begin is None or begin < steps, "mu_from_step", begin, expected)
 
         schedule = self.training.schedule
         if isinstance(schedule, EctSchedule) and schedule.stage_every is not None:

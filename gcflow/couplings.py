@@ -19,7 +19,7 @@ Assignment = Callable[[Tensor, Tensor], Tensor]
 class CouplingContext:
     """What a coupling may look at besides data and noise.
 
-    sigma_low: [B], the lower noise level of each sample's interval.
+    sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
     take_gc: [B] bool on the CPU, which samples take the generator-augmented coupling.
     predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
     multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.

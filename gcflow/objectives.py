@@ -43,9 +43,23 @@ Model = Callable[..., Tensor]
 
 
 def mu_at(step: int, config: RunConfig) -> float:
-    """Share of generator-augmented samples at `step`, linear from its start to its end."""
+    """Share of generator-augmented samples at `step`: 0 before `mu_from_step`, linear from start to end of training."""
     start, end = config.method.mu_range
+    if config.method.mu_from_step is not None and step < config.method.mu_from_step:
+        return 0.0
     return start + (end - start) * step / config.training.steps
+
+
+def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredictor, multiple: int) -> Tensor:
+    """The clean endpoints, [B, ...], without gradient: the data, or what the coupling puts in their place.
+
+    predict, multiple: see `CouplingContext`. Its noise level is the lower one of each sample.
+    """
+    endpoints = COUPLINGS[config.method.coupling].endpoints
+    if endpoints is None:
+        return batch.data
+    with torch.no_grad():
+        return endpoints(batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple))
 
 
 class ConsistencyObjective:
@@ -75,15 +89,12 @@ class ConsistencyObjective:
         self.config = config
         self.student, self.teacher = student, teacher
         self.predict, self.denoiser = predict, denoiser
-        self.endpoints = COUPLINGS[config.method.coupling].endpoints
         self.multiple = multiple
 
     def points(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x_low and x_high, each [B, ...]."""
-        x, z, low, high = batch.data, batch.noise, batch.low, batch.high
-        if self.endpoints is not None:
-            with torch.no_grad():
-                x = self.endpoints(x, z, CouplingContext(low, batch.take_gc, self.predict, self.multiple))
+        x = coupled_endpoints(batch, self.config, self.predict, self.multiple)
+        z, low, high = batch.noise, batch.low, batch.high
         x_high = x + per_sample(high, x) * z
         if self.denoiser is None:
             return x + per_sample(low, x) * z, x_high
@@ -101,15 +112,27 @@ class ConsistencyObjective:
 
 
 class DenoisingObjective:
-    """EDM's weighted denoising error, per dimension (Karras et al. 2022, section 5)."""
+    """EDM's weighted denoising error, per dimension (Karras et al. 2022, section 5), towards the coupling's endpoints.
 
-    def __init__(self, config: RunConfig, model: Model) -> None:
+    With the generator-augmented coupling the model learns E[x_hat | x_hat + sigma z], x_hat = g(x* + sigma z, sigma).
+
+    Args:
+        config: the run.
+        model: the denoiser in training, (x, sigma, dropout keys) to denoised x; its pass has a gradient.
+        predict: endpoint predictor g of the generator-augmented coupling, a frozen consistency model.
+        multiple: see `CouplingContext`.
+    """
+
+    def __init__(self, config: RunConfig, model: Model, predict: EndpointPredictor, multiple: int = 1) -> None:
         self.config = config
         self.model = model
+        self.predict = predict
+        self.multiple = multiple
 
     def __call__(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
-        x, sigma, data = batch.data, batch.high, self.config.process.sigma_data
+        x = coupled_endpoints(batch, self.config, self.predict, self.multiple)
+        sigma, data = batch.high, self.config.process.sigma_data
         weight = (sigma**2 + data**2) / (sigma * data) ** 2
         denoised = self.model(x + per_sample(sigma, x) * batch.noise, sigma, batch.dropout)
         return (weight * squared_l2(denoised, x)).mean() / x[0].numel()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gcflow.config import EctSchedule, IctSchedule, NoiseProcess, RunConfig
+from gcflow.objectives import mu_at
 from gcflow.randomness import generator
 
 
@@ -109,8 +110,13 @@ def draw_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
 
 
 def describe(config: RunConfig, step: int) -> dict[str, Any]:
-    """Where the schedule is at `step`, for the log: the number of intervals, or the stage."""
+    """Where a run is at `step`, for the log: the number of intervals or the stage, and mu of generator augmentation."""
     schedule = config.training.schedule
+    record: dict[str, Any] = {}
     if isinstance(schedule, IctSchedule):
-        return {"intervals": number_of_intervals(step, config.training.steps, schedule)}
-    return {"stage": ect_stage(step, schedule)} if isinstance(schedule, EctSchedule) else {}
+        record["intervals"] = number_of_intervals(step, config.training.steps, schedule)
+    if isinstance(schedule, EctSchedule):
+        record["stage"] = ect_stage(step, schedule)
+    if config.method.coupling == "gc":
+        record["mu"] = mu_at(step, config)
+    return record

@@ -79,7 +79,7 @@ class Observer:
     """What the loop tells about its progress, and asks. The base class ignores everything."""
 
     def logged(self, record: dict[str, Any]) -> None:
-        """A line of metrics: step, loss (mean since the last line), learning_rate, schedule, images_per_second."""
+        """A line of metrics: step, loss (mean since the last line), learning_rate, schedule, mu, images_per_second."""
 
     def checkpoint(self, state: TrainingState) -> None:
         """The state may be saved now (every `checkpoint_every` steps, and before a stop)."""
@@ -132,8 +132,6 @@ def make_objective(
         helpers: what the method needs besides.
         samples: of this process in a step; the whole batch by default.
     """
-    if config.method.objective == "denoising":
-        return DenoisingObjective(config, student)
     predictors = {"ema": state.ema, "online": state.model}
     named = config.method.predictor if isinstance(config.method.predictor, str) else ""
     predictor = predictors.get(named, helpers.predictor)
@@ -142,11 +140,13 @@ def make_objective(
         assert predictor is not None
         return predictor(x, sigma)
 
+    samples = samples or config.training.batch
+    multiple = share_multiple(min(samples, config.training.micro_batch or samples), config.training)
+    if config.method.objective == "denoising":
+        return DenoisingObjective(config, student, predict, multiple)
     denoiser = None
     if config.method.objective == "distillation":
         denoiser = helpers.exact if config.method.teacher == "exact" else helpers.teacher
-    samples = samples or config.training.batch
-    multiple = share_multiple(min(samples, config.training.micro_batch or samples), config.training)
     return ConsistencyObjective(config, student, state.model, predict, denoiser, multiple)
 
 

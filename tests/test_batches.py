@@ -17,6 +17,7 @@ from gcflow.config import (
     NetworkConfig,
     NoiseProcess,
     RunConfig,
+    RunReference,
     TrainingConfig,
 )
 from gcflow.couplings import COUPLINGS, Coupling, optimal_assignment
@@ -43,6 +44,7 @@ METHODS = {
     "cd-ot": (MethodConfig(objective="distillation", teacher="exact", coupling="ot"), ICT),
     "denoiser": (MethodConfig(objective="denoising"), EDM),
     "denoiser-ot": (MethodConfig(objective="denoising", coupling="ot"), EDM),
+    "denoiser-gc": (MethodConfig(objective="denoising", coupling="gc", mu=0.5, predictor=RunReference("ic")), EDM),
 }
 PAIRED = [name for name in METHODS if METHODS[name][0].coupling == "ot"]
 

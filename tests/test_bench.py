@@ -5,12 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from projects import gcflow, write_project
+from projects import gcflow, tiny_params, write_project
 
 import gcflow as package
-from gcflow.config import EdmSchedule, MethodConfig, NetworkConfig, NoiseProcess, RunConfig, TrainingConfig
-from gcflow.pipeline.bench import pass_operations, passes_per_sample, peak_rate
-from gcflow.pipeline.params import Params
+from gcflow.config import (
+    EdmSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    RunReference,
+    TrainingConfig,
+)
+from gcflow.pipeline.bench import Trainer, pass_operations, passes_per_sample, peak_rate
+from gcflow.pipeline.params import Params, Run
 
 
 def config(method: dict, architecture: str = "mlp", **network) -> RunConfig:
@@ -37,11 +45,26 @@ CONSISTENCY = {"objective": "consistency"}
         (CONSISTENCY | {"coupling": "gc", "mu": 0.5, "predictor": "ema"}, 4.5),
         (CONSISTENCY | {"coupling": "gc", "mu": (0.0, 1.0), "predictor": "online"}, 4.5),
         ({"objective": "distillation", "teacher": "exact"}, 4),
+        ({"objective": "distillation", "teacher": RunReference("denoiser")}, 5),
         ({"objective": "denoising"}, 3),
+        ({"objective": "denoising", "coupling": "gc", "mu": 0.5, "predictor": RunReference("ic")}, 3.5),
     ],
 )
 def test_a_step_costs_the_passes_of_student_teacher_and_predictor(method, passes):
     assert passes_per_sample(config(method)) == passes
+
+
+def test_a_method_that_switches_mu_on_late_is_timed_with_mu_on(tmp_path):
+    document = tiny_params()
+    document["datasets"]["digits"]["methods"]["gc"] |= {"mu": 1.0, "mu_from_step": 30}
+    params = Params(write_project(tmp_path, document) / "params.yaml")
+    data = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    trainer = Trainer.of(params, Run("digits", "gc", 0), {}, data, "cpu")
+    predicted = []
+    trainer.state.ema.network.register_forward_hook(lambda module, inputs, output: predicted.append(len(output)))
+    trainer.steps(2)
+    assert predicted == [16, 16]
+    assert passes_per_sample(trainer.config) == 5
 
 
 def test_the_operations_of_a_pass_are_those_of_its_layers():

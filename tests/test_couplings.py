@@ -65,8 +65,8 @@ def run_config(method, batch=64, seed=0, steps=100, dropout=0.0, schedule=None):
     )
 
 
-def gc(mu):
-    return MethodConfig(objective="consistency", coupling="gc", mu=mu, predictor="ema")
+def gc(mu, mu_from_step=None):
+    return MethodConfig(objective="consistency", coupling="gc", mu=mu, mu_from_step=mu_from_step, predictor="ema")
 
 
 IC = MethodConfig(objective="consistency", coupling="ic")
@@ -313,6 +313,27 @@ def test_mu_changes_linearly_from_its_start_to_its_end():
     constant = run_config(gc(0.3), steps=300)
     assert {mu_at(step, constant) for step in (0, 150, 299)} == {0.3}
     assert mu_at(50, run_config(IC)) == 0
+    up, down = (run_config(gc(mu), steps=8) for mu in ((0.0, 1.0), (1.0, 0.0)))
+    assert [mu_at(step, up) for step in range(8)] == [step / 8 for step in range(8)]
+    assert [mu_at(step, down) for step in range(8)] == [1 - step / 8 for step in range(8)]
+
+
+@pytest.mark.parametrize("mu", [0.3, (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("begin", [0, 1, 60, 99])
+def test_mu_is_zero_before_its_step_and_from_it_on_as_if_it_had_always_been_on(begin, mu):
+    late, always = run_config(gc(mu, begin)), run_config(gc(mu))
+    for step in range(100):
+        assert mu_at(step, late) == (0 if step < begin else mu_at(step, always))
+
+
+@pytest.mark.parametrize("step", [0, 59, 60, 99])
+def test_batches_are_those_of_independent_coupling_before_mu_begins_and_of_mu_afterwards(step):
+    late = drawn(run_config(gc((0.2, 0.8), 60)), gaussian(0, 64, 2), step)
+    other = drawn(run_config(IC if step < 60 else gc((0.2, 0.8))), gaussian(0, 64, 2), step)
+    assert all(torch.equal(a, b) for a, b in zip(late, other, strict=True))
+    assert late.take_gc.any() == (step >= 60)
+    if step < 60:
+        objective(run_config(gc((0.2, 0.8), 60)), must_not_be_called).points(late)
 
 
 def test_the_share_of_augmented_samples_follows_the_change_of_mu():

@@ -16,6 +16,7 @@ from gcflow.config import (
     NetworkConfig,
     NoiseProcess,
     RunConfig,
+    RunReference,
     TrainingConfig,
 )
 from gcflow.distributed import World
@@ -96,6 +97,10 @@ def gain(sigma):
 
 def gaussian_denoiser(x, sigma):
     return SCALE**2 / (SCALE**2 + sigma[:, None] ** 2) * x
+
+
+def must_not_be_called(x, sigma):
+    raise AssertionError("no sample takes the generator-augmented coupling")
 
 
 def double(*tensors):
@@ -360,7 +365,7 @@ def test_consistency_training_costs_more_than_distillation_on_the_same_pairs():
 
 def denoising(model, x, process):
     config = run_config(DENOISING, process=process, schedule=EdmSchedule())
-    return DenoisingObjective(config, model)(drawn(config, x)).item()
+    return DenoisingObjective(config, model, must_not_be_called)(drawn(config, x)).item()
 
 
 def test_denoising_levels_are_log_normal_and_one_per_sample():
@@ -376,7 +381,7 @@ def test_denoising_errors_are_weighted_as_in_edm():
     model, process = LinearModel(gain), NoiseProcess(sigma_data=0.6)
     config = run_config(DENOISING, process=process, schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 50, 1, 2, 3))
-    loss = DenoisingObjective(config, model)(batch).item()
+    loss = DenoisingObjective(config, model, must_not_be_called)(batch).item()
     ((noisy, sigma),) = model.calls
     assert torch.equal(sigma, batch.high)
     torch.testing.assert_close(noisy, batch.data + sigma.reshape(-1, 1, 1, 1) * batch.noise)
@@ -417,7 +422,7 @@ def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
     model = LinearModel(gain)
     config = run_config(replace(DENOISING, coupling="ot"), process=NoiseProcess(), schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 60, 1))
-    DenoisingObjective(config, model)(batch)
+    DenoisingObjective(config, model, must_not_be_called)(batch)
     ((noisy, sigma),) = model.calls
     z = (noisy - batch.data)[:, 0] / sigma
     assert (z[batch.data[:, 0].argsort()].diff() > 0).all()
@@ -426,9 +431,135 @@ def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
 def test_a_denoiser_is_trained_with_the_dropout_of_its_batch():
     network, config = MaskRecorder(), run_config(DENOISING, schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 8, 16), 3)
-    DenoisingObjective(config, PreconditionedNetwork(network, "edm", GENTLE))(batch)
+    DenoisingObjective(config, PreconditionedNetwork(network, "edm", GENTLE), must_not_be_called)(batch)
     (mask,) = network.masks
     assert torch.equal(mask, network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8)))
+
+
+# Denoising of predicted endpoints.
+
+
+def augmented(mu=0.5, **training):
+    method = replace(DENOISING, coupling="gc", mu=mu, predictor=RunReference("ic"))
+    return run_config(method, process=NoiseProcess(sigma_data=0.6), schedule=EdmSchedule(), **training)
+
+
+def gaussian_flow(x, sigma):
+    """Where the probability flow of N(0, SCALE^2) ends: a consistency model without error."""
+    return (SCALE / (SCALE**2 + sigma**2).sqrt()).reshape(-1, *[1] * (x.ndim - 1)) * x
+
+
+def test_a_denoiser_learns_the_predicted_endpoint_from_that_endpoint_and_the_same_noise():
+    config, model, calls = augmented(), LinearModel(gain), []
+    batch = drawn(config, gaussian(0, 60, 1, 2, 3), 3)
+    assert 15 < batch.take_gc.sum() < 45
+
+    def predict(x, sigma):
+        calls.append((x, sigma))
+        return torch.tanh(x) + sigma.reshape(-1, 1, 1, 1)
+
+    loss = DenoisingObjective(config, model, predict)(batch)
+    ((asked, asked_at),), ((noisy, sigma),) = calls, model.calls
+    assert torch.equal(sigma, batch.high)
+    assert torch.equal(asked_at, batch.high[batch.take_gc])
+    assert len(asked) == batch.take_gc.sum()
+    plain = batch.data + batch.high.reshape(-1, 1, 1, 1) * batch.noise
+    assert torch.equal(noisy[~batch.take_gc], plain[~batch.take_gc])
+
+    x, z, s = double(batch.data, batch.noise, batch.high)
+    s = s.reshape(-1, 1, 1, 1)
+    x_hat = np.where(batch.take_gc.numpy().reshape(-1, 1, 1, 1), np.tanh(x + s * z) + s, x)
+    np.testing.assert_allclose(noisy.double().numpy(), x_hat + s * z, rtol=1e-5, atol=1e-5)
+    errors = ((x_hat + s * z) / (1 + s) - x_hat) ** 2
+    expected = ((s**2 + 0.36) / (s * 0.6) ** 2 * errors).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mu", [0.0, 1.0])
+def test_at_share_zero_no_endpoint_of_a_denoiser_is_predicted_and_at_share_one_every_one_is(mu):
+    config, calls = augmented(mu), []
+    batch = drawn(config, gaussian(0, 40, 3))
+
+    def predict(x, sigma):
+        calls.append(len(x))
+        return x
+
+    DenoisingObjective(config, LinearModel(gain), predict)(batch)
+    assert calls == ([40] if mu else [])
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_at_share_zero_a_denoiser_has_the_loss_and_gradient_of_independent_pairs_to_the_bit(step):
+    results = []
+    for config, predict in [(augmented(0.0), must_not_be_called), (replace(augmented(), method=DENOISING), None)]:
+        model = randomised(spec_of(config, (5,)).build(0))
+        loss = DenoisingObjective(config, model, predict)(drawn(config, gaussian(0, 30, 5), step))
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert results[0][0] > 0
+
+
+def test_the_gradient_of_a_denoiser_does_not_flow_through_its_predictor():
+    config, model, predictor = augmented(1.0), LinearModel(gain), LinearModel(gain)
+    batch = drawn(config, gaussian(0, 30, 3))
+    DenoisingObjective(config, model, predictor)(batch).backward()
+    assert predictor.factor.grad is None
+    assert not model.calls[0][0].requires_grad
+    x, z, s = double(batch.data, batch.noise, batch.high[:, None])
+    x_hat = (x + s * z) / (1 + s)
+    denoised = (x_hat + s * z) / (1 + s)
+    slope = (s**2 + 0.36) / (s * 0.6) ** 2 * 2 * (denoised - x_hat) * denoised
+    assert model.factor.grad.item() == pytest.approx(slope.mean(), rel=1e-4)
+
+
+def test_the_best_denoiser_of_predicted_endpoints_is_that_of_their_joint_gaussian_law():
+    """x_hat and x_hat + sigma z share z: their covariance is not that of data with independent noise."""
+    count = 100_000
+    config, x = augmented(1.0), SCALE * gaussian(1, count, 2)
+
+    def moments(s):
+        # x_hat = a (x + s z), y = x_hat + s z, with a from `gaussian_flow`, so that x_hat has the law of the data.
+        a = SCALE / (SCALE**2 + s**2) ** 0.5
+        return SCALE**2 + a * s**2, SCALE**2 + 2 * a * s**2 + s**2
+
+    def loss_at(u):
+        s = math.exp(u)
+        covariance, variance = moments(s)
+        weight = (s**2 + 0.36) / (0.6 * s) ** 2
+        return stats.norm.pdf(u, -1.2, 1.2) * weight * (SCALE**2 - covariance**2 / variance)
+
+    def best(s):
+        covariance, variance = moments(s)
+        return covariance / variance
+
+    least, _ = integrate.quad(loss_at, -12, 10)
+    batch = drawn(config, x)
+    losses = {
+        name: DenoisingObjective(config, LinearModel(model), gaussian_flow)(batch).item()
+        for name, model in {
+            "best": best,
+            "less": lambda s: 0.9 * best(s),
+            "more": lambda s: 1.1 * best(s),
+            "independent": lambda s: SCALE**2 / (SCALE**2 + s**2),
+        }.items()
+    }
+    assert losses["best"] == pytest.approx(least, rel=0.02)
+    for name in ("less", "more", "independent"):
+        assert losses[name] > 1.01 * losses["best"]
+
+
+def test_a_predictor_of_a_denoiser_is_asked_for_a_multiple_of_samples_without_change_of_the_loss():
+    config, asked = augmented(0.3), []
+    batch = drawn(config, gaussian(0, 50, 3))
+
+    def predict(x, sigma):
+        asked.append(len(x))
+        return gaussian_flow(x, sigma)
+
+    losses = [DenoisingObjective(config, LinearModel(gain), predict, multiple)(batch).item() for multiple in (1, 8)]
+    assert asked == [batch.take_gc.sum(), -(-batch.take_gc.sum() // 8) * 8]
+    assert losses[0] == losses[1]
 
 
 # Micro-batches.

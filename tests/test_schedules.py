@@ -16,6 +16,7 @@ from gcflow.config import (
     NetworkConfig,
     NoiseProcess,
     RunConfig,
+    RunReference,
     TrainingConfig,
 )
 from gcflow.schedules import (
@@ -371,6 +372,14 @@ def test_the_log_describes_where_each_schedule_is():
     assert [describe(ict, step) for step in (0, 333, 999)] == [{"intervals": n} for n in (10, 20, 40)]
     assert [describe(ect, step) for step in (9, 10, 99)] == [{"stage": n} for n in (0, 1, 9)]
     assert describe(run_config(EdmSchedule(), DENOISING), 50) == {}
+
+
+def test_the_log_tells_the_share_of_augmented_samples_where_the_coupling_has_one():
+    rising = MethodConfig(objective="consistency", coupling="gc", mu=(0.0, 1.0), mu_from_step=50, predictor="ema")
+    ect = run_config(EctSchedule(), rising)
+    assert [describe(ect, step) for step in (0, 49, 50, 99)] == [{"stage": 0, "mu": mu} for mu in (0.0, 0.0, 0.5, 0.99)]
+    frozen = MethodConfig(objective="denoising", coupling="gc", mu=0.3, predictor=RunReference("ic"))
+    assert describe(run_config(EdmSchedule(), frozen), 50) == {"mu": 0.3}
 
 
 @pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])

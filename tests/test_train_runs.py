@@ -4,9 +4,11 @@ import json
 import shutil
 import stat
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from projects import (
     Fork,
@@ -32,7 +34,15 @@ from gcflow.config import NetworkConfig, run_config_from_dict
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import read_json, sha256_of
 from gcflow.pipeline.params import Params
-from gcflow.weights import ModelSpec, load_model, load_tensors, save_tensors, spec_of
+from gcflow.weights import (
+    ModelSpec,
+    is_denoiser,
+    load_model,
+    load_run_model,
+    load_tensors,
+    save_tensors,
+    spec_of,
+)
 
 STEPS, SNAPSHOT_EVERY, LOG_EVERY = 240, 80, 20
 SNAPSHOTS = ["00000080.safetensors", "00000160.safetensors", "00000240.safetensors"]
@@ -320,6 +330,126 @@ def test_a_run_whose_reference_is_missing_is_refused_with_the_run_to_train_first
             train_here(copied, f"digits/{method}/0")
         assert str(caught.value) == f"{path}: digits/{method}/0 needs it; run gcflow train digits/denoiser/0 first"
         assert weights(copied, f"digits/{method}/0") == before
+
+
+# Denoisers of each coupling.
+
+
+POINTS_IC, POINTS_GC = "mixture2d/ic/0", "mixture2d/denoiser-gc/0"
+
+
+def denoisers_params(**changes: Any) -> dict[str, Any]:
+    """tiny_params with denoisers of points for each coupling; `changes` are of the generator-augmented one."""
+    params = tiny_params()
+    points = params["datasets"]["mixture2d"]
+    predictor = {"method": "ic", "step": 20}
+    couplings = {
+        "denoiser": {},
+        "denoiser-ot": {"coupling": "ot"},
+        "denoiser-gc": {"coupling": "gc", "mu": 1.0, "mu_from_step": 20, "predictor": predictor} | changes,
+    }
+    for method, keys in couplings.items():
+        points["methods"][method] = {"objective": "denoising", "training": {"schedule": {"kind": "edm"}}} | keys
+        points["runs"][method] = {"label": method, "seeds": [0]}
+    points["cadence"] = {"log_every": 10, "checkpoint_every": 10}
+    return params
+
+
+@pytest.fixture(scope="module")
+def denoisers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a consistency model of points and a denoiser of each coupling, two by the command itself."""
+    root = prepare_data(
+        write_project(tmp_path_factory.mktemp("denoisers") / "project", denoisers_params()), "mixture2d"
+    )
+    for run in (POINTS_IC, "mixture2d/denoiser/0"):
+        train_here(root, run)
+    for run in ("mixture2d/denoiser-ot/0", POINTS_GC):
+        gcflow(root, "train", run)
+    return root
+
+
+@pytest.fixture
+def points(denoisers: Path, tmp_path: Path) -> Path:
+    """A copy of the project with the denoisers, to change."""
+    return Path(shutil.copytree(denoisers, tmp_path / "points"))
+
+
+def test_a_denoiser_of_each_coupling_trains_by_the_command_and_records_what_it_used(denoisers):
+    predictor = run_folder(denoisers, POINTS_IC) / "snapshots" / "00000020.safetensors"
+    for method in ("denoiser", "denoiser-ot", "denoiser-gc"):
+        run = f"mixture2d/{method}/0"
+        folder = run_folder(denoisers, run)
+        _, spec, header = load_model(folder / "weights.safetensors")
+        assert spec.preconditioning == "edm"
+        assert is_denoiser(header)
+        config = Params(denoisers / "params.yaml").run_config(run)
+        assert run_config_from_dict(header["config"]) == config
+        load_run_model(folder / "weights.safetensors", config)
+        inputs = read_json(folder / "config.json")["inputs"]
+        assert inputs.pop("data_sha256")
+        assert inputs == ({"predictor_sha256": sha256_of(predictor)} if method == "denoiser-gc" else {})
+        shares = [0.0, 0.0, 1.0, 1.0] if method == "denoiser-gc" else [None] * 4
+        assert [record.get("mu") for record in metrics(denoisers, run)] == shares
+
+
+def test_a_denoiser_whose_mu_begins_late_has_the_weights_of_independent_pairs_until_then(denoisers):
+    def at(method: str, step: int) -> list[bytes]:
+        path = run_folder(denoisers, f"mixture2d/{method}/0") / "snapshots" / f"{step:08d}.safetensors"
+        return [tensor.numpy().tobytes() for _, tensor in sorted(load_tensors(path)[0].items())]
+
+    assert at("denoiser-gc", 20) == at("denoiser", 20) != at("denoiser-ot", 20)
+    assert len({str(at(method, 40)) for method in ("denoiser", "denoiser-ot", "denoiser-gc")}) == 3
+
+
+def test_a_denoiser_of_predicted_endpoints_continued_from_a_checkpoint_ends_bit_identical(denoisers, points, capsys):
+    folder, state = run_folder(points, POINTS_GC), state_folder(points, POINTS_GC)
+    assert [path.name for path in checkpoints(points, POINTS_GC)][-1] == "checkpoint-00000040.safetensors"
+    checkpoints(points, POINTS_GC)[-1].unlink()
+    (state / "snapshots" / "00000040.safetensors").unlink()
+    shutil.rmtree(folder / "snapshots")
+    (folder / "weights.safetensors").unlink()
+    train_here(points, POINTS_GC)
+    assert "resumes at step 30" in capsys.readouterr().err
+    assert_same_run(points, denoisers, POINTS_GC)
+
+
+def test_a_denoiser_with_a_predictor_from_a_file_has_the_bits_of_one_with_it_from_a_run(points):
+    before = load_tensors(run_folder(points, POINTS_GC) / "weights.safetensors")[0]
+    file = (run_folder(points, POINTS_IC) / "snapshots" / "00000020.safetensors").relative_to(points)
+    write_project(points, denoisers_params(predictor={"file": str(file)}))
+    train_here(points, POINTS_GC)
+    after, header = load_tensors(run_folder(points, POINTS_GC) / "weights.safetensors")
+    assert header["config"]["method"]["predictor"] == {"file": str(file)}
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+def test_a_denoiser_is_refused_as_the_predictor_of_another_and_a_missing_one_is_named(points):
+    file = "results/mixture2d/denoiser/seed0/weights.safetensors"
+    write_project(points, denoisers_params(predictor={"file": file}))
+    line = refusal(points, POINTS_GC)
+    key = "datasets.mixture2d.methods.denoiser-gc.predictor.file"
+    assert line == f"{points / 'params.yaml'}: {key} is {points / file}, which is a denoiser"
+    write_project(points, denoisers_params())
+    path = run_folder(points, POINTS_IC) / "snapshots" / "00000020.safetensors"
+    path.unlink()
+    assert refusal(points, POINTS_GC) == f"{path}: {POINTS_GC} needs it; run gcflow train {POINTS_IC} first"
+
+
+def test_a_denoiser_of_predicted_endpoints_is_sampled_and_evaluated_as_any_denoiser(points):
+    commands = [
+        ("reference", "mixture2d"),
+        ("evaluate", POINTS_GC),
+        ("sample", run_folder(points, POINTS_GC) / "weights.safetensors", "--count", "8", "--out", "samples.npz"),
+    ]
+    for command in commands:
+        process = Fork(points, *command)
+        assert process.wait() == 0, process.output
+    records = read_json(run_folder(points, POINTS_GC) / "evaluation" / "metrics.json")
+    assert {(record["sampler"], record["step"]) for record in records} == {("heun", 40)}
+    assert all(isfinite(record["value"]) for record in records)
+    with np.load(points / "samples.npz") as samples:
+        assert samples["sampler"] == "heun"
+        assert np.isfinite(samples["samples"]).all()
 
 
 # Weights from a file.

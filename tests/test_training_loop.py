@@ -65,6 +65,7 @@ METHODS = {
     "ect-gc": MethodConfig(objective="consistency", coupling="gc", mu=0.3, predictor="ema"),
     "denoiser": MethodConfig(objective="denoising"),
     "denoiser-ot": MethodConfig(objective="denoising", coupling="ot"),
+    "denoiser-gc": MethodConfig(objective="denoising", coupling="gc", mu=0.5, predictor=RunReference("ic")),
 }
 OPTIMIZERS = ["lion", "adam", "radam"]
 STEPS = 12
@@ -402,6 +403,30 @@ def test_ect_logs_its_stage_and_a_denoiser_neither_intervals_nor_stage(tmp_path)
     assert set(records["denoiser"][-1]) == {"step", "loss", "learning_rate"}
 
 
+def test_the_log_tells_the_share_of_augmented_pairs_of_the_step_before(tmp_path):
+    for method, shares in (("gc-online", [0.2 + 0.7 * step / 12 for step in (3, 7, 11)]), ("denoiser-gc", [0.5] * 3)):
+        observer = Stop(tmp_path / method)
+        trained(run_config(method), None, observer, Cadence(log_every=4))
+        assert [record["mu"] for record in observer.records] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("method", ["gc-ema", "denoiser-gc"])
+def test_a_run_whose_mu_begins_late_is_one_of_independent_coupling_until_then_to_the_bit(method, tmp_path):
+    augmented = run_config(method)
+    late = replace(augmented, method=replace(augmented.method, mu_from_step=5))
+    plain = run_config("denoiser" if method == "denoiser-gc" else "ic")
+    seen = []
+    for config in (late, plain, augmented):
+        observer = Stop(tmp_path / "state")
+        trained(config, None, observer)
+        seen.append(dict(observer.snapshots))
+    assert [sorted(snapshots) for snapshots in seen] == [[5, 10, 12]] * 3
+    late, plain, augmented = seen
+    assert_identical(late[5], plain[5])
+    for other, step in ((plain, 10), (augmented, 5), (augmented, 10)):
+        assert any(not torch.equal(late[step][name], other[step][name]) for name in late[step])
+
+
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monkeypatch):
     seen = []
@@ -534,7 +559,7 @@ def loss_on(config, model, data, step=1000):
     """The loss on many draws that the run has not seen, with independent coupling and without distillation."""
     method = config.method if config.method.objective == "denoising" else METHODS["ic"]
     config = replace(config, method=method, training=replace(config.training, batch=400))
-    objective = DenoisingObjective(config, model)
+    objective = DenoisingObjective(config, model, model)
     if method is METHODS["ic"]:
         objective = ConsistencyObjective(config, model, model, model)
     with torch.no_grad():
@@ -581,18 +606,22 @@ def random_inputs():
 
 def test_each_predictor_name_selects_its_model():
     x, sigma = random_inputs()
-    for method in ("gc-ema", "gc-online", "gc-frozen"):
+    for method, selected in {
+        "gc-ema": "ema",
+        "gc-online": "model",
+        "gc-frozen": "frozen",
+        "denoiser-gc": "frozen",
+    }.items():
         config = run_config(method, learning_rate=0.05)
         state, frozen = trained(config), frozen_model()
         outputs = {
-            name: model(x, sigma)
-            for name, model in [("gc-ema", state.ema), ("gc-online", state.model), ("gc-frozen", frozen)]
+            name: model(x, sigma) for name, model in [("ema", state.ema), ("model", state.model), ("frozen", frozen)]
         }
         predicted = make_objective(config, state, state.model, Helpers(predictor=frozen)).predict(x, sigma)
-        assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [method]
+        assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [selected]
 
 
-@pytest.mark.parametrize("method", ["gc-ema", "gc-online", "gc-frozen"])
+@pytest.mark.parametrize("method", ["gc-ema", "gc-online", "gc-frozen", "denoiser-gc"])
 def test_predictors_get_no_gradient_and_never_change_but_by_the_average(method):
     config = run_config(method, learning_rate=0.05)
     state, given = start(config), helpers(config)

@@ -75,12 +75,16 @@ def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
     return operations
 
 
+def helper_passes_per_sample(config: RunConfig) -> float:
+    """Forward passes of the endpoint predictor or of a trained teacher in a training step, per sample."""
+    distils = config.method.objective == "distillation" and config.method.teacher != "exact"
+    return 1.0 if distils else mu_at(config.training.steps // 2, config)
+
+
 def passes_per_sample(config: RunConfig) -> float:
     """Forward passes that a training step costs per sample, a backward pass counted as two."""
-    if config.method.objective == "denoising":
-        return 3.0
-    distils = config.method.objective == "distillation" and config.method.teacher != "exact"
-    return 4.0 + mu_at(config.training.steps // 2, config) + (1.0 if distils else 0.0)
+    own = 3.0 if config.method.objective == "denoising" else 4.0
+    return own + helper_passes_per_sample(config)
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Trainer:
     def of(cls, params: Params, run: Run, overrides: dict[str, dict[str, Any]], data: Tensor, device: str) -> "Trainer":
         """A fresh one, with untrained weights in every role."""
         config = params.run_config(run.name, overrides)
+        # Timed is what a step costs from there on: the few steps of a round would all come before.
+        config = replace(config, method=replace(config.method, mu_from_step=None))
         shape = tuple(data.shape[1:])
 
         def untrained(role: str) -> PreconditionedNetwork | None:
@@ -124,7 +130,7 @@ class Trainer:
         x = to_model_space(self.data[: training.batch], self.config.process)
         sigma = torch.full((len(x),), 1.0, device=self.device)
         size = training.micro_batch or len(x)
-        extra = round((passes_per_sample(self.config) - 4) * size)
+        extra = round(helper_passes_per_sample(self.config) * size)
         keys = dropout_keys(0, 0, len(x)).to(self.device)
         helper = self.helpers.teacher or self.helpers.predictor or self.state.ema
         for _ in range(count):

@@ -32,6 +32,7 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.stages import Stages
 
 REPOSITORY = Path(__file__).parent.parent / "params.yaml"
 Key = tuple[str | int, ...]
@@ -74,12 +75,28 @@ def refusal(folder: Path, document: dict[str, Any]) -> str:
     return lines[0].removeprefix(start)
 
 
+def with_denoiser(changes: dict[str, Any]) -> dict[str, Any]:
+    """A document with a denoiser of predicted endpoints, with `changes` of its method."""
+    document = tiny_params()
+    document["datasets"]["digits"]["methods"]["denoiser-gc"] = DENOISER_GC | changes
+    document["datasets"]["digits"]["runs"]["denoiser-gc"] = {"label": "Denoiser, GC", "seeds": [0]}
+    return document
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("project")
 
 
 DIGITS: Key = ("datasets", "digits")
+DENOISER_GC: dict[str, Any] = {
+    "objective": "denoising",
+    "coupling": "gc",
+    "mu": 0.5,
+    "mu_from_step": 10,
+    "predictor": {"method": "ic"},
+    "training": {"schedule": {"kind": "edm"}},
+}
 ALL_DIGITS = ("ic/0", "ic/1", "gc/0", "gc-frozen/0", "cd/0", "denoiser/0", "ect/0", "ect-gc/0")
 METHODS: Key = (*DIGITS, "methods")
 
@@ -165,6 +182,36 @@ def test_references_mean_the_same_seed_and_the_last_step_unless_they_say_more(fo
     assert params.needed_runs(Run("digits", "gc", 0)) == {}
     seeded = load(folder, changed((*METHODS, "gc-frozen", "predictor"), {"method": "ic", "seed": 1}))
     assert seeded.needed_runs(Run("digits", "gc-frozen", 0)) == {"predictor": (Run("digits", "ic", 1), 40)}
+
+
+def test_a_denoiser_of_predicted_endpoints_needs_the_run_or_the_file_of_its_predictor(folder):
+    document = with_denoiser({"predictor": {"method": "gc-frozen", "step": 20}})
+    params, run = load(folder, document), Run("digits", "denoiser-gc", 0)
+    assert params.needed_runs(run) == {"predictor": (Run("digits", "gc-frozen", 0), 20)}
+    assert params.depth(run) == 2
+    config = params.run_config(run.name)
+    assert config.preconditioning == "edm"
+    assert config.method == MethodConfig(
+        "denoising", "gc", mu=0.5, mu_from_step=10, predictor=RunReference("gc-frozen", 20)
+    )
+    stage = Stages(params).train(run)
+    assert "results/digits/gc-frozen/seed0/snapshots" in stage.deps
+    assert stage.slice(params)["datasets.digits.methods.denoiser-gc"]["mu_from_step"] == 10
+    order = [stage.name for stage in Stages(params)]
+    assert order.index("train-digits-gc-frozen-0") < order.index("train-digits-denoiser-gc-0")
+    filed = load(folder, with_denoiser({"predictor": {"file": "consistency.safetensors"}}))
+    assert filed.needed_runs(run) == {}
+    assert filed.needed_files(run) == {"predictor": "consistency.safetensors"}
+    assert "consistency.safetensors" in Stages(filed).train(run).deps
+
+
+def test_a_denoiser_of_predicted_endpoints_may_teach_and_start_other_runs(folder):
+    document = with_denoiser({})
+    document["datasets"]["digits"]["methods"]["cd"]["teacher"] = {"method": "denoiser-gc"}
+    document["datasets"]["digits"]["methods"]["ect"]["init"] = {"method": "denoiser-gc"}
+    params = load(folder, document)
+    depths = [params.depth(Run("digits", method, 0)) for method in ("ic", "denoiser-gc", "cd", "ect")]
+    assert depths == [0, 1, 2, 2]
 
 
 def test_a_method_may_need_a_run_or_a_file_in_each_role(folder):
@@ -354,16 +401,13 @@ AUGMENTED = st.builds(
     st.just("consistency"),
     st.just("gc"),
     MU,
-    st.sampled_from(["ema", "online"]) | REFERENCES | FILES,
+    predictor=st.sampled_from(["ema", "online"]) | REFERENCES | FILES,
     **COMMON,
 )
 DISTILLATION = st.builds(MethodConfig, st.just("distillation"), teacher=st.just("exact") | REFERENCES | FILES, **COMMON)
-DENOISING = st.builds(
-    MethodConfig,
-    st.just("denoising"),
-    st.sampled_from(["ic", "ot"]),
-    init=COMMON["init"],
-    preconditioning=st.none() | st.sampled_from(PRECONDITIONINGS),
+DENOISER = {"init": COMMON["init"], "preconditioning": st.none() | st.sampled_from(PRECONDITIONINGS)}
+DENOISING = st.builds(MethodConfig, st.just("denoising"), st.sampled_from(["ic", "ot"]), **DENOISER) | st.builds(
+    MethodConfig, st.just("denoising"), st.just("gc"), MU, predictor=REFERENCES | FILES, **DENOISER
 )
 
 
@@ -387,13 +431,17 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     schedule = EDM if method.objective == "denoising" else ICT
     if method.objective != "denoising" and method.preconditioning != "consistency":
         schedule = ICT | ECT
+    training = draw(st.builds(TrainingConfig, **(TRAINING | {"schedule": schedule})))
+    if method.coupling == "gc":
+        begin = draw(st.none() | st.integers(0, training.steps - 1))
+        method = dataclasses.replace(method, mu_from_step=begin)
     return RunConfig(
         dataset=draw(NAMES),
         method_name=draw(NAMES),
         seed=draw(SEEDS),
         process=draw(PROCESSES),
         network=draw(networks()),
-        training=draw(st.builds(TrainingConfig, **(TRAINING | {"schedule": schedule}))),
+        training=training,
         method=method,
     )
 
@@ -413,6 +461,13 @@ def test_every_configuration_survives_being_written_and_read(config):
     read = run_config_from_dict(document)
     assert read == config
     assert digest(to_dict(read)) == digest(document)
+
+
+def test_a_configuration_written_before_mu_could_begin_late_is_read_as_one_whose_mu_begins_at_once(folder):
+    config = load(folder, tiny_params()).run_config("digits/gc/0")
+    document = to_dict(config)
+    assert document["method"].pop("mu_from_step") is None
+    assert run_config_from_dict(document) == config
 
 
 @settings(deadline=None, max_examples=200)
@@ -652,7 +707,11 @@ def test_each_mistake_has_a_line_of_its_own(folder):
         ((*METHODS, "ic", "mu"), 0.5, "datasets.digits.methods.ic.mu is 0.5, expected no value"),
         ((*METHODS, "ic", "predictor"), "ema", "datasets.digits.methods.ic.predictor is 'ema', expected no value"),
         ((*METHODS, "ic", "teacher"), "exact", "datasets.digits.methods.ic.teacher is 'exact', expected no value"),
-        ((*METHODS, "gc", "objective"), "denoising", "datasets.digits.methods.gc.coupling is 'gc', expected ic or ot"),
+        (
+            (*METHODS, "gc"),
+            {"objective": "distillation", "teacher": "exact", "coupling": "gc", "mu": 0.5, "predictor": "ema"},
+            "datasets.digits.methods.gc.coupling is 'gc', expected ic or ot, because objective is distillation",
+        ),
         ((*DIGITS, "figures", "transport-cost", "methods"), ["ic"], "datasets.digits.figures.transport-cost.methods"),
         ((*DIGITS, "figures", "samples", "methods"), [], "datasets.digits.figures.samples.methods is []"),
         ((*METHODS, "cd", "training"), {"steps": 0}, "datasets.digits.methods.cd.training.steps is 0"),
@@ -709,6 +768,65 @@ def test_a_start_that_a_run_cannot_have_is_refused_by_key(folder, changes, expec
         method, _, name = key.partition(".")
         value_at(document, (*METHODS, method))[name] = value
     assert refusal(folder, document).startswith(f"datasets.digits.methods.{expected}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"predictor": "ema"},
+            ".predictor is 'ema', expected a consistency run or a file, because a denoiser predicts no endpoints",
+        ),
+        (
+            {"predictor": "online"},
+            ".predictor is 'online', expected a consistency run or a file, because a denoiser predicts no endpoints",
+        ),
+        (
+            {"predictor": None},
+            ".predictor is None, expected a consistency run or a file, because a denoiser predicts no endpoints",
+        ),
+        ({"predictor": {"method": "denoiser"}}, ".predictor.method names 'denoiser', whose objective is denoising"),
+        (
+            {"predictor": {"method": "denoiser-gc"}},
+            ".predictor.method names 'denoiser-gc', whose objective is denoising",
+        ),
+        ({"predictor": {"method": "nope"}}, ".predictor.method names 'nope', which has no runs"),
+        (
+            {"predictor": {"method": "ic", "step": 30}},
+            ".predictor.step is 30, expected a snapshot step of digits/ic/0: [20, 40]",
+        ),
+        ({"mu": None}, ".mu is None, expected a number in [0, 1], or [start, end], because coupling is gc"),
+        ({"mu": [0.0, 1.5]}, ".mu is (0.0, 1.5), expected a number in [0, 1], or [start, end] in [0, 1]"),
+        ({"coupling": "ot"}, ".mu is 0.5, expected no value unless coupling is gc"),
+        ({"preconditioning": "consistency"}, ".preconditioning is 'consistency', expected edm, vp or ve for a denoise"),
+        ({"training": {}}, ": training.schedule.kind is 'ict', expected edm for a denoiser"),
+        ({"mu_from_step": -1}, ".mu_from_step is -1, expected an integer >= 0, or null"),
+        ({"mu_from_step": 2.5}, ".mu_from_step is 2.5: "),
+        ({"mu_from_step": True}, ".mu_from_step is True: "),
+        (
+            {"mu_from_step": 40},
+            ": mu_from_step is 40, expected less than training.steps, 40, or mu would be 0 throughout",
+        ),
+    ],
+)
+def test_a_denoiser_of_predicted_endpoints_that_cannot_be_is_refused_by_key(folder, changes, expected):
+    assert refusal(folder, with_denoiser(changes)).startswith(f"datasets.digits.methods.denoiser-gc{expected}")
+
+
+def test_mu_may_begin_late_only_where_there_is_one_and_before_the_end(folder):
+    key = (*METHODS, "gc", "mu_from_step")
+    for begin in (None, 0, 39):
+        assert load(folder, changed(key, begin)).run_config("digits/gc/0").method.mu_from_step == begin
+    late = "datasets.digits.methods.gc: mu_from_step is 40, expected less than training.steps, 40"
+    assert refusal(folder, changed(key, 40)).startswith(late)
+    for method in ("ic", "cd", "denoiser"):
+        line = refusal(folder, changed((*METHODS, method, "mu_from_step"), 5))
+        assert line == f"datasets.digits.methods.{method}.mu_from_step is 5, expected no value unless coupling is gc"
+
+
+def test_the_step_at_which_mu_begins_is_part_of_a_runs_identity(folder):
+    documents = [changed((*METHODS, "gc", "mu_from_step"), begin) for begin in (None, 1, 2)]
+    assert len({digest(to_dict(load(folder, d).run_config("digits/gc/0"))) for d in documents}) == 3
 
 
 def test_the_consistency_and_the_edm_preconditioning_can_start_each_other(folder):

@@ -289,6 +289,36 @@ def transport(context: click.Context, dataset: str) -> None:
     measure_transport(params, dataset)
 
 
+@verb(
+    "Measure the velocity discrepancy of the coupling that the denoiser RUN was trained on.",
+    "gcflow discrepancy digits/denoiser-gc/0",
+)
+@click.argument("run")
+@DEVICE
+@click.pass_context
+def discrepancy(context: click.Context, run: str, device: str) -> None:
+    params = _load(context)
+    params.parse_run(run)
+    from gcflow.pipeline.discrepancy import measure_discrepancy
+
+    measure_discrepancy(params, run, _device(device))
+
+
+@verb(
+    "Check Theorems 1 and 2, Lemma 1 and Figure 1 of the paper on the mixture DATASET, in float64.",
+    "gcflow theory mixture2d",
+)
+@click.argument("dataset")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of the CPU.")
+@click.pass_context
+def theory(context: click.Context, dataset: str, threads: int) -> None:
+    params = _load(context)
+    params.dataset(dataset)
+    from gcflow.pipeline.theory import check_theory
+
+    check_theory(params, dataset, threads)
+
+
 @verb("Write the table NAME of DATASET as Markdown, CSV and LaTeX.", "gcflow table digits table1")
 @click.argument("dataset")
 @click.argument("name")
@@ -351,6 +381,18 @@ def bench(
         overrides[block][name] = yaml.safe_load(value)
     out = out or results_folder(params.root, dataset) / "bench.json"
     show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out), out)
+
+
+@verb(
+    "Test every claim of params.yaml on every data set and write results/claims.{json,md,html,png,svg}.",
+    "gcflow claims",
+)
+@click.pass_context
+def claims(context: click.Context) -> None:
+    params = _load(context)
+    from gcflow.pipeline.ledger import write_ledger
+
+    write_ledger(params)
 
 
 @verb("Mirror every finished run to MLflow; calling it again sends only what is missing.", "gcflow track")

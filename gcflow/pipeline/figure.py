@@ -1,6 +1,7 @@
 """`gcflow figure`: pictures from the runs' own files, as PNG and SVG. Most need no torch, so they do not import it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,14 +11,19 @@ from matplotlib.ticker import FuncFormatter
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json
 from gcflow.pipeline.drawing import COLOURS, MARKERS, new_figure, tile
-from gcflow.pipeline.folders import FIGURE_FORMATS, data_folder, results_folder, run_folder
+from gcflow.pipeline.folders import (
+    FIGURE_FORMATS,
+    data_folder,
+    discrepancy_path,
+    results_folder,
+    run_folder,
+    theory_path,
+)
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.table import metric_label, run_metrics
-from gcflow.sources import Mixture2d
 
-TRAJECTORY_START, TRAJECTORY_END, TRAJECTORY_LEVELS = 3.0, 0.05, 31
-TRAJECTORIES, QUADRATURE_NODES = 24, 150
+DRAWN_PATHS = 32
 
 
 def _plain(value: float, _position: int) -> str:
@@ -26,7 +32,7 @@ def _plain(value: float, _position: int) -> str:
 
 def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
     """Frechet distance of one-step EMA samples during training: mean over seeds, and their range."""
-    canvas = new_figure(6, 3.6)
+    canvas = new_figure(7.2, 3.4)
     axes = canvas.add_subplot()
     entry = params.dataset(dataset)
     metric = ""
@@ -55,7 +61,7 @@ def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
     axes.set_xlabel("training step")
     axes.set_ylabel(metric_label(metric)[0])
     axes.set_title(figure.title, loc="left", fontsize=9)
-    axes.legend(fontsize=8)
+    canvas.legend(fontsize=8, loc="outside right center")
     return canvas
 
 
@@ -111,9 +117,13 @@ def transport(params: Params, dataset: str, figure: Figure) -> Canvas:
         label = "IC" if record["coupling"] == "ic" else f"OT in batches of {record['batch']}"
         style = (0, (1 + 2 * index, 1 + index / 2))
         axes.axhline(record["cost"], color=COLOURS[2 + index % 5], linestyle=style, linewidth=1.3, label=label)
+    if "closed_form" in document:
+        exact = document["closed_form"]
+        axes.plot(exact["sigmas"], exact["generator_augmented"], "k:", linewidth=1.6, label="GC, closed form", zorder=4)
+        axes.axhline(exact["wasserstein"], color="black", linewidth=0.8, label="W₂² to the noise, exact limit")
     axes.set_xscale("log")
     axes.set_xlabel("noise level σ")
-    axes.set_ylabel("E‖x − z‖²")
+    axes.set_ylabel("transport cost E‖x − z‖²")
     axes.set_title(figure.title, loc="left", fontsize=9)
     canvas.legend(fontsize=8, loc="outside right center")
     return canvas
@@ -129,37 +139,100 @@ def _draw_paths(axes: Axes, paths: np.ndarray, title: str, colour: str) -> None:
 
 def trajectories(params: Params, dataset: str, figure: Figure) -> Canvas:
     """Independent pairs, PF-ODE and GC flow of a mixture from the same starts, with straightness and crossings."""
-    import torch
-
-    from gcflow.oracles import solve_ode, velocity
-    from gcflow.randomness import generator
-    from gcflow.trajectories import GeneratorAugmentedFlow, crossings, straightness
-
-    entry = params.dataset(dataset)
-    if not isinstance(entry.data, Mixture2d):
-        raise GcflowError(f"{params.path}: datasets.{dataset}: figures of kind trajectories need source mixture2d")
-    mixture = entry.data.mixture()
-    source = generator(entry.data.seed, "trajectories")
-    data, _ = mixture.sample(TRAJECTORIES, source)
-    noise = torch.randn(TRAJECTORIES, 2, generator=source, dtype=torch.float64)
-    start = data + TRAJECTORY_START * noise
-    levels = torch.logspace(
-        np.log10(TRAJECTORY_START), np.log10(TRAJECTORY_END), TRAJECTORY_LEVELS, dtype=torch.float64
-    ).tolist()
-
-    def field(y: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return velocity(mixture.denoise, y, sigma)
-
-    lines = torch.stack([data + level * noise for level in levels])
-    ode = solve_ode(field, start, TRAJECTORY_START, TRAJECTORY_END, TRAJECTORY_LEVELS - 1)
-    flow = GeneratorAugmentedFlow(mixture, entry.process.sigma_min, QUADRATURE_NODES).trajectories(start, levels)
+    document = read_json(theory_path(params.root, dataset))["curves"]["Figure 1"]
     canvas = new_figure(7.2, 3.1)
-    panels = {"Independent pairs": lines, "PF-ODE": ode, "Flow of GC": flow}
-    for index, (name, states) in enumerate(panels.items()):
+    for index, (name, content) in enumerate(document["paths"].items()):
         axes = canvas.add_subplot(1, 3, index + 1)
-        title = f"{name}\nstraightness {straightness(states):.3f}, {crossings(states)} crossings"
-        _draw_paths(axes, states.numpy(), title, COLOURS[index])
+        paths = np.array(content["states"])
+        numbers = f"straightness {content['straightness']:.3f}, {content['crossing_pairs']} crossings"
+        title = f"{name[0].upper()}{name[1:]}\n{numbers} of {paths.shape[1]} paths"
+        _draw_paths(axes, paths[:, :DRAWN_PATHS], title, COLOURS[index])
+        axes.set_xlabel("x₁")
+        if index == 0:
+            axes.set_ylabel("x₂")
     canvas.suptitle(figure.title, fontsize=9)
+    return canvas
+
+
+def discrepancy(params: Params, dataset: str, figure: Figure) -> Canvas:
+    """Velocity discrepancy of each coupling against the noise level: mean over seeds, their range, and exact values."""
+    entry = params.dataset(dataset)
+    canvas = new_figure(7.2, 3.4)
+    axes = canvas.add_subplot()
+    styles = {"denoiser": ("-", ""), "exact": (":", ", exact"), "upper-bound": ("--", ", bound by the predictor")}
+    for index, method in enumerate(figure.methods):
+        runs = [Run(dataset, method, seed) for seed in entry.runs[method].seeds]
+        records = [read_json(discrepancy_path(params.root, run))["records"] for run in runs]
+        for estimate, (style, suffix) in styles.items():
+            curves = [{r["sigma"]: r["value"] for r in rows if r["estimate"] == estimate} for rows in records]
+            sigmas = list(curves[0])
+            if not sigmas:
+                continue
+            values = np.array([[curve[sigma] for sigma in sigmas] for curve in curves])
+            colour, label = COLOURS[index % len(COLOURS)], f"{entry.runs[method].label}{suffix}"
+            marker = MARKERS[index % len(MARKERS)] if estimate == "denoiser" else ""
+            axes.plot(sigmas, values.mean(0), style, color=colour, marker=marker, markersize=3.5, label=label)
+            if len(curves) > 1:
+                axes.fill_between(sigmas, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("noise level σ")
+    axes.set_ylabel("velocity discrepancy E‖z − v(x)‖²")
+    axes.set_title(figure.title, loc="left", fontsize=9)
+    canvas.legend(fontsize=8, loc="outside right center")
+    return canvas
+
+
+def _draw_gaps(axes: Axes, gradients: Axes, curves: dict[str, Any]) -> None:
+    """Theorem 1: distance of the scaled gap from its limit, and of the two gradients from each other, against N."""
+    distances = {name: curve for name, curve in curves.items() if isinstance(curve, dict)}
+    for index, (name, curve) in enumerate(distances.items()):
+        values = {axes: np.abs(np.array(curve["ratio"]) - 1), gradients: curve["gradient_difference"]}
+        for panel, heights in values.items():
+            colour, marker = COLOURS[index], MARKERS[index]
+            panel.plot(curves["intervals"], heights, color=colour, marker=marker, markersize=3.5, label=name)
+    axes.set_ylabel("|scaled gap / limit − 1|")
+    gradients.set_ylabel("‖∇L_CT − ∇L_CD‖ / ‖∇L_CD‖")
+    for panel in (axes, gradients):
+        panel.set(xscale="log", yscale="log", xlabel="number of intervals N")
+        panel.set_title(f"Theorem 1, T = {curves['horizon']:g}", fontsize=8)
+
+
+def _draw_discrepancies(axes: Axes, curves: dict[str, Any]) -> None:
+    """Theorem 2: both discrepancies against t, with closed forms where there are any."""
+    for index, (name, key) in enumerate((("IC", "independent"), ("GC", "generator_augmented"))):
+        colour, place = COLOURS[4 + index], (curves["sigmas"][-1], curves[key][-1])
+        axes.plot(curves["sigmas"], curves[key], color=colour, marker=MARKERS[4 + index], markersize=3.5)
+        axes.annotate(name, place, xytext=(-4, 8), textcoords="offset points", color=colour, fontsize=8)
+        if "closed_form" in curves:
+            axes.plot(curves["sigmas"], curves["closed_form"][name], "k:", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="noise level t", ylabel="R̃(t) = E‖z − v(x)‖²")
+    dotted = ", dotted: closed form" if "closed_form" in curves else ""
+    axes.set_title(f"Theorem 2{dotted}", fontsize=8)
+
+
+def _draw_lemma(axes: Axes, curves: dict[str, Any]) -> None:
+    """Lemma 1: the derivative of the cost by differences, and the right side."""
+    axes.plot(curves["sigmas"], -np.array(curves["derivative"]), "o", color=COLOURS[6], markersize=4)
+    axes.plot(curves["sigmas"], -np.array(curves["right_side"]), color=COLOURS[5])
+    axes.set(xscale="log", yscale="log", xlabel="noise level t", ylabel="−c′(t)")
+    axes.set_title("Lemma 1: differences (points), right side (line)", fontsize=8)
+
+
+def theory(params: Params, dataset: str, figure: Figure) -> Canvas:
+    """The curves behind the theory's checks: Theorem 1 per horizon, Theorem 2, Lemma 1."""
+    document = read_json(theory_path(params.root, dataset))
+    curves = document["curves"]
+    gaps = [curve for name, curve in curves.items() if name.startswith("Theorem 1")]
+    canvas = new_figure(7.2, 2.4 * (len(gaps) + 1) + 0.6)
+    panels = canvas.subplots(len(gaps) + 1, 2)
+    for row, curve in zip(panels, gaps, strict=False):
+        _draw_gaps(row[0], row[1], curve)
+    _draw_discrepancies(panels[-1][0], curves["Theorem 2"])
+    _draw_lemma(panels[-1][1], curves["Lemma 1"])
+    held = sum(check["holds"] for check in document["checks"])
+    canvas.suptitle(f"{figure.title}: {held} of {len(document['checks'])} checks hold", fontsize=9)
+    canvas.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return canvas
 
 
@@ -167,7 +240,9 @@ KINDS: dict[str, Callable[[Params, str, Figure], Canvas]] = {
     "convergence": convergence,
     "samples": samples,
     "transport": transport,
+    "discrepancy": discrepancy,
     "trajectories": trajectories,
+    "theory": theory,
 }
 
 

@@ -6,6 +6,7 @@ from gcflow.pipeline.params import Run
 
 TABLE_FORMATS = ("md", "csv", "tex", "html")
 FIGURE_FORMATS = ("png", "svg")
+CLAIMS_FORMATS = ("json", "md", "html", "png", "svg")
 
 
 def data_folder(root: Path, dataset: str) -> Path:
@@ -33,6 +34,21 @@ def run_folder(root: Path, run: Run) -> Path:
     return results_folder(root, run.dataset) / run.method / f"seed{run.seed}"
 
 
+def claims_path(root: Path, suffix: str) -> Path:
+    """The ledger of claims over all data sets, in one of CLAIMS_FORMATS."""
+    return root / "results" / f"claims.{suffix}"
+
+
 def snapshot(folder: Path, step: int) -> Path:
     """Weights of a run at a snapshot step."""
     return folder / "snapshots" / f"{step:08d}.safetensors"
+
+
+def theory_path(root: Path, dataset: str) -> Path:
+    """Checks of the paper's theory on a data set."""
+    return results_folder(root, dataset) / "theory.json"
+
+
+def discrepancy_path(root: Path, run: Run) -> Path:
+    """Velocity discrepancy of a denoiser's coupling."""
+    return run_folder(root, run) / "discrepancy.json"

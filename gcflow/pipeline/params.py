@@ -19,7 +19,8 @@ from gcflow.config import (
     check_start,
 )
 from gcflow.errors import GcflowError
-from gcflow.pipeline.schema import DatasetEntry, Document
+from gcflow.pipeline.schema import Claims, DatasetEntry, Document, Figure, RunsClaim
+from gcflow.sources import Mixture2d
 
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
@@ -55,6 +56,7 @@ class Params:
         parsed: Document = self._validated(Document, self.document, ())
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
+        self.claims = parsed.claims
         for name, entry in self.datasets.items():
             self._check_names(name, entry)
             low, high = entry.process.sigma_min, entry.process.sigma_max
@@ -65,6 +67,10 @@ class Params:
                     raise self._fail(key, f"is {levels}, expected levels between {low:g} and {high:g}")
             for method in entry.methods:
                 self._check_method(name, method)
+            for figure_name, figure in entry.figures.items():
+                self._check_figure(f"datasets.{name}", figure_name, figure)
+        if self.claims:
+            self._check_claims(self.claims)
 
     def _fail(self, key: str, problem: str) -> GcflowError:
         return GcflowError(f"{self.path}: {key} {problem}")
@@ -173,10 +179,41 @@ class Params:
                     if method not in entry.runs:
                         known = ", ".join(entry.runs)
                         raise self._fail(f"{where}.{kind}.{view}.methods", f"names {method!r}; known: {known}")
-        if any(figure.kind == "transport" for figure in entry.figures.values()) and entry.transport is None:
-            raise self._fail(f"{where}.transport", "is missing, but a figure of kind transport needs it")
+        if entry.theory and not isinstance(entry.data, Mixture2d):
+            raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
         if entry.transport:
             self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "predictor")
+
+    def _check_claims(self, claims: Claims) -> None:
+        known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))
+        for name, claim in claims.entries.items():
+            if not name or set(name) - NAME_CHARACTERS:
+                raise self._fail(f"claims.entries: {name!r}", "is not a name of a-z, 0-9 and -")
+            sides = {"lower": claim.lower, "higher": claim.higher} if isinstance(claim, RunsClaim) else {}
+            for side, method in sides.items():
+                if method not in known:
+                    problem = f"is {method!r}, which names no method of any data set; known: {', '.join(known)}"
+                    raise self._fail(f"claims.entries.{name}.{side}", problem)
+
+    def _check_figure(self, where: str, name: str, figure: Figure) -> None:
+        entry = self.dataset(where.removeprefix("datasets."))
+        blocks = {
+            "transport": ("transport", entry.transport),
+            "discrepancy": ("discrepancy", entry.discrepancy),
+            "theory": ("theory", entry.theory),
+            "trajectories": ("theory", entry.theory),
+        }
+        block, value = blocks.get(figure.kind, ("", figure))
+        if value is None:
+            raise self._fail(f"{where}.{block}", f"is missing, but a figure of kind {figure.kind} needs it")
+        if figure.kind == "trajectories" and entry.theory and not entry.theory.paths:
+            raise self._fail(f"{where}.theory.paths", "is 0, but a figure of kind trajectories draws them")
+        if figure.kind == "discrepancy":
+            for method in figure.methods:
+                objective = entry.methods[method].objective
+                if objective != "denoising":
+                    key = f"{where}.figures.{name}.methods"
+                    raise self._fail(key, f"names {method!r}, whose objective is {objective}, not denoising")
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
@@ -241,15 +278,20 @@ class _Loader(yaml.SafeLoader):
         Raises:
             ConstructorError: a key stands twice.
         """
-        result: dict[str, Any] = {}
+        own = [self._key(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for place, key in enumerate(own):
+            if key in own[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        # A key of one's own stands behind the merged ones, and wins.
         self.flatten_mapping(node)
+        result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            plain = isinstance(key_node, yaml.ScalarNode)
-            key = key_node.value if plain else str(self.construct_object(key_node, deep=True))
-            if key in result:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            result[key] = self.construct_object(value_node, deep=True)
+            result[self._key(key_node)] = self.construct_object(value_node, deep=True)
         return result
+
+    def _key(self, node: yaml.Node) -> str:
+        plain = isinstance(node, yaml.ScalarNode)
+        return node.value if plain else str(self.construct_object(node, deep=True))
 
 
 _Loader.yaml_implicit_resolvers = {

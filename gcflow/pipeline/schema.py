@@ -100,8 +100,60 @@ class Evaluation(Strict):
 
 
 @dataclass(frozen=True)
+class Theory(Strict):
+    """Numerical checks of the paper's theory, on a mixture.
+
+    horizons: T of Theorem 1. intervals: its N, ascending, the last two a factor 4 apart. points: quasi-random points
+    per scrambling, a power of two. scramblings: independent ones, for standard errors. sigmas: levels of Lemma 1 and
+    Theorem 2, ascending, the last three large. paths: trajectories of Figure 1; 0 leaves it out.
+    """
+
+    horizons: tuple[float, ...]
+    intervals: tuple[int, ...]
+    points: int
+    scramblings: int
+    sigmas: tuple[float, ...]
+    paths: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.horizons) > 0 and min(self.horizons) > 0,
+            "horizons",
+            list(self.horizons),
+            "numbers > 0, at least one",
+        )
+        steep = len(self.intervals) >= 2 and self.intervals[-1] == 4 * self.intervals[-2]
+        rising = list(self.intervals) == sorted(set(self.intervals)) and min(self.intervals, default=0) >= 1
+        expected = "ascending integers >= 1, the last of them 4 times the one before"
+        require(steep and rising, "intervals", list(self.intervals), expected)
+        require(
+            self.points >= 2 and self.points & (self.points - 1) == 0, "points", self.points, "a power of two, >= 2"
+        )
+        require(self.scramblings >= 2, "scramblings", self.scramblings, "an integer >= 2")
+        levels = list(self.sigmas)
+        enough = len(levels) >= 3 and levels == sorted(set(levels)) and levels[0] > 0
+        require(enough, "sigmas", levels, "at least three ascending noise levels > 0")
+        require(self.paths == 0 or self.paths >= 2, "paths", self.paths, "0, or an integer >= 2")
+
+
+@dataclass(frozen=True)
+class Discrepancy(Strict):
+    """Velocity discrepancy of each coupling, by the denoisers of the data set. samples: pairs per noise level."""
+
+    samples: int
+    sigmas: tuple[float, ...]
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
+        levels = list(self.sigmas)
+        require(len(levels) > 0 and min(levels) > 0, "sigmas", levels, "at least one number, each > 0")
+
+
+@dataclass(frozen=True)
 class Transport(Strict):
-    """Transport cost: of IC, of OT in batches, and of GC at each noise level.
+    """Transport cost: of IC, of OT in batches, and of GC at each noise level, ascending.
 
     predictor: the run whose EMA predicts endpoints. samples: pairs per estimate; a multiple of every batch size.
     """
@@ -117,9 +169,9 @@ class Transport(Strict):
         for size in self.batch_sizes:
             two = size >= 1 and self.samples % size == 0 and self.samples > size
             require(two, "batch_sizes", size, "a divisor of samples that gives at least two batches")
-        require(
-            len(self.sigmas) > 0 and min(self.sigmas) > 0, "sigmas", list(self.sigmas), "at least one number, each > 0"
-        )
+        levels = list(self.sigmas)
+        rising = len(levels) > 0 and levels == sorted(set(levels)) and levels[0] > 0
+        require(rising, "sigmas", levels, "ascending noise levels > 0, at least one")
 
 
 @dataclass(frozen=True)
@@ -135,12 +187,12 @@ class Table(Strict):
 class Figure(Strict):
     """A figure. kind: how it is drawn. title: which figure of the paper it answers. methods: whose runs it shows."""
 
-    kind: Literal["convergence", "samples", "transport", "trajectories"]
+    kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"]
     title: str
     methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        needs = self.kind in ("convergence", "samples")
+        needs = self.kind in ("convergence", "samples", "discrepancy")
         require(
             needs == bool(self.methods), "methods", list(self.methods), f"{'some' if needs else 'none'} for {self.kind}"
         )
@@ -160,8 +212,68 @@ class DatasetEntry(Strict):
     evaluation: Evaluation
     cadence: Cadence = field(default_factory=Cadence)
     transport: Transport | None = None
+    discrepancy: Discrepancy | None = None
+    theory: Theory | None = None
     tables: dict[str, Table] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunsClaim(Strict):
+    """That one method's statistic is lower than another's, over the training seeds that both have.
+
+    place: in the paper. claim: one sentence. statistic: of a run (`gcflow.pipeline.run_statistics`).
+    """
+
+    place: str
+    claim: str
+    statistic: Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"]
+    lower: str
+    higher: str
+    test: Literal["runs"] = "runs"
+
+    def __post_init__(self) -> None:
+        require(self.lower != self.higher, "higher", self.higher, "another method than lower")
+
+
+@dataclass(frozen=True)
+class TransportClaim(Strict):
+    """About the transport cost of the exact flow's pairs: how it begins and ends, or that it falls below that of OT."""
+
+    place: str
+    claim: str
+    statistic: Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"]
+    test: Literal["transport"] = "transport"
+
+
+@dataclass(frozen=True)
+class TheoryClaim(Strict):
+    """That every numerical check of a statement holds. statement: as theory.json names it, e.g. `Theorem 1`."""
+
+    place: str
+    claim: str
+    statement: str
+    test: Literal["theory"] = "theory"
+
+
+Claim = RunsClaim | TransportClaim | TheoryClaim
+
+
+@dataclass(frozen=True)
+class Claims(Strict):
+    """What is tested, the same on every data set.
+
+    confidence: of intervals; 1 - confidence bounds the chance of any wrong verdict on a data set.
+    power: chance of a verdict that the number of seeds needed is computed for.
+    """
+
+    confidence: float
+    power: float
+    entries: dict[str, Annotated[Claim, Field(discriminator="test")]]
+
+    def __post_init__(self) -> None:
+        require(0 < self.confidence < 1, "confidence", self.confidence, "a number in (0, 1)")
+        require(0 < self.power < 1, "power", self.power, "a number in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -177,3 +289,4 @@ class Document(Strict):
 
     tracking: Tracking
     datasets: dict[str, DatasetEntry]
+    claims: Claims | None = None

@@ -12,7 +12,18 @@ import yaml
 
 from gcflow.config import RunReference
 from gcflow.files import write_text
-from gcflow.pipeline.folders import FIGURE_FORMATS, TABLE_FORMATS, data_folder, results_folder, run_folder
+from gcflow.pipeline.claims import plans
+from gcflow.pipeline.folders import (
+    CLAIMS_FORMATS,
+    FIGURE_FORMATS,
+    TABLE_FORMATS,
+    claims_path,
+    data_folder,
+    discrepancy_path,
+    results_folder,
+    run_folder,
+    theory_path,
+)
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Classifier
 
@@ -139,6 +150,35 @@ class Stages:
             (str(results_folder(self.root, dataset) / "transport.json"),),
         )
 
+    def theory(self, dataset: str) -> Stage:
+        """Checks of the paper's theory."""
+        return Stage(
+            f"theory-{dataset}",
+            f"gcflow theory {dataset}",
+            (),
+            self._keys(dataset, "data", "process", "theory"),
+            (str(theory_path(self.root, dataset)),),
+        )
+
+    def discrepancy(self, run: Run) -> Stage:
+        """The velocity discrepancy of a denoiser's coupling."""
+        snapshots = {self._snapshots(needed) for needed, _ in self.params.needed_runs(run).values()}
+        weights = sorted({*snapshots, *self.params.needed_files(run).values()})
+        return Stage(
+            f"discrepancy-{run.dataset}-{run.method}-{run.seed}",
+            f"gcflow discrepancy {run.name}",
+            (*self._data(run.dataset), self._snapshots(run), *weights),
+            self._keys(run.dataset, "discrepancy", f"methods.{run.method}"),
+            (str(discrepancy_path(self.root, run)),),
+        )
+
+    def denoisers(self, dataset: str) -> list[Run]:
+        """The runs whose discrepancy is measured."""
+        entry = self.params.dataset(dataset)
+        if entry.discrepancy is None:
+            return []
+        return [run for run in self.params.runs(dataset) if entry.methods[run.method].objective == "denoising"]
+
     def _metrics(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
         runs = (
             Run(dataset, method, seed) for method in methods for seed in self.params.dataset(dataset).runs[method].seeds
@@ -175,9 +215,11 @@ class Stages:
             deps = self.transport(dataset).outs
             assert entry.transport is not None
             keys = (*keys, *self._shown(dataset, (entry.transport.predictor.method,)))
+        elif content.kind == "discrepancy":
+            shown = (run for run in self.denoisers(dataset) if run.method in content.methods)
+            deps = tuple(str(discrepancy_path(self.root, run)) for run in shown)
         else:
-            deps = ()
-            keys = (*keys, *self._keys(dataset, "data", "process"))
+            deps = self.theory(dataset).outs
         out = results_folder(self.root, dataset) / "figures"
         return Stage(
             f"figure-{dataset}-{name}",
@@ -185,6 +227,20 @@ class Stages:
             deps,
             keys,
             tuple(str(out / f"{name}.{suffix}") for suffix in FIGURE_FORMATS),
+        )
+
+    def claims(self) -> Stage:
+        """The ledger of claims, from every file that a test of them reads."""
+        known = [plan for dataset in self.params.datasets for plan in plans(self.params, dataset)]
+        tested = [plan for plan in known if plan.reason is None]
+        runs = [run for plan in tested for pair in plan.runs for run in pair]
+        shown = [key for run in runs for key in self._shown(run.dataset, (run.method,))]
+        return Stage(
+            "claims",
+            "gcflow claims",
+            tuple(dict.fromkeys(file for plan in tested for file in plan.files)),
+            ("claims", *dict.fromkeys(shown)),
+            tuple(str(claims_path(self.root, suffix)) for suffix in CLAIMS_FORMATS),
         )
 
     def __iter__(self) -> Iterator[Stage]:
@@ -197,10 +253,15 @@ class Stages:
             runs = sorted(self.params.runs(dataset), key=self.params.depth)
             yield from (self.train(run) for run in runs)
             yield from (self.evaluate(run) for run in runs)
+            yield from (self.discrepancy(run) for run in self.denoisers(dataset))
             if entry.transport:
                 yield self.transport(dataset)
+            if entry.theory:
+                yield self.theory(dataset)
             yield from (self.table(dataset, name) for name in entry.tables)
             yield from (self.figure(dataset, name) for name in entry.figures)
+        if self.params.claims:
+            yield self.claims()
 
 
 def dvc_document(params: Params) -> str:

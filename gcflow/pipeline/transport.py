@@ -1,17 +1,17 @@
 """`gcflow transport`: the cost E||x - z||^2 of the pairs that each coupling trains on (paper, section 3, Figure 3)."""
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gcflow.couplings import optimal_assignment
+from gcflow.couplings import EndpointPredictor, optimal_assignment
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import transport_cost
-from gcflow.oracles import solve_ode, velocity
+from gcflow.oracles import GaussianMixture
 from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
@@ -19,17 +19,43 @@ from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
 from gcflow.weights import load_run_model
 
-EXACT_FLOW_STEPS, EXACT_PAIRS = 30, 512
+EXACT_FLOW_STEP, EXACT_PAIRS = 0.25, 512
 
 
-def _estimate(cost: Tensor) -> dict[str, float]:
-    return {"cost": cost.mean().item(), "standard_error": (cost.std() / len(cost) ** 0.5).item()}
+def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean of independent values, and its standard error."""
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
+    """A cost [n], what it saves against independent pairs, and its change from the noise level before.
+
+    All on the same data and noises, so that their common scatter cancels in the differences.
+    """
+    names = ("cost", "standard_error", "saving", "saving_standard_error", "change", "change_standard_error")
+    change = (None, None) if previous is None else _mean(cost - previous)
+    return dict(zip(names, (*_mean(cost), *_mean(independent - cost), *change), strict=True))
+
+
+def gaussian_costs(gaussian: GaussianMixture, sigmas: tuple[float, ...]) -> dict[str, Any]:
+    """Closed forms for N(m, s^2 I): c(t) = |m|^2 + d (s^2 + 1 - 2 s t / sqrt(s^2 + t^2)), and its limit.
+
+    Derived by us. The limit |m|^2 + d (1 - s)^2 is the squared Wasserstein distance to the noise: nothing costs less.
+    """
+    std, dimension, offset = gaussian.std, gaussian.means.shape[1], float(gaussian.means.square().sum())
+    shrunk = [std * sigma / math.hypot(std, sigma) for sigma in sigmas]
+    return {
+        "independent": offset + dimension * (std**2 + 1),
+        "generator_augmented": [offset + dimension * (std**2 + 1 - 2 * a) for a in shrunk],
+        "wasserstein": offset + dimension * (1 - std) ** 2,
+    }
 
 
 def measure_transport(params: Params, dataset: str) -> None:
     """Writes results/<dataset>/transport.json: IC, OT per batch size, GC per noise level, trained and exact.
 
-    `gc` uses the predictor run's EMA; `gc-exact` the flow of the data's own closed-form velocity.
+    `gc` uses the predictor run's EMA; `gc-exact` the flow of the data's own closed-form velocity. Gaussian data have
+    the closed forms beside.
 
     Raises:
         GcflowError: no transport block, or the predictor's weights are missing.
@@ -47,36 +73,42 @@ def measure_transport(params: Params, dataset: str) -> None:
     index = torch.randint(len(data.samples), (settings.samples,), generator=generator(settings.seed, "transport"))
     x = to_model_space(data.samples[index], config.process)
     z = torch.randn(x.shape, generator=generator(settings.seed, "transport-noise"))
-    records: list[dict[str, Any]] = [{"coupling": "ic", **_estimate(transport_cost(x, z))}]
+    independent = transport_cost(x, z)
+    cost, error = _mean(independent)
+    records: list[dict[str, Any]] = [{"coupling": "ic", "cost": cost, "standard_error": error}]
     for size in settings.batch_sizes:
         batches = zip(torch.split(x, size), torch.split(z, size), strict=True)
-        cost = torch.stack([transport_cost(a, b[optimal_assignment(a, b)]).mean() for a, b in batches])
-        # Pairs of one assignment are not independent: the standard error is over batches.
-        records.append({"coupling": "ot", "batch": size, **_estimate(cost)})
+        # Pairs of one assignment are not independent: errors are over batches.
+        costs = torch.stack([transport_cost(a, b[optimal_assignment(a, b)]).mean() for a, b in batches])
+        of_batches = independent.reshape(-1, size).mean(1)
+        records.append({"coupling": "ot", "batch": size, **_estimate(costs, of_batches)})
 
     def exact(noisy: Tensor, sigma: Tensor) -> Tensor:
-        def field(y: Tensor, level: Tensor) -> Tensor:
-            return velocity(mixture.denoise, y, level)
+        return mixture.flow(noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEP)
 
-        return solve_ode(field, noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEPS)[-1]
-
-    endpoints: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"gc": model, "gc-exact": exact}
+    endpoints: dict[str, EndpointPredictor] = {"gc": model, "gc-exact": exact}
     # The exact flow looks at every sample of the data set at each of its steps, so fewer pairs have to do.
     pairs_used = {"gc": len(x), "gc-exact": min(EXACT_PAIRS, len(x))}
+    previous: dict[str, Tensor] = {}
     with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level") as progress:
         for done, sigma in enumerate(settings.sigmas, start=1):
             for coupling, predict in endpoints.items():
                 clean, noise = x[: pairs_used[coupling]], z[: pairs_used[coupling]]
                 with torch.no_grad():
                     endpoint = predict(clean + sigma * noise, torch.full((len(clean),), sigma))
-                records.append({"coupling": coupling, "sigma": sigma, **_estimate(transport_cost(endpoint, noise))})
+                costs = transport_cost(endpoint, noise)
+                estimate = _estimate(costs, independent[: len(costs)], previous.get(coupling))
+                records.append({"coupling": coupling, "sigma": sigma, **estimate})
+                previous[coupling] = costs
             progress.update(done, f"sigma {sigma:g}")
     document = {
         "predictor": {"run": run.name, "step": step, "weights": "ema"},
-        "exact_flow": {"solver": "RK4 in ln sigma", "steps": EXACT_FLOW_STEPS, "end": config.process.sigma_min},
+        "exact_flow": {"solver": "RK4", "largest_step": EXACT_FLOW_STEP, "end": config.process.sigma_min},
         "samples": {"ic": len(x), "ot": len(x), **pairs_used},
         "seed": settings.seed,
         "space": "values in [-1, 1] minus data_mean",
         "records": records,
     }
+    if len(mixture.means) == 1:
+        document["closed_form"] = {"sigmas": settings.sigmas, **gaussian_costs(mixture, settings.sigmas)}
     write_json(results_folder(params.root, dataset) / "transport.json", document)

@@ -96,6 +96,18 @@ def transport_slice(wildcards):
     return slice_of(STAGES.transport(wildcards.dataset))
 
 
+def discrepancy_inputs(wildcards):
+    return STAGES.discrepancy(run_of(wildcards)).deps
+
+
+def discrepancy_slice(wildcards):
+    return slice_of(STAGES.discrepancy(run_of(wildcards)))
+
+
+def theory_slice(wildcards):
+    return slice_of(STAGES.theory(wildcards.dataset))
+
+
 def table_inputs(wildcards):
     return STAGES.table(wildcards.dataset, wildcards.name).deps
 
@@ -110,6 +122,14 @@ def figure_inputs(wildcards):
 
 def figure_slice(wildcards):
     return slice_of(STAGES.figure(wildcards.dataset, wildcards.name))
+
+
+def claims_inputs(wildcards):
+    return STAGES.claims().deps
+
+
+def claims_slice(wildcards):
+    return slice_of(STAGES.claims())
 
 
 def figure_title(wildcards):

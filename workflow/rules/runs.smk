@@ -58,3 +58,31 @@ rule transport:
         slice=transport_slice,
     shell:
         "gcflow transport {wildcards.dataset} 2>&1 | tee {log}"
+
+
+rule discrepancy:
+    input:
+        discrepancy_inputs,
+    output:
+        "results/{dataset}/{method}/seed{seed}/discrepancy.json",
+    log:
+        "results/{dataset}/logs/discrepancy-{method}-{seed}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/discrepancy-{method}-{seed}.tsv"
+    params:
+        slice=discrepancy_slice,
+    shell:
+        "gcflow discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+
+
+rule theory:
+    output:
+        "results/{dataset}/theory.json",
+    log:
+        "results/{dataset}/logs/theory.log",
+    benchmark:
+        "results/{dataset}/benchmarks/theory.tsv"
+    params:
+        slice=theory_slice,
+    shell:
+        "gcflow theory {wildcards.dataset} 2>&1 | tee {log}"

@@ -1,4 +1,4 @@
-# Tables and figures: cheap, from the runs' own files.
+# Tables, figures and the ledger of claims: cheap, from the runs' own files.
 
 
 rule table:
@@ -47,3 +47,32 @@ rule figure:
         title=figure_title,
     shell:
         "gcflow figure {wildcards.dataset} {wildcards.name} 2>&1 | tee {log}"
+
+
+rule claims:
+    input:
+        claims_inputs,
+    output:
+        json="results/claims.json",
+        markdown="results/claims.md",
+        html=report(
+            "results/claims.html",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"claims": "verdicts and how each was decided"},
+        ),
+        png=report(
+            "results/claims.png",
+            caption="../report/claims-figure.rst",
+            category="Claims",
+            labels={"claims": "effects with their intervals"},
+        ),
+        svg="results/claims.svg",
+    log:
+        "results/logs/claims.log",
+    benchmark:
+        "results/benchmarks/claims.tsv"
+    params:
+        slice=claims_slice,
+    shell:
+        "gcflow claims 2>&1 | tee {log}"

@@ -1,0 +1,97 @@
+"""Which claims are tested on which data sets, and from which files. The graph of stages takes its inputs from here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcflow.pipeline.folders import discrepancy_path, results_folder, run_folder, theory_path
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.schema import Claim, RunsClaim, TransportClaim
+
+DISCREPANCY_STATISTICS = ("discrepancy", "discrepancy-slope")
+CURVE_STATISTICS = ("start", "area", "rise")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A claim on a data set.
+
+    runs: pairs of runs that are compared, one pair per common seed; for a claim about runs. files: what the test reads,
+    relative to the root. reason: why it is not tested there; None if it is.
+    """
+
+    name: str
+    claim: Claim
+    dataset: str
+    runs: tuple[tuple[Run, Run], ...]
+    files: tuple[str, ...]
+    reason: str | None
+
+
+def plans(params: Params, dataset: str) -> Iterator[Plan]:
+    """Every claim on a data set, in the file's order."""
+    for name, claim in (params.claims.entries if params.claims else {}).items():
+        yield _plan(params, name, claim, dataset)
+
+
+def run_file(claim: RunsClaim, run: Run) -> str:
+    """The file with a run's statistic, relative to the root."""
+    if claim.statistic in DISCREPANCY_STATISTICS:
+        return str(discrepancy_path(Path(), run))
+    return str(run_folder(Path(), run) / "evaluation" / "metrics.json")
+
+
+def _plan(params: Params, name: str, claim: Claim, dataset: str) -> Plan:
+    runs: tuple[tuple[Run, Run], ...] = ()
+    if isinstance(claim, RunsClaim):
+        runs = _pairs(params, claim, dataset)
+        files = tuple(run_file(claim, run) for side in zip(*runs, strict=True) for run in side)
+        reason = next(_obstacles(params, claim, dataset, runs), None)
+    elif isinstance(claim, TransportClaim):
+        files = (str(results_folder(Path(), dataset) / "transport.json"),)
+        reason = _why_no_transport(params, claim, dataset)
+    else:
+        files = (str(theory_path(Path(), dataset)),)
+        reason = None if params.dataset(dataset).theory else f"{dataset} has no theory block"
+    return Plan(name, claim, dataset, () if reason else runs, () if reason else files, reason)
+
+
+def _pairs(params: Params, claim: RunsClaim, dataset: str) -> tuple[tuple[Run, Run], ...]:
+    runs = params.dataset(dataset).runs
+    if claim.lower not in runs or claim.higher not in runs:
+        return ()
+    common = [seed for seed in runs[claim.lower].seeds if seed in runs[claim.higher].seeds]
+    return tuple((Run(dataset, claim.lower, seed), Run(dataset, claim.higher, seed)) for seed in common)
+
+
+def _obstacles(params: Params, claim: RunsClaim, dataset: str, pairs: tuple[tuple[Run, Run], ...]) -> Iterator[str]:
+    """Why two methods cannot be compared on a data set; each is looked for only where those before it are not."""
+    entry, of_discrepancy = params.dataset(dataset), claim.statistic in DISCREPANCY_STATISTICS
+    for method in (claim.lower, claim.higher):
+        if method not in entry.methods:
+            yield f"{dataset} has no method {method}"
+        if method not in entry.runs:
+            yield f"{dataset} has no runs of {method}"
+        denoiser = entry.methods[method].objective == "denoising"
+        if of_discrepancy and not denoiser:
+            yield f"{method} is no denoiser on {dataset}"
+        if claim.statistic in CURVE_STATISTICS and denoiser:
+            yield f"{method} is a denoiser on {dataset}, and those are evaluated at their end only"
+    if of_discrepancy and entry.discrepancy is None:
+        yield f"{dataset} has no discrepancy block"
+    if not pairs:
+        yield f"{claim.lower} and {claim.higher} have no seed in common on {dataset}"
+    steps = [params.run_config(run.name).training.snapshot_steps for run in pairs[0]]
+    if claim.statistic in CURVE_STATISTICS and steps[0] != steps[1]:
+        yield f"{claim.lower} and {claim.higher} have snapshots at different steps on {dataset}"
+
+
+def _why_no_transport(params: Params, claim: TransportClaim, dataset: str) -> str | None:
+    settings = params.dataset(dataset).transport
+    if settings is None:
+        return f"{dataset} has no transport block"
+    if claim.statistic == "falls-at-large-noise" and len(settings.sigmas) < 2:
+        return f"the transport block of {dataset} has a single noise level"
+    if claim.statistic == "below-ot" and not settings.batch_sizes:
+        return f"the transport block of {dataset} has no batch size for OT"
+    return None

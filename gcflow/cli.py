@@ -390,7 +390,7 @@ def bench(
 @click.pass_context
 def claims(context: click.Context) -> None:
     params = _load(context)
-    from gcflow.pipeline.ledger import write_ledger
+    from gcflow.pipeline.ledger.write import write_ledger
 
     write_ledger(params)
 

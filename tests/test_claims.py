@@ -13,14 +13,14 @@ from matplotlib import image
 from projects import environment, error_line, gcflow, tiny_params, write_project
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.claims import Plan, plans
-from gcflow.pipeline.evidence import Evidence
-from gcflow.pipeline.ledger import write_ledger
+from gcflow.pipeline.ledger.evidence import Evidence
+from gcflow.pipeline.ledger.plans import Plan, plans
+from gcflow.pipeline.ledger.run_statistics import run_statistic
+from gcflow.pipeline.ledger.verdicts import decide
+from gcflow.pipeline.ledger.write import write_ledger
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.run_statistics import run_statistic
 from gcflow.pipeline.schema import Claims, RunsClaim
 from gcflow.pipeline.stages import Stages, dvc_document
-from gcflow.pipeline.verdicts import decide
 from gcflow.significance import holm, monte_carlo_comparison, paired_comparison, seeds_needed
 from gcflow.theory.check import Check
 

@@ -32,6 +32,7 @@ from gcflow.weights import load_tensors, save_tensors
 
 VERBS = {
     "bench",
+    "claims",
     "evaluate",
     "export",
     "features",

@@ -140,12 +140,12 @@ def _draw_paths(axes: Axes, paths: np.ndarray, title: str, colour: str) -> None:
 def trajectories(params: Params, dataset: str, figure: Figure) -> Canvas:
     """Independent pairs, PF-ODE and GC flow of a mixture from the same starts, with straightness and crossings."""
     document = read_json(theory_path(params.root, dataset))["curves"]["Figure 1"]
-    canvas = new_figure(7.2, 3.1)
+    canvas = new_figure(7.2, 3.3)
     for index, (name, content) in enumerate(document["paths"].items()):
         axes = canvas.add_subplot(1, 3, index + 1)
         paths = np.array(content["states"])
-        numbers = f"straightness {content['straightness']:.3f}, {content['crossing_pairs']} crossings"
-        title = f"{name[0].upper()}{name[1:]}\n{numbers} of {paths.shape[1]} paths"
+        crossed = f"{content['crossing_pairs']} crossings of {paths.shape[1]} paths"
+        title = f"{name[0].upper()}{name[1:]}\nstraightness {content['straightness']:.3f}\n{crossed}"
         _draw_paths(axes, paths[:, :DRAWN_PATHS], title, COLOURS[index])
         axes.set_xlabel("x₁")
         if index == 0:
@@ -191,11 +191,13 @@ def _draw_gaps(axes: Axes, gradients: Axes, curves: dict[str, Any]) -> None:
         for panel, heights in values.items():
             colour, marker = COLOURS[index], MARKERS[index]
             panel.plot(curves["intervals"], heights, color=colour, marker=marker, markersize=3.5, label=name)
-    axes.set_ylabel("|scaled gap / limit − 1|")
-    gradients.set_ylabel("‖∇L_CT − ∇L_CD‖ / ‖∇L_CD‖")
+    axes.set_ylabel("|gap / limit − 1|")
+    gradients.set_ylabel("|∇CT − ∇CD| / |∇CD|")
     for panel in (axes, gradients):
         panel.set(xscale="log", yscale="log", xlabel="number of intervals N")
-        panel.set_title(f"Theorem 1, T = {curves['horizon']:g}", fontsize=8)
+        panel.set_title(
+            f"Theorem 1, {'losses' if panel is axes else 'gradients'}, T = {curves['horizon']:g}", fontsize=8
+        )
 
 
 def _draw_discrepancies(axes: Axes, curves: dict[str, Any]) -> None:

@@ -222,7 +222,7 @@ class DatasetEntry(Strict):
 class RunsClaim(Strict):
     """That one method's statistic is lower than another's, over the training seeds that both have.
 
-    place: in the paper. claim: one sentence. statistic: of a run (`gcflow.pipeline.run_statistics`).
+    place: in the paper. claim: one sentence. statistic: of a run (`gcflow.pipeline.ledger.run_statistics`).
     """
 
     place: str

@@ -12,7 +12,6 @@ import yaml
 
 from gcflow.config import RunReference
 from gcflow.files import write_text
-from gcflow.pipeline.claims import plans
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
     FIGURE_FORMATS,
@@ -24,6 +23,7 @@ from gcflow.pipeline.folders import (
     run_folder,
     theory_path,
 )
+from gcflow.pipeline.ledger.plans import plans
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Classifier
 

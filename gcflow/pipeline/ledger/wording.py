@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from gcflow.pipeline.evidence import Evidence
+from gcflow.pipeline.ledger.evidence import Evidence
+from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding
 from gcflow.pipeline.schema import Claims
-from gcflow.pipeline.verdicts import Finding, Judgement, TheoryFinding
 from gcflow.significance import MOST_SEEDS
 from gcflow.theory.check import Check
 

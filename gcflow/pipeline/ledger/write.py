@@ -7,12 +7,12 @@ from typing import Any
 
 from gcflow.files import atomic_path, write_json, write_text
 from gcflow.pipeline.folders import claims_path
-from gcflow.pipeline.forest import forest_plot
-from gcflow.pipeline.ledger_pages import html, markdown
+from gcflow.pipeline.ledger.forest import forest_plot
+from gcflow.pipeline.ledger.pages import html, markdown
+from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, judge
+from gcflow.pipeline.ledger.wording import Row, rows
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.verdicts import Finding, Judgement, TheoryFinding, judge
-from gcflow.pipeline.wording import Row, rows
 
 
 def write_ledger(params: Params) -> None:

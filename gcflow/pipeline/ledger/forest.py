@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gcflow.pipeline.drawing import COLOURS, MARKERS, new_figure
-from gcflow.pipeline.verdicts import Finding
-from gcflow.pipeline.wording import effect_words
+from gcflow.pipeline.ledger.verdicts import Finding
+from gcflow.pipeline.ledger.wording import effect_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.claims import Plan, plans
-from gcflow.pipeline.evidence import Evidence, Files, compare_costs, compare_runs, lead_in_tolerances, statement_checks
+from gcflow.pipeline.ledger.evidence import (
+    Evidence,
+    Files,
+    compare_costs,
+    compare_runs,
+    lead_in_tolerances,
+    statement_checks,
+)
+from gcflow.pipeline.ledger.plans import Plan, plans
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.significance import growth_needed, holm, seeds_needed

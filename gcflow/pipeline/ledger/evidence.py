@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from gcflow.errors import GcflowError
 from gcflow.files import read_json
-from gcflow.pipeline.claims import DISCREPANCY_STATISTICS, Plan, run_file
+from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, run_file
+from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.run_statistics import run_statistic
 from gcflow.pipeline.schema import RunsClaim, TransportClaim
 from gcflow.pipeline.stages import Stages
 from gcflow.significance import Comparison, monte_carlo_comparison, paired_comparison

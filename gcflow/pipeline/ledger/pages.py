@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from html import escape
 
-from gcflow.pipeline.claims import Plan
-from gcflow.pipeline.verdicts import Judgement
-from gcflow.pipeline.wording import Row
+from gcflow.pipeline.ledger.plans import Plan
+from gcflow.pipeline.ledger.verdicts import Judgement
+from gcflow.pipeline.ledger.wording import Row
 
 TITLE = "The paper's claims, tested"
 MARKS: dict[str, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
@@ -30,7 +30,8 @@ small{display:block}details p{margin:.4rem 0;overflow-wrap:anywhere}
 .findings .how td{padding-top:0}
 @media(max-width:44rem){.findings thead{display:none}.findings tr,.findings td{display:block}
 .findings tbody td,.findings tbody tr:not(.how) td{padding:.1rem 0}.findings tr:not(.how){padding-top:.6rem}
-.findings .how td{padding-bottom:.6rem}}
+.findings .how td{padding-bottom:.6rem}
+.overview th:not(:first-child){writing-mode:vertical-rl;padding:.45rem .2rem .45rem 0}}
 """
 
 

@@ -96,9 +96,8 @@ def quasi_random_points(mixture: GaussianMixture, count: int, seed: int) -> Poin
     engine = torch.quasirandom.SobolEngine(2 + 2 * size, scramble=True, seed=seed)
     uniform = engine.draw(count, dtype=torch.float64).clamp(1e-15, 1 - 1e-15)
     normal = math.sqrt(2) * torch.erfinv(2 * uniform[:, 2:] - 1)
-    component = torch.searchsorted(mixture.weights.cumsum(0), uniform[:, 1].contiguous()).clamp(
-        max=len(mixture.means) - 1
-    )
+    component = torch.searchsorted(mixture.weights.cumsum(0), uniform[:, 1].contiguous())
+    component = component.clamp(max=len(mixture.means) - 1)
     return Points(uniform[:, 0], mixture.means[component] + mixture.std * normal[:, :size], normal[:, size:])
 
 
@@ -195,6 +194,107 @@ def _noise(vectors: Tensor) -> float:
     return float((vectors.var(0) / len(vectors)).sum().sqrt())
 
 
+@dataclass(frozen=True)
+class Convergence:
+    """The scaled gap and gradients of one distance for each N, and for None their limits.
+
+    gaps: [R], one per replicate. gradients: of training and of distillation, [R, P] each.
+    """
+
+    name: str
+    alpha: float
+    gaps: dict[int | None, Tensor]
+    gradients: dict[int | None, tuple[Tensor, ...]]
+
+    @property
+    def intervals(self) -> list[int]:
+        """Every finite N, ascending."""
+        return [count for count in self.gaps if count is not None]
+
+    @property
+    def last(self) -> tuple[int, int, float]:
+        """The two largest N, and how many errors of the larger one their difference is, if errors fall as 1/N."""
+        coarse, fine = self.intervals[-2:]
+        return coarse, fine, fine / coarse - 1
+
+    def ratio(self, count: int) -> tuple[float, float]:
+        """Gap at N over its limit, and the standard error."""
+        ratio = self.gaps[count] / self.gaps[None]
+        return float(ratio.mean()), float(ratio.std()) / len(ratio) ** 0.5
+
+    def difference(self, count: int) -> Tensor:
+        """Gradient of training minus gradient of distillation, [R, P]."""
+        training, distillation = self.gradients[count]
+        return training - distillation
+
+    def loss_checks(self) -> list[Check]:
+        """The gap against its limit, which is positive."""
+        coarse, fine, share = self.last
+        (earlier, _), (measured, error) = self.ratio(coarse), self.ratio(fine)
+        limit = self.gaps[None]
+        return [
+            Check(
+                STATEMENT,
+                f"{self.name}: N^α (L_CT − L_CD) / (C T^(α−1) R) at N = {fine}",
+                measured,
+                1.0,
+                2 * abs(measured - earlier) / share + 3 * error,
+                f"twice the 1/N error seen from N = {coarse}, and 3 standard errors over {len(limit)} scramblings",
+            ),
+            Check(
+                STATEMENT,
+                f"{self.name}: R(θ) C T^(α−1)",
+                float(limit.mean()),
+                0.0,
+                3 * float(limit.std()) / len(limit) ** 0.5,
+                "3 standard errors",
+                ">",
+            ),
+        ]
+
+    def gradient_checks(self) -> list[Check]:
+        """Each gradient against its limit, and the two against each other."""
+        coarse, fine, share = self.last
+        checks = []
+        for side, objective in enumerate(("CT", "CD")):
+            at_coarse, at_fine, limit = (self.gradients[count][side] for count in (coarse, fine, None))
+            size, gap = _norm(limit), at_fine - limit
+            checks.append(
+                Check(
+                    STATEMENT,
+                    f"{self.name}: N^(α−1) ∇L_{objective} from its limit, relative, at N = {fine}",
+                    _norm(gap) / size,
+                    0.0,
+                    (2 * _norm(at_fine - at_coarse) / share + 3 * _noise(gap)) / size,
+                    f"twice the 1/N error seen from N = {coarse}, and 3 standard errors",
+                )
+            )
+        between, size = self.difference(fine), _norm(self.gradients[fine][1])
+        drift = _norm(between - self.difference(coarse))
+        checks.append(
+            Check(
+                STATEMENT,
+                f"{self.name}: ∇L_CT from ∇L_CD, relative, at N = {fine}",
+                _norm(between) / size,
+                0.0,
+                (2 * drift / share + 3 * _noise(between)) / size,
+                "twice the 1/N error, and 3 standard errors; the limits agree for α = 2 alone",
+                "=" if self.alpha == 2 else ">",
+            )
+        )
+        return checks
+
+    def curves(self) -> dict[str, Any]:
+        """What figures draw against N."""
+        ratios = [self.ratio(count) for count in self.intervals]
+        return {
+            "alpha": self.alpha,
+            "ratio": [ratio for ratio, _ in ratios],
+            "standard_error": [error for _, error in ratios],
+            "gradient_difference": [_norm(self.difference(n)) / _norm(self.gradients[n][1]) for n in self.intervals],
+        }
+
+
 def theorem_1(
     mixture: GaussianMixture,
     sigma_data: float,
@@ -218,93 +318,33 @@ def theorem_1(
         seed: of network and scramblings.
     """
     network = SmoothNetwork(mixture.means.shape[1], 32, sigma_data, seed)
-    finite: dict[int, list[Estimates]] = {count: [] for count in intervals}
-    limits: list[Estimates] = []
+    all_estimates: dict[int | None, list[Estimates]] = {count: [] for count in (*intervals, None)}
     for replicate in range(replicates):
         drawn = quasi_random_points(mixture, points, derived_seed(seed, "theorem-1", replicate))
-        derivatives = partial(total_derivatives, network, mixture, horizon=horizon)
-        limits.append(_estimate(network, drawn, horizon, None, derivatives))
-        for count in intervals:
-            increments = partial(finite_increments, network, mixture, horizon=horizon, intervals=count)
-            finite[count].append(_estimate(network, drawn, horizon, count, increments))
+        for count, estimates in all_estimates.items():
+            if count is None:
+                increments = partial(total_derivatives, network, mixture, horizon=horizon)
+            else:
+                increments = partial(finite_increments, network, mixture, horizon=horizon, intervals=count)
+            estimates.append(_estimate(network, drawn, horizon, count, increments))
 
     checks: list[Check] = []
     curves: dict[str, Any] = {"horizon": horizon, "intervals": list(intervals), "points": points * replicates}
-    coarse, fine = intervals[-2:]
-    share = fine / coarse - 1
     for number, distance in enumerate(DISTANCES):
-
-        def name(text: str, distance: Power = distance) -> str:
-            return f"T = {horizon:g}, {distance.name}: {text}"
-
-        limit = torch.tensor([estimate.gap[number] for estimate in limits], dtype=torch.float64)
-        ratios = {n: torch.tensor([e.gap[number] for e in finite[n]], dtype=torch.float64) / limit for n in intervals}
-        means = {n: float(ratio.mean()) for n, ratio in ratios.items()}
-        errors = {n: float(ratio.std()) / replicates**0.5 for n, ratio in ratios.items()}
-        # An error of order 1/N falls by this much from the coarser to the finer N.
-        bias = abs(means[coarse] - means[fine]) / share
-        checks.append(
-            Check(
-                STATEMENT,
-                name(f"N^α (L_CT − L_CD) / (C T^(α−1) R) at N = {fine}"),
-                means[fine],
-                1.0,
-                2 * bias + 3 * errors[fine],
-                f"twice the 1/N error seen from N = {coarse}, and 3 standard errors over {replicates} scramblings",
-            )
+        found = Convergence(
+            f"T = {horizon:g}, {distance.name}",
+            distance.alpha,
+            gaps={
+                n: torch.tensor([e.gap[number] for e in estimates], dtype=torch.float64)
+                for n, estimates in all_estimates.items()
+            },
+            gradients={
+                n: tuple(torch.stack(side) for side in zip(*(e.gradients[number] for e in estimates), strict=True))
+                for n, estimates in all_estimates.items()
+            },
         )
-        checks.append(
-            Check(
-                STATEMENT,
-                name("R(θ) C T^(α−1)"),
-                float(limit.mean()),
-                0.0,
-                3 * float(limit.std()) / replicates**0.5,
-                "3 standard errors",
-                ">",
-            )
-        )
-
-        def stack(estimates: list[Estimates], side: int, number: int = number) -> Tensor:
-            return torch.stack([estimate.gradients[number][side] for estimate in estimates])
-
-        for side, objective in enumerate(("CT", "CD")):
-            size = _norm(stack(limits, side))
-            gap = stack(finite[fine], side) - stack(limits, side)
-            step = stack(finite[fine], side) - stack(finite[coarse], side)
-            checks.append(
-                Check(
-                    STATEMENT,
-                    name(f"N^(α−1) ∇L_{objective} from its limit, relative, at N = {fine}"),
-                    _norm(gap) / size,
-                    0.0,
-                    (2 * _norm(step) / share + 3 * _noise(gap)) / size,
-                    f"twice the 1/N error seen from N = {coarse}, and 3 standard errors",
-                )
-            )
-        between = stack(finite[fine], 0) - stack(finite[fine], 1)
-        drift = between - (stack(finite[coarse], 0) - stack(finite[coarse], 1))
-        size = _norm(stack(finite[fine], 1))
-        equal = distance.alpha == 2
-        checks.append(
-            Check(
-                STATEMENT,
-                name(f"∇L_CT from ∇L_CD, relative, at N = {fine}"),
-                _norm(between) / size,
-                0.0,
-                (2 * _norm(drift) / share + 3 * _noise(between)) / size,
-                "twice the 1/N error, and 3 standard errors; the limits agree for α = 2 alone",
-                "=" if equal else ">",
-            )
-        )
-        curves[distance.name] = {
-            "alpha": distance.alpha,
-            "ratio": list(means.values()),
-            "standard_error": list(errors.values()),
-            "gradient_difference": [
-                _norm(stack(finite[n], 0) - stack(finite[n], 1)) / _norm(stack(finite[n], 1)) for n in intervals
-            ],
-        }
+        checks += [*found.loss_checks(), *found.gradient_checks()]
+        curves[distance.name] = found.curves()
     return checks, curves
 
 
@@ -324,9 +364,11 @@ def linear_gap(std: float, dimension: int, horizon: float, intervals: int) -> fl
 
 def linear_remainder(std: float, dimension: int, horizon: float) -> float:
     """T R(theta) of the same data and function: R = int_0^T d g^2 std^2 / (std^2 + t^2) dt, by adaptive quadrature."""
-    value, _ = quad(
-        lambda t: std**2 / ((1 + t**2) ** 2 * (std**2 + t**2)), 0, horizon, epsabs=0, epsrel=1e-12, limit=200
-    )
+
+    def integrand(t: float) -> float:
+        return std**2 / ((1 + t**2) ** 2 * (std**2 + t**2))
+
+    value, _ = quad(integrand, 0, horizon, epsabs=0, epsrel=1e-12, limit=200)
     return horizon * dimension * value
 
 

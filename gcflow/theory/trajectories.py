@@ -90,7 +90,9 @@ def crossings(states: Tensor) -> Tensor:
     for path in range(states.shape[1]):
         a, b, c, d = start[path, :, None], end[path, :, None], start[:, None], end[:, None]
         meets = (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
-        counts[path] = meets.flatten(1).any(1).sum()
+        met = meets.flatten(1).any(1)
+        met[path] = False  # a path may cross itself
+        counts[path] = met.sum()
     return counts
 
 

@@ -82,6 +82,7 @@ rule theory:
         "results/{dataset}/logs/theory.log",
     benchmark:
         "results/{dataset}/benchmarks/theory.tsv"
+    priority: 1
     params:
         slice=theory_slice,
     shell:

@@ -1,5 +1,6 @@
 """`gcflow figure`: pictures from the runs' own files, as PNG and SVG. Most need no torch, so they do not import it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,7 @@ def discrepancy(params: Params, dataset: str, figure: Figure) -> Canvas:
     entry = params.dataset(dataset)
     canvas = new_figure(7.2, 3.4)
     axes = canvas.add_subplot()
+    least = math.inf
     styles = {"denoiser": ("-", ""), "exact": (":", ", exact"), "upper-bound": ("--", ", bound by the predictor")}
     for index, method in enumerate(figure.methods):
         runs = [Run(dataset, method, seed) for seed in entry.runs[method].seeds]
@@ -174,8 +176,12 @@ def discrepancy(params: Params, dataset: str, figure: Figure) -> Canvas:
             axes.plot(sigmas, values.mean(0), style, color=colour, marker=marker, markersize=3.5, label=label)
             if len(curves) > 1:
                 axes.fill_between(sigmas, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+            # Below some noise the exact velocity knows each sample: its fall to 0 is not worth most of the axis.
+            if estimate != "exact":
+                least = min(least, float(values.min()))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=least / 3)
     axes.set_xlabel("noise level σ")
     axes.set_ylabel("velocity discrepancy E‖z − v(x)‖²")
     axes.set_title(figure.title, loc="left", fontsize=9)

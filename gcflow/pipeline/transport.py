@@ -19,7 +19,9 @@ from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
 from gcflow.weights import load_run_model
 
-EXACT_FLOW_STEP, EXACT_PAIRS = 0.25, 512
+EXACT_FLOW_STEP = 0.25
+# The exact flow looks at every value of its mixture for every pair at each of its steps.
+EXACT_PRODUCTS = 60_000_000
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
@@ -87,8 +89,7 @@ def measure_transport(params: Params, dataset: str) -> None:
         return mixture.flow(noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEP)
 
     endpoints: dict[str, EndpointPredictor] = {"gc": model, "gc-exact": exact}
-    # The exact flow looks at every sample of the data set at each of its steps, so fewer pairs have to do.
-    pairs_used = {"gc": len(x), "gc-exact": min(EXACT_PAIRS, len(x))}
+    pairs_used = {"gc": len(x), "gc-exact": min(max(2, EXACT_PRODUCTS // mixture.means.numel()), len(x))}
     previous: dict[str, Tensor] = {}
     with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level") as progress:
         for done, sigma in enumerate(settings.sigmas, start=1):

@@ -279,7 +279,9 @@ def test_two_passes_with_the_same_keys_agree_to_the_bit_and_other_keys_differ(co
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_layer_has_the_mask_of_the_plain_one():
+def test_a_compiled_layer_has_the_mask_of_the_plain_one(tmp_path, monkeypatch):
+    # The machine's own cache is shared with whatever else compiles at the same time.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     dropout, keys, x = layer(0.3, 3), dropout_keys(0, 0, 4), gaussian(0, 4, 5, 3, 7)
     # Scalar code: plain C++, where an integer that overflows may do anything; vector instructions wrap around.

@@ -97,7 +97,8 @@ class Mixture2d(Strict):
         from gcflow.oracles import GaussianMixture
 
         exact = self.mixture()
-        return GaussianMixture((exact.means - process.data_mean).float(), exact.weights.float(), self.std)
+        means, weights = (part.to(data.device).float() for part in (exact.means - process.data_mean, exact.weights))
+        return GaussianMixture(means, weights, self.std)
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,13 @@ def tiny_params() -> dict[str, Any]:
                     "sigmas": [0.5, 5.0],
                     "seed": 0,
                 },
+                "discrepancy": {"samples": 64, "sigmas": [0.5, 5.0], "seed": 0},
                 "tables": {"table1": {"title": "Tiny table", "methods": ["ic", "gc"], "paper": "cifar10"}},
                 "figures": {
                     "convergence": {"kind": "convergence", "title": "Tiny convergence", "methods": ["ic", "gc"]},
                     "transport-cost": {"kind": "transport", "title": "Tiny transport cost"},
                     "samples": {"kind": "samples", "title": "Tiny samples", "methods": ["ic", "cd"]},
+                    "discrepancy": {"kind": "discrepancy", "title": "Tiny discrepancy", "methods": ["denoiser"]},
                 },
             },
             "mixture2d": {

@@ -8,7 +8,9 @@ from pathlib import Path
 import gcflow
 
 PACKAGE = Path(gcflow.__file__).parent
-SCIENCE = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli"))
+THEORY = sorted(f"theory.{path.stem}" for path in (PACKAGE / "theory").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli"))
+SCIENCE = MODULES + THEORY
 OURS_FOR_PIPELINES = (
     "pydantic",
     "click",
@@ -31,12 +33,24 @@ def imported_modules(path):
             yield node.module
 
 
+def upwards(name, *above):
+    """What a module of the science imports from the layers above it."""
+    path = PACKAGE / f"{name.replace('.', '/')}.py"
+    return [module for module in imported_modules(path) if module.startswith(above)]
+
+
 def test_no_module_of_the_science_imports_a_stage_or_the_command_line():
     for name in SCIENCE:
-        upwards = [
-            m for m in imported_modules(PACKAGE / f"{name}.py") if m.startswith(("gcflow.pipeline", "gcflow.cli"))
-        ]
-        assert upwards == [], name
+        assert upwards(name, "gcflow.pipeline", "gcflow.cli") == [], name
+
+
+def test_the_theory_rests_on_the_science_and_nothing_of_that_on_the_theory():
+    for name in MODULES:
+        assert upwards(name, "gcflow.theory") == [], name
+    # It knows distributions and their flows, and no training.
+    allowed = ("gcflow.oracles", "gcflow.randomness", "gcflow.theory")
+    for name in THEORY:
+        assert [module for module in upwards(name, "gcflow") if not module.startswith(allowed)] == [], name
 
 
 def test_no_stage_imports_the_command_line():
@@ -51,7 +65,8 @@ def test_the_science_imports_without_the_packages_of_the_pipeline():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert len(SCIENCE) > 10
+    assert len(MODULES) > 10
+    assert len(THEORY) > 4
 
 
 def test_reading_the_grid_needs_no_torch():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 from gcflow.oracles import GaussianMixture
-from gcflow.trajectories import GeneratorAugmentedFlow, crossings, ideal_endpoint, straightness
+from gcflow.theory import trajectories
+from gcflow.theory.trajectories import GeneratorAugmentedFlow, crossings, figure_1, pf_ode_trajectories, straightness
 
 SIGMA_MIN = 1e-3
 
@@ -28,24 +29,20 @@ def variance(s, t):
     return s**2 + t**2 + 2 * t * s * t / math.hypot(s, t)
 
 
-@pytest.mark.parametrize(("t", "tolerance"), [(0.05, 1e-6), (1.0, 1e-4), (80.0, 5e-3)])
-def test_the_ideal_endpoint_of_a_gaussian_has_its_closed_form(t, tolerance):
-    x = math.hypot(0.6, t) * gaussian(0, 5, 2)
-    expected = math.hypot(0.6, SIGMA_MIN) / math.hypot(0.6, t) * x
-    torch.testing.assert_close(ideal_endpoint(centred(0.6), x, t, SIGMA_MIN), expected, rtol=tolerance, atol=0)
+def test_pf_ode_trajectories_of_a_gaussian_are_straight_rays_at_its_standard_deviations():
+    x, sigmas = 5 * gaussian(0, 4, 2), [5.0, 2.0, 0.4, 0.05]
+    states = pf_ode_trajectories(centred(0.6), x, sigmas)
+    factors = double([math.hypot(0.6, sigma) / math.hypot(0.6, 5) for sigma in sigmas])
+    assert torch.equal(states[0], x)
+    torch.testing.assert_close(states, factors[:, None, None] * x)
 
 
-def test_the_ideal_endpoint_at_the_end_is_the_point_itself():
-    x = gaussian(0, 5, 2)
-    torch.testing.assert_close(ideal_endpoint(centred(0.6), x, SIGMA_MIN, SIGMA_MIN), x)
-
-
-def test_far_endpoints_of_a_mixture_lie_near_its_components():
-    mixture = GaussianMixture(double([[-2.0, 0.0], [2.0, 0.0]]), double([0.5, 0.5]), 0.1)
-    ends = ideal_endpoint(mixture, 5 * gaussian(0, 40, 2), 5.0, SIGMA_MIN)
-    distance = torch.cdist(ends, mixture.means).min(1).values
-    assert distance.max() < 0.6
-    assert {-1.0, 1.0} == set(ends[:, 0].sign().tolist())
+def test_each_state_of_a_pf_ode_trajectory_is_the_flow_from_its_start():
+    mixture = GaussianMixture(double([[-1.0, 0.0], [1.0, 0.5]]), double([0.3, 0.7]), 0.3)
+    x, sigmas = 3 * gaussian(0, 6, 2), torch.logspace(0.5, -1.3, 7, dtype=torch.float64).tolist()
+    states = pf_ode_trajectories(mixture, x, sigmas)
+    for state, sigma in zip(states, sigmas, strict=True):
+        torch.testing.assert_close(state, mixture.flow(x, sigmas[0], sigma, 0.005), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("s", [0.5, 1.0])
@@ -64,7 +61,7 @@ def test_the_augmented_endpoint_of_a_mixture_is_a_conditional_mean_by_monte_carl
     t, count = 0.8, 40_000
     data, _ = mixture.sample(count, torch.Generator().manual_seed(0))
     z = gaussian(1, count, 2)
-    predicted = ideal_endpoint(mixture, data + t * z, t, SIGMA_MIN)
+    predicted = mixture.flow(data + t * z, t, SIGMA_MIN, 0.02)
     points = predicted + t * z
     flow = GeneratorAugmentedFlow(mixture, SIGMA_MIN, 51)
     for centre in double([[0.0, 0.0], [-1.2, 0.3], [1.0, 0.5]]):
@@ -89,7 +86,7 @@ def test_augmented_trajectories_of_a_gaussian_follow_their_linear_equation_with_
         states = flow.trajectories(x, sigmas)
         assert states.shape == (intervals + 1, 4, 2)
         assert torch.equal(states[0], x)
-        assert straightness(states) == pytest.approx(1, abs=1e-6)
+        torch.testing.assert_close(straightness(states), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6)
         errors.append((states[-1] / x / math.exp(exponent) - 1).abs().max().item())
     assert errors[2] < 3e-3
     assert errors[0] / errors[1] > 3
@@ -105,50 +102,62 @@ def test_augmented_trajectories_of_a_gaussian_follow_their_linear_equation_with_
 def test_a_line_walked_forwards_is_straight(start, direction, gaps):
     lengths = torch.cumsum(double([0.0, *gaps]), 0)
     line = double(start) + lengths[:, None] * double([math.cos(direction), math.sin(direction)])
-    assert straightness(line[:, None]) == pytest.approx(1, abs=1e-9)
+    assert straightness(line[:, None]).tolist() == pytest.approx([1], abs=1e-9)
 
 
-def test_straightness_is_the_chord_over_the_arc_averaged_over_trajectories():
+def test_straightness_is_the_chord_over_the_arc_of_each_trajectory():
     corner = double([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
     line = double([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     there_and_back = double([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    assert straightness(corner[:, None]) == pytest.approx(5 / 7)
-    assert straightness(there_and_back[:, None]) == 0
-    assert straightness(torch.stack([corner, line, there_and_back], dim=1)) == pytest.approx((5 / 7 + 1) / 3)
+    assert straightness(torch.stack([corner, line, there_and_back], dim=1)).tolist() == pytest.approx([5 / 7, 1, 0])
     angles = torch.linspace(0, math.pi, 1001, dtype=torch.float64)
     half_circle = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert straightness(half_circle[:, None]) == pytest.approx(2 / math.pi, rel=1e-5)
+    assert straightness(half_circle[:, None]).item() == pytest.approx(2 / math.pi, rel=1e-5)
 
 
-def paths(*trajectories):
-    return torch.stack([double(points) for points in trajectories], dim=1)
+def counts(*trajectories):
+    """How many others each of these paths intersects."""
+    found = crossings(torch.stack([double(points) for points in trajectories], dim=1))
+    assert found.dtype == torch.int64
+    return found.tolist()
 
 
 def test_two_diagonals_cross_and_two_parallels_do_not():
     rising, falling = [[0.0, 0.0], [2.0, 2.0]], [[0.0, 2.0], [2.0, 0.0]]
-    assert crossings(paths(rising, falling)) == 1
-    assert crossings(paths(rising, [[0.0, 1.0], [2.0, 3.0]])) == 0
-    assert crossings(paths(rising)) == 0
+    assert counts(rising, falling) == [1, 1]
+    assert counts(rising, [[0.0, 1.0], [2.0, 3.0]]) == [0, 0]
+    assert counts(rising) == [0]
 
 
 def test_segments_whose_lines_meet_outside_of_them_do_not_cross():
-    assert crossings(paths([[0.0, 0.0], [1.0, 1.0]], [[4.0, 0.0], [3.0, 1.0]])) == 0
-    assert crossings(paths([[0.0, 0.0], [4.0, 0.0]], [[1.0, 1.0], [1.0, 3.0]])) == 0
-    assert crossings(paths([[1.0, 1.0], [1.0, 3.0]], [[0.0, 0.0], [4.0, 0.0]])) == 0
+    assert counts([[0.0, 0.0], [1.0, 1.0]], [[4.0, 0.0], [3.0, 1.0]]) == [0, 0]
+    assert counts([[0.0, 0.0], [4.0, 0.0]], [[1.0, 1.0], [1.0, 3.0]]) == [0, 0]
+    assert counts([[1.0, 1.0], [1.0, 3.0]], [[0.0, 0.0], [4.0, 0.0]]) == [0, 0]
 
 
 def test_every_crossing_pair_counts_once_however_often_it_crosses():
     zigzag = [[0.0, -1.0], [1.0, 1.0], [2.0, -1.0], [3.0, 1.0]]
     axis = [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]]
-    assert crossings(paths(zigzag, axis)) == 1
+    assert counts(zigzag, axis) == [1, 1]
     star = [[[math.cos(a), math.sin(a)], [-math.cos(a), -math.sin(a)]] for a in (0.1, 0.9, 1.7, 2.5)]
-    assert crossings(paths(*star)) == 6
+    assert counts(*star) == [3, 3, 3, 3]
+
+
+def test_each_path_has_the_number_of_its_own_crossings():
+    bar, aside = [[0.0, 0.0], [3.0, 0.0]], [[5.0, 5.0], [6.0, 5.0]]
+    posts = [[[x, -1.0], [x, 1.0]] for x in (1.0, 2.0)]
+    assert counts(bar, aside, *posts) == [2, 0, 1, 1]
+
+
+def test_a_path_that_crosses_itself_crosses_no_other():
+    loop = [[0.0, 0.0], [2.0, 0.0], [1.0, 1.0], [1.0, -1.0]]
+    assert counts(loop, [[0.0, 3.0], [1.0, 3.0], [2.0, 3.0], [3.0, 3.0]]) == [0, 0]
 
 
 def test_paths_that_cross_at_different_times_count_as_crossing():
     early = [[0.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
     late = [[1.0, 3.0], [1.0, 1.0], [1.0, -1.0]]
-    assert crossings(paths(early, late)) == 1
+    assert counts(early, late) == [1, 1]
 
 
 @given(seed=st.integers(0, 10**6), angle=st.floats(0, 6.2))
@@ -156,5 +165,66 @@ def test_paths_that_cross_at_different_times_count_as_crossing():
 def test_crossings_and_straightness_do_not_change_under_rotation_and_order(seed, angle):
     states = gaussian(seed, 4, 5, 2).cumsum(0)
     rotation = double([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    assert crossings(states @ rotation) == crossings(states) == crossings(states.flip(1)) == crossings(states.flip(0))
-    assert straightness(states @ rotation) == pytest.approx(straightness(states))
+    for other in (states @ rotation, states.flip(0)):
+        assert torch.equal(crossings(other), crossings(states))
+        torch.testing.assert_close(straightness(other), straightness(states))
+    assert torch.equal(crossings(states.flip(1)), crossings(states).flip(0))
+    torch.testing.assert_close(straightness(states.flip(1)), straightness(states).flip(0))
+
+
+# Figure 1.
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    monkeypatch.setattr(trajectories, "NODES", 40)
+    monkeypatch.setattr(trajectories, "LEVELS", 9)
+    monkeypatch.setattr(trajectories, "END", 0.3)
+
+
+FOUR = GaussianMixture(double([[1.2, 0.4], [-0.9, 1.1], [-0.6, -1.3], [0.9, -0.8]]), double([0.25] * 4), 0.35)
+
+
+@pytest.mark.usefixtures("coarse")
+def test_figure_1_holds_on_the_mixture_and_shows_what_it_says():
+    checks, curves = figure_1(FOUR, SIGMA_MIN, 128, 0)
+    assert [check.relation for check in checks] == [">", "<"]
+    assert all(check.holds for check in checks)
+    assert curves["sigmas"] == pytest.approx([3 * 0.1 ** (k / 8) for k in range(9)])
+    assert list(curves["paths"]) == ["independent pairs", "PF-ODE", "GC flow"]
+    states = {name: double(content["states"]) for name, content in curves["paths"].items()}
+    for name, content in curves["paths"].items():
+        assert states[name].shape == (9, 128, 2)
+        assert torch.equal(states[name][0], states["PF-ODE"][0])
+        assert content["straightness"] == pytest.approx(straightness(states[name]).mean().item())
+        assert content["crossing_pairs"] == crossings(states[name]).sum().item() / 2
+    assert curves["paths"]["independent pairs"]["straightness"] == pytest.approx(1)
+    torch.testing.assert_close(states["PF-ODE"][-1], FOUR.flow(states["PF-ODE"][0], 3.0, 0.3, 0.01), rtol=0, atol=1e-4)
+    straighter = straightness(states["GC flow"]) - straightness(states["PF-ODE"])
+    assert checks[0].measured == pytest.approx(straighter.mean().item())
+    assert checks[0].tolerance == pytest.approx(3 * straighter.std().item() / math.sqrt(128))
+    fewer = (crossings(states["GC flow"]) - crossings(states["PF-ODE"])).double()
+    assert checks[1].measured == pytest.approx(fewer.mean().item())
+
+
+@pytest.mark.usefixtures("coarse")
+def test_figure_1_does_not_hold_where_both_flows_are_the_same(monkeypatch):
+    same = staticmethod(lambda x, sigmas: pf_ode_trajectories(FOUR, x, sigmas))
+    monkeypatch.setattr(GeneratorAugmentedFlow, "trajectories", same)
+    checks, _ = figure_1(FOUR, SIGMA_MIN, 16, 0)
+    assert [check.holds for check in checks] == [False, False]
+
+
+@pytest.mark.usefixtures("coarse")
+def test_figure_1_does_not_hold_for_a_gaussian_whose_pf_ode_is_straight_and_crosses_nothing():
+    checks, curves = figure_1(centred(0.5), SIGMA_MIN, 16, 0)
+    assert curves["paths"]["PF-ODE"]["straightness"] == pytest.approx(1)
+    assert curves["paths"]["PF-ODE"]["crossing_pairs"] == 0
+    assert [check.holds for check in checks] == [False, False]
+
+
+@pytest.mark.usefixtures("coarse")
+def test_figure_1_follows_its_seed():
+    first, again, other = (figure_1(FOUR, SIGMA_MIN, 4, seed)[1] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other

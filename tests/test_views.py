@@ -1,4 +1,4 @@
-"""Tracking without a server, and the figure that is computed from nothing but params.yaml."""
+"""Tracking without a server, a figure from numbers that are there, and the graph of stages."""
 
 import json
 
@@ -29,19 +29,32 @@ def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_
     assert list(receipt["sent"]) == ["mixture2d/ic/0"]
 
 
-def test_the_trajectories_figure_is_drawn_as_png_and_svg(tmp_path, monkeypatch):
+def test_the_trajectories_figure_is_drawn_from_the_numbers_of_the_theory_alone(tmp_path):
     document = tiny_params()
+    document["datasets"]["mixture2d"]["theory"] = {
+        "horizons": [3.0], "intervals": [4, 16], "points": 64, "scramblings": 2, "sigmas": [1.0, 10.0, 80.0],
+        "paths": 2, "seed": 0,
+    }  # fmt: skip
     document["datasets"]["mixture2d"]["figures"]["paths"] = {"kind": "trajectories", "title": "Paths"}
     params = Params(write_project(tmp_path, document) / "params.yaml")
-    monkeypatch.setattr(figure, "QUADRATURE_NODES", 40)
-    monkeypatch.setattr(figure, "TRAJECTORY_LEVELS", 5)
+    with pytest.raises(GcflowError, match=r"results/mixture2d/theory\.json: no such file"):
+        figure.write_figure(params, "mixture2d", "paths")
+    states = [[[3.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [1.0, 1.5]], [[0.0, 1.0], [1.0, 0.5]]]
+    paths = {
+        name: {"straightness": straightness, "crossing_pairs": crossing, "states": states}
+        for name, straightness, crossing in (("independent pairs", 1.0, 7), ("PF-ODE", 0.8125, 1), ("GC flow", 0.9, 0))
+    }
+    out = tmp_path / "results/mixture2d"
+    out.mkdir(parents=True)
+    content = {"checks": [], "curves": {"Figure 1": {"sigmas": [3.0, 1.0, 0.05], "paths": paths}}}
+    (out / "theory.json").write_text(json.dumps(content))
     figure.write_figure(params, "mixture2d", "paths")
-    out = tmp_path / "results/mixture2d/figures"
-    assert image.imread(out / "paths.png").std() > 0
-    first = (out / "paths.svg").read_text()
-    assert "Flow of GC" in first
+    assert image.imread(out / "figures/paths.png").std() > 0
+    first = (out / "figures/paths.svg").read_text()
+    for shown in ("Paths", "Independent pairs", "PF-ODE", "GC flow", "straightness 0.812", "7 crossings of 2 paths"):
+        assert f">{shown}<" in first
     figure.write_figure(params, "mixture2d", "paths")
-    assert (out / "paths.svg").read_text() == first
+    assert (out / "figures/paths.svg").read_text() == first
 
 
 def test_an_unknown_figure_names_the_known_ones(tmp_path):

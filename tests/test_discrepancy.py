@@ -72,8 +72,14 @@ def document():
         },
         "transport": {"kind": "transport", "title": "Tiny transport"},
     }
-    digits = whole["datasets"]["digits"]
-    digits["discrepancy"] = {"samples": 64, "sigmas": [0.5, 5.0], "seed": 0}
+    return whole
+
+
+def without_discrepancy(*datasets):
+    """The document without these data sets' discrepancy blocks and their figures."""
+    whole = document()
+    for name in datasets:
+        del whole["datasets"][name]["discrepancy"], whole["datasets"][name]["figures"]["discrepancy"]
     return whole
 
 
@@ -349,9 +355,8 @@ def test_a_run_that_is_no_denoiser_is_refused(params):
 
 
 def test_a_data_set_without_a_discrepancy_block_is_refused_by_a_real_process(tmp_path):
-    whole = document()
-    del whole["datasets"]["digits"]["discrepancy"]
-    result = gcflow(write_project(tmp_path, whole), "discrepancy", "digits/denoiser/0", check=False)
+    root = write_project(tmp_path, without_discrepancy("digits"))
+    result = gcflow(root, "discrepancy", "digits/denoiser/0", check=False)
     assert result.returncode == 2
     assert error_line(result.stderr) == "params.yaml: datasets.digits.discrepancy is missing; see digits for an example"
 
@@ -527,10 +532,7 @@ def test_the_figure_depends_on_its_methods_measurements_and_labels(params):
 
 
 def test_without_a_discrepancy_block_no_denoiser_is_measured(tmp_path):
-    whole = document()
-    for entry in whole["datasets"].values():
-        entry.pop("discrepancy")
-    whole["datasets"]["mixture2d"]["figures"].pop("discrepancy")
+    whole = without_discrepancy("digits", "mixture2d")
     stages = Stages(Params(write_project(tmp_path, whole) / "params.yaml"))
     assert stages.denoisers("mixture2d") == []
     assert not any(stage.name.startswith("discrepancy") for stage in stages)

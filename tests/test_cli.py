@@ -33,6 +33,7 @@ from gcflow.weights import load_tensors, save_tensors
 VERBS = {
     "bench",
     "claims",
+    "discrepancy",
     "evaluate",
     "export",
     "features",
@@ -44,6 +45,7 @@ VERBS = {
     "sample",
     "stages",
     "table",
+    "theory",
     "track",
     "train",
     "transport",

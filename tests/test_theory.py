@@ -104,8 +104,9 @@ def test_a_check_holds_within_its_tolerance_or_beyond_it(relation, measured, tol
 
 @pytest.mark.parametrize("relation", ["=", "<", ">"])
 @pytest.mark.parametrize("place", ["measured", "expected", "tolerance"])
-def test_a_check_of_what_is_no_number_never_holds(relation, place):
-    numbers = {"measured": 1.0, "expected": 1.0, "tolerance": 0.5} | {place: math.nan}
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_check_of_what_is_no_finite_number_never_holds(relation, place, value):
+    numbers = {"measured": 1.0, "expected": 1.0, "tolerance": 0.5} | {place: value}
     check = Check("Theorem 0", "a number", **numbers, reason="counted", relation=relation)
     assert not check.holds
     assert check.line().startswith("FAILS")

@@ -23,7 +23,9 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Equality within the tolerance, or an inequality that the tolerance cannot undo; never for a NaN."""
+        """Equality within the tolerance, or an inequality beyond it; never with a number that is not finite."""
+        if not all(map(math.isfinite, (self.measured, self.expected, self.tolerance))):
+            return False
         gap = self.measured - self.expected
         if self.relation == "=":
             return abs(gap) <= self.tolerance

@@ -43,10 +43,7 @@ DISTANCES = (
     Power("the norm, α = 1", 1.0, 1.0, lambda r: r),
     Power("norm^1.5, α = 1.5", 1.5, 1.0, lambda r: r**1.5),
     Power("squared norm, α = 2", 2.0, 1.0, torch.square),
-    # In this form nothing cancels where r is far below c.
-    Power(
-        "pseudo-Huber, c = 1, α = 2", 2.0, 1 / (2 * HUBER_C), lambda r: r**2 / ((r**2 + HUBER_C**2).sqrt() + HUBER_C)
-    ),
+    Power("pseudo-Huber, c = 1, α = 2", 2.0, 1 / (2 * HUBER_C), _pseudo_huber),
 )
 
 

@@ -83,3 +83,8 @@ def class_score(probabilities: Tensor) -> float:
 def transport_cost(x: Tensor, z: Tensor) -> Tensor:
     """||x - z||^2 per pair: [B, ...] and [B, ...] to [B]."""
     return (x - z).flatten(1).square().sum(1)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of independent values [n], n >= 2, and its standard error."""
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()

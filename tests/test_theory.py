@@ -36,9 +36,9 @@ from gcflow.theory.distillation_gap import (
     theorem_1_closed_form,
     total_derivatives,
 )
-from gcflow.theory.endpoints import endpoint_grid, exponent, standard_deviation, sweep
+from gcflow.theory.endpoints import endpoint_grid, standard_deviation, sweep
 from gcflow.theory.trajectories import GeneratorAugmentedFlow
-from gcflow.theory.transport_cost import lemma_1
+from gcflow.theory.transport_cost import exponent, lemma_1
 from gcflow.theory.velocity_discrepancy import (
     asymptotic_constant,
     endpoint_variance,

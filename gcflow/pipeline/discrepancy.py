@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gcflow.couplings import COUPLINGS, CouplingContext
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
-from gcflow.metrics import transport_cost
+from gcflow.metrics import mean_and_error, transport_cost
 from gcflow.objectives import mu_at
 from gcflow.oracles import Denoiser, velocity
 from gcflow.pipeline.folders import discrepancy_path, run_folder, snapshot
@@ -72,7 +71,8 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
             noisy = endpoints + level * z
             for estimate, denoiser in estimators.items():
                 error = transport_cost(velocity(denoiser, noisy, sigma), z)
-                records.append({"estimate": estimate, "sigma": level, **mean_and_error(error)})
+                value, scatter = mean_and_error(error)
+                records.append({"estimate": estimate, "sigma": level, "value": value, "standard_error": scatter})
             progress.update(done, f"sigma {level:g}: {records[-1]['value']:.3g}")
     document = {
         "run": name,
@@ -86,8 +86,3 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
         "records": records,
     }
     write_json(discrepancy_path(params.root, run), document)
-
-
-def mean_and_error(values: Tensor) -> dict[str, float]:
-    """Mean of independent values and its standard error."""
-    return {"value": values.mean().item(), "standard_error": (values.std() / len(values) ** 0.5).item()}

@@ -1,6 +1,5 @@
 """`gcflow transport`: the cost E||x - z||^2 of the pairs that each coupling trains on (paper, section 3, Figure 3)."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,23 +9,19 @@ from gcflow.couplings import EndpointPredictor, optimal_assignment
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
-from gcflow.metrics import transport_cost
-from gcflow.oracles import GaussianMixture
+from gcflow.metrics import mean_and_error, transport_cost
 from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
+from gcflow.theory.endpoints import standard_deviation
+from gcflow.theory.transport_cost import gaussian_costs
 from gcflow.weights import load_run_model
 
 EXACT_FLOW_STEP = 0.25
 # The exact flow looks at every value of its mixture for every pair at each of its steps.
 EXACT_PRODUCTS = 60_000_000
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    """Mean of independent values, and its standard error."""
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
@@ -35,22 +30,8 @@ def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None)
     All on the same data and noises, so that their common scatter cancels in the differences.
     """
     names = ("cost", "standard_error", "saving", "saving_standard_error", "change", "change_standard_error")
-    change = (None, None) if previous is None else _mean(cost - previous)
-    return dict(zip(names, (*_mean(cost), *_mean(independent - cost), *change), strict=True))
-
-
-def gaussian_costs(gaussian: GaussianMixture, sigmas: tuple[float, ...]) -> dict[str, Any]:
-    """Closed forms for N(m, s^2 I): c(t) = |m|^2 + d (s^2 + 1 - 2 s t / sqrt(s^2 + t^2)), and its limit.
-
-    Derived by us. The limit |m|^2 + d (1 - s)^2 is the squared Wasserstein distance to the noise: nothing costs less.
-    """
-    std, dimension, offset = gaussian.std, gaussian.means.shape[1], float(gaussian.means.square().sum())
-    shrunk = [std * sigma / math.hypot(std, sigma) for sigma in sigmas]
-    return {
-        "independent": offset + dimension * (std**2 + 1),
-        "generator_augmented": [offset + dimension * (std**2 + 1 - 2 * a) for a in shrunk],
-        "wasserstein": offset + dimension * (1 - std) ** 2,
-    }
+    change = (None, None) if previous is None else mean_and_error(cost - previous)
+    return dict(zip(names, (*mean_and_error(cost), *mean_and_error(independent - cost), *change), strict=True))
 
 
 def measure_transport(params: Params, dataset: str) -> None:
@@ -76,7 +57,7 @@ def measure_transport(params: Params, dataset: str) -> None:
     x = to_model_space(data.samples[index], config.process)
     z = torch.randn(x.shape, generator=generator(settings.seed, "transport-noise"))
     independent = transport_cost(x, z)
-    cost, error = _mean(independent)
+    cost, error = mean_and_error(independent)
     records: list[dict[str, Any]] = [{"coupling": "ic", "cost": cost, "standard_error": error}]
     for size in settings.batch_sizes:
         batches = zip(torch.split(x, size), torch.split(z, size), strict=True)
@@ -110,6 +91,6 @@ def measure_transport(params: Params, dataset: str) -> None:
         "space": "values in [-1, 1] minus data_mean",
         "records": records,
     }
-    if len(mixture.means) == 1:
+    if standard_deviation(mixture) is not None:
         document["closed_form"] = {"sigmas": settings.sigmas, **gaussian_costs(mixture, settings.sigmas)}
     write_json(results_folder(params.root, dataset) / "transport.json", document)

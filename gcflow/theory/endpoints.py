@@ -4,7 +4,6 @@ The PF-ODE carries p* to p_t, so E[g(x_t)] = int p*(y) g(x_t(y)) dy with x_t(y) 
 integrands are smooth even where f jumps from mode to mode, which a grid of x_t resolves badly.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -60,8 +59,3 @@ def sweep(
 def standard_deviation(mixture: GaussianMixture) -> float | None:
     """S where the mixture is the Gaussian N(m, s^2 I), whose oracles are closed forms; else None."""
     return mixture.std if len(mixture.means) == 1 else None
-
-
-def exponent(first: float, second: float, ratio: float) -> float:
-    """The exponent p of a power law t^p through two values whose arguments lie `ratio` apart."""
-    return math.log(second / first) / math.log(ratio)

@@ -5,6 +5,7 @@ large t where f scales like a function of x / t.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from gcflow.oracles import GaussianMixture
 from gcflow.theory.check import Check
-from gcflow.theory.endpoints import Level, endpoint_grid, exponent, standard_deviation, sweep
+from gcflow.theory.endpoints import Level, endpoint_grid, standard_deviation, sweep
 
 STATEMENT = "Lemma 1"
 # Sixth-order central differences.
@@ -85,15 +86,19 @@ def lemma_1(mixture: GaussianMixture, sigmas: list[float]) -> tuple[list[Check],
             )
         )
     checks += _corollaries(mixture, {sigma: fine[sigma][1] for sigma in levels}, {s: coarse[s][1] for s in levels})
-    std = standard_deviation(mixture)
-    if std is not None:
-        checks += [_closed_form(mixture, std, sigma, fine[sigma][0], coarse[sigma][0]) for sigma in sigmas]
+    if standard_deviation(mixture) is not None:
+        checks += [_closed_form(mixture, sigma, fine[sigma][0], coarse[sigma][0]) for sigma in sigmas]
     return checks, {
         "sigmas": levels,
         "cost": [fine[sigma][0] for sigma in levels],
         "derivative": [derivatives[sigma] for sigma in levels],
         "right_side": [fine[sigma][1] for sigma in levels],
     }
+
+
+def exponent(first: float, second: float, ratio: float) -> float:
+    """The exponent p of a power law t^p through two values whose arguments lie `ratio` apart."""
+    return math.log(second / first) / math.log(ratio)
 
 
 def _corollaries(mixture: GaussianMixture, slope: dict[float, float], coarse: dict[float, float]) -> list[Check]:
@@ -133,10 +138,22 @@ def _corollaries(mixture: GaussianMixture, slope: dict[float, float], coarse: di
     ]
 
 
-def _closed_form(mixture: GaussianMixture, std: float, sigma: float, fine: float, coarse: float) -> Check:
-    dimension = mixture.means.shape[1]
-    shrunk = std * sigma / math.hypot(std, sigma)
-    expected = float(mixture.means.square().sum()) + dimension * (std**2 + 1 - 2 * shrunk)
+def gaussian_costs(gaussian: GaussianMixture, sigmas: Sequence[float]) -> dict[str, Any]:
+    """Closed forms for N(m, s^2 I): c(t) = |m|^2 + d (s^2 + 1 - 2 s t / sqrt(s^2 + t^2)), and its limit.
+
+    Derived by us. The limit |m|^2 + d (1 - s)^2 is the squared Wasserstein distance to the noise: nothing costs less.
+    """
+    std, dimension, offset = gaussian.std, gaussian.means.shape[1], float(gaussian.means.square().sum())
+    shrunk = [std * sigma / math.hypot(std, sigma) for sigma in sigmas]
+    return {
+        "independent": offset + dimension * (std**2 + 1),
+        "generator_augmented": [offset + dimension * (std**2 + 1 - 2 * a) for a in shrunk],
+        "wasserstein": offset + dimension * (1 - std) ** 2,
+    }
+
+
+def _closed_form(mixture: GaussianMixture, sigma: float, fine: float, coarse: float) -> Check:
+    (expected,) = gaussian_costs(mixture, [sigma])["generator_augmented"]
     return Check(
         STATEMENT,
         f"c(t) = |m|² + d (s² + 1 − 2 s t / √(s² + t²)) at t = {sigma:g}",

@@ -267,9 +267,9 @@ def runs(tmp_path_factory):
     """A run of one tiny network with and without compilation; compiling takes longer than all else here."""
     torch.set_num_threads(1)
     finished = {}
-    with pytest.MonkeyPatch.context() as patch:
+    limit = torch._dynamo.config.recompile_limit
+    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(recompile_limit=limit):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        patch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
         torch._dynamo.reset()
         for mode in ("none", "default"):
             config, observer = run_config("gc-all", steps=3, compile=mode), Losses()

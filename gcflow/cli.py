@@ -1,5 +1,6 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -53,6 +54,32 @@ DEVICE = click.option(
     help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
 )
 
+SCALE = click.option(
+    "--scale",
+    type=click.Choice(["embedded", "rehearsal", "paper", "all"]),
+    default="embedded",
+    show_default=True,
+    envvar="GCFLOW_SCALE",
+    show_envvar=True,
+    help="Which data sets are meant.",
+)
+ARCHIVES = click.option(
+    "--archives",
+    type=click.Path(path_type=Path),
+    default=Path("archives"),
+    show_default=True,
+    envvar="GCFLOW_ARCHIVES",
+    show_envvar=True,
+    help="Where the official files lie.",
+)
+DOWNLOAD = click.option(
+    "--download",
+    is_flag=True,
+    envvar="GCFLOW_DOWNLOAD",
+    show_envvar=True,
+    help="Fetch what is missing where its source allows it.",
+)
+
 
 def verb(help_text: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
     """A subcommand whose errors are one line each, and whose help ends with an example."""
@@ -97,39 +124,72 @@ def main(context: click.Context, params: Path) -> None:
     context.obj = params
 
 
-@verb("Write the arrays of DATASET and their manifest to data/DATASET/.", "gcflow prepare digits")
+@verb(
+    "Write the arrays of DATASET and their manifest to data/DATASET/. Stopped half-way, it goes on when called again.",
+    "gcflow prepare digits",
+)
 @click.argument("dataset")
+@ARCHIVES
+@DOWNLOAD
+@click.option("--skip-broken", is_flag=True, help="Leave out images that do not decode; the manifest lists them.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes that decode images.  [default: one per available core]"
+)
 @click.pass_context
-def prepare(context: click.Context, dataset: str) -> None:
-    params = _load(context)
-    entry = params.dataset(dataset)
-    from gcflow.data import prepare as write
-    from gcflow.pipeline.folders import data_folder
-    from gcflow.pipeline.progress import say
-
-    manifest = write(entry.data, data_folder(params.root, dataset))
-    say(f"  {dataset}: {manifest['count']} samples of shape {manifest['shape']}, std {manifest['std']}")
-
-
-@verb("Train the classifier of DATASET whose features samples are compared in.", "gcflow features digits")
-@click.argument("dataset")
-@click.pass_context
-def features(context: click.Context, dataset: str) -> None:
-    params = _load(context)
-    from gcflow.pipeline.evaluate import train_features
-
-    train_features(params, dataset)
-
-
-@verb("Compute the features of the real data of DATASET, once.", "gcflow reference digits")
-@click.argument("dataset")
-@click.pass_context
-def reference(context: click.Context, dataset: str) -> None:
+def prepare(
+    context: click.Context, dataset: str, archives: Path, download: bool, skip_broken: bool, workers: int | None
+) -> None:
     params = _load(context)
     params.dataset(dataset)
-    from gcflow.pipeline.evaluate import compute_reference
+    from gcflow.pipeline.prepare import prepare_dataset
 
-    compute_reference(params, dataset)
+    prepare_dataset(params, dataset, archives, workers, skip_broken, download)
+
+
+@verb(
+    "Make the network that features of DATASET are taken from: train its classifier, or look Inception up.",
+    "gcflow features cifar10 --download",
+)
+@click.argument("dataset")
+@ARCHIVES
+@DOWNLOAD
+@click.pass_context
+def features(context: click.Context, dataset: str, archives: Path, download: bool) -> None:
+    params = _load(context)
+    from gcflow.pipeline.extractors import make_features
+
+    make_features(params, dataset, archives, download)
+
+
+@verb(
+    "Compute the features of the real data of DATASET under PROTOCOL (default: its first), once.",
+    "gcflow reference cifar10 clean",
+)
+@click.argument("dataset")
+@click.argument("protocol", required=False)
+@DEVICE
+@click.pass_context
+def reference(context: click.Context, dataset: str, protocol: str | None, device: str) -> None:
+    params = _load(context)
+    params.dataset(dataset)
+    from gcflow.pipeline.extractors import compute_reference
+
+    compute_reference(params, dataset, protocol, _device(device))
+
+
+@verb(
+    "Turn the public EDM model NAME of params.yaml into checkpoints/NAME.safetensors.",
+    "gcflow pretrained edm-cifar10 --download",
+)
+@click.argument("name")
+@ARCHIVES
+@DOWNLOAD
+@click.pass_context
+def pretrained(context: click.Context, name: str, archives: Path, download: bool) -> None:
+    params = _load(context)
+    from gcflow.pipeline.published import import_pretrained
+
+    import_pretrained(params, name, archives, download)
 
 
 @verb(
@@ -280,13 +340,14 @@ def export(weights: Path, out: Path, raw: bool) -> None:
 
 @verb("Measure the transport cost of each coupling on DATASET.", "gcflow transport digits")
 @click.argument("dataset")
+@DEVICE
 @click.pass_context
-def transport(context: click.Context, dataset: str) -> None:
+def transport(context: click.Context, dataset: str, device: str) -> None:
     params = _load(context)
     params.dataset(dataset)
     from gcflow.pipeline.transport import measure_transport
 
-    measure_transport(params, dataset)
+    measure_transport(params, dataset, _device(device))
 
 
 @verb(
@@ -384,15 +445,50 @@ def bench(
 
 
 @verb(
-    "Test every claim of params.yaml on every data set and write results/claims.{json,md,html,png,svg}.",
+    "Test every claim of params.yaml on every data set of a scale and write results/claims.{json,md,html,png,svg}.",
     "gcflow claims",
 )
+@SCALE
 @click.pass_context
-def claims(context: click.Context) -> None:
+def claims(context: click.Context, scale: str) -> None:
     params = _load(context)
     from gcflow.pipeline.ledger.write import write_ledger
 
-    write_ledger(params)
+    write_ledger(params, scale)
+
+
+@verb(
+    "Say whether this machine can run TARGET (a table or figure of the paper, a data set, a stage; default: the whole "
+    "scale), and what to do where it cannot.",
+    "gcflow doctor table1 --scale paper",
+)
+@click.argument("target", required=False)
+@SCALE
+@ARCHIVES
+@DEVICE
+@click.option("--thorough", is_flag=True, help="Read every byte of data and archives, and compare checksums.")
+@click.option("--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks there, too.")
+@click.pass_context
+def doctor(
+    context: click.Context,
+    target: str | None,
+    scale: str,
+    archives: Path,
+    device: str,
+    thorough: bool,
+    out: Path | None,
+) -> None:
+    from gcflow.pipeline.doctor import Request, diagnose, document, screen
+
+    request = Request(context.obj, target, scale, archives, device, thorough)
+    checks = diagnose(request)
+    # A diagnosis must not fail at a mark or a path that the terminal has no character for.
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(screen(request, checks).encode(encoding, "replace").decode(encoding))
+    if out:
+        out.write_text(f"{json.dumps(document(request, checks), indent=2)}\n")
+    if any(check.fails for check in checks):
+        sys.exit(2)
 
 
 @verb("Mirror every finished run to MLflow; calling it again sends only what is missing.", "gcflow track")
@@ -406,23 +502,25 @@ def track(context: click.Context) -> None:
 
 @verb("Write dvc.yaml from params.yaml; --check only compares.", "gcflow stages --check")
 @click.option("--check", is_flag=True, help="Change nothing; exit with 2 if dvc.yaml is out of date.")
+@SCALE
 @click.pass_context
-def stages(context: click.Context, check: bool) -> None:
+def stages(context: click.Context, check: bool, scale: str) -> None:
     params = _load(context)
     from gcflow.pipeline.stages import dvc_document, write_dvc_yaml
 
     path = params.root / "dvc.yaml"
     if not check:
-        changed = write_dvc_yaml(params)
+        changed = write_dvc_yaml(params, scale)
         click.echo(f"{path}: {'written' if changed else 'up to date'}", err=True)
-    elif not path.exists() or path.read_text() != dvc_document(params):
-        raise GcflowError(f"{path} is not what params.yaml gives; run gcflow stages")
+    elif not path.exists() or path.read_text() != dvc_document(params, scale):
+        raise GcflowError(f"{path} is not what params.yaml gives; run gcflow stages --scale {scale}")
 
 
 @verb("Record in dvc.lock what is complete, so that `dvc status` is clean.", "gcflow record")
+@SCALE
 @click.pass_context
-def record(context: click.Context) -> None:
+def record(context: click.Context, scale: str) -> None:
     params = _load(context)
     from gcflow.pipeline.record import record as commit
 
-    commit(params)
+    commit(params, scale)

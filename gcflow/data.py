@@ -11,15 +11,22 @@ from torch import Tensor
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, sha256_of, write_json
-from gcflow.sources import DataSource
+from gcflow.locators import Report, silent
+from gcflow.sources import ArchivedSource, DataSource
+
+MOMENT_ROWS = 1024
 
 
 class Dataset(NamedTuple):
-    """Prepared data. samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. sha256: of the samples file."""
+    """Prepared data. samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. sha256: of the samples file.
+
+    held_out: samples that no training sees, n = 0 if the source has none.
+    """
 
     samples: Tensor
     labels: Tensor
     sha256: str
+    held_out: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,28 +34,77 @@ class Dataset(NamedTuple):
         return tuple(self.samples.shape[1:])
 
 
-def prepare(source: DataSource, folder: Path) -> dict[str, Any]:
-    """Writes samples.npy, labels.npy and, last, manifest.json to `folder`; returns the manifest.
+def moments(samples: np.ndarray) -> dict[str, Any]:
+    """Mean and standard deviation of each channel, and the overall standard deviation, of data in [-1, 1].
 
-    Interrupted, it leaves no manifest, or one whose hashes `load_dataset` finds wrong.
+    samples: uint8 [n, C, H, W], of which the sums are exact and only some are in memory, or float32 [n, d].
     """
+    if samples.dtype == np.uint8:
+        total, squares = (np.zeros(samples.shape[1], np.int64) for _ in range(2))
+        for first in range(0, len(samples), MOMENT_ROWS):
+            part = samples[first : first + MOMENT_ROWS]
+            total += part.sum((0, 2, 3), dtype=np.int64)
+            squares += np.square(part, dtype=np.uint16).sum((0, 2, 3), dtype=np.int64)
+        pixels = len(samples) * math.prod(samples.shape[2:])
+        mean = total / pixels / 127.5 - 1
+        deviation = np.sqrt(np.maximum(squares / pixels - (total / pixels) ** 2, 0)) / 127.5
+        overall = math.sqrt(float(np.mean(deviation**2) + mean.var()))
+    else:
+        values = samples.astype(np.float64)
+        mean, deviation, overall = values.mean(0), values.std(0), math.sqrt(float(values.var()))
+    return {
+        "channel_mean": [round(float(value), 6) for value in mean],
+        "channel_std": [round(float(value), 6) for value in deviation],
+        "std": round(overall, 6),
+    }
+
+
+def prepare(
+    source: DataSource,
+    folder: Path,
+    archives: Path = Path("archives"),
+    workers: int | None = None,
+    skip_broken: bool = False,
+    download: bool = False,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """Writes samples.npy, labels.npy, held_out.npy and, last, manifest.json to `folder`; returns the manifest.
+
+    Interrupted, it leaves no manifest, or one whose hashes `load_dataset` finds wrong, or the old data. From archives
+    a second call goes on where the first was cut, and ends with the same bytes.
+
+    Args:
+        source: of the samples.
+        folder: is made if it is missing.
+        archives: the folder in which archives are looked for.
+        workers: processes that decode images; by default one per available core.
+        skip_broken: leave out images that do not decode, and list them in the manifest, instead of failing.
+        download: fetch a missing archive that can be downloaded by a program.
+        report: called with what is done, the total (0: unknown), and which of `gcflow.locators.PHASES` this is.
+
+    Raises:
+        GcflowError: an archive is missing, truncated, or of another data set, or an image does not decode.
+        OSError: the arrays cannot be written.
+    """
+    if isinstance(source, ArchivedSource):
+        from gcflow.preparation import prepare_archive
+
+        return prepare_archive(source, folder, archives, workers, skip_broken, download, report)
     raw = source.load()
-    arrays = {"samples": raw.samples, "labels": raw.labels}
+    held_out = raw.samples[:0] if raw.held_out is None else raw.held_out
+    arrays = {"samples.npy": raw.samples, "labels.npy": raw.labels, "held_out.npy": held_out}
     for name, array in arrays.items():
-        with atomic_path(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        with atomic_path(folder / name) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-    scaled = raw.samples / 127.5 - 1 if raw.samples.dtype == np.uint8 else raw.samples.astype(np.float64)
-    channels = tuple(axis for axis in range(scaled.ndim) if axis != 1)
     manifest = {
         **raw.provenance,
         "options": to_dict(source),
         "count": len(raw.samples),
+        "held_out": len(held_out),
         "shape": list(raw.samples.shape[1:]),
         "dtype": str(raw.samples.dtype),
-        "channel_mean": [round(float(m), 6) for m in scaled.mean(channels)],
-        "channel_std": [round(float(s), 6) for s in scaled.std(channels)],
-        "std": round(math.sqrt(float(scaled.var())), 6),
-        "sha256": {f"{name}.npy": sha256_of(folder / f"{name}.npy") for name in arrays},
+        **moments(raw.samples),
+        "sha256": {name: sha256_of(folder / name) for name in arrays},
     }
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -68,17 +124,21 @@ def load_dataset(folder: Path) -> Dataset:
     again = f"run gcflow prepare {folder.name}"
     if not isinstance(manifest, dict) or not {"sha256", "count", "shape"} <= manifest.keys():
         raise GcflowError(f"{folder}/manifest.json: lacks sha256, count or shape; {again}")
-    if not isinstance(manifest["sha256"], dict) or not {"samples.npy", "labels.npy"} <= manifest["sha256"].keys():
-        raise GcflowError(f"{folder}/manifest.json: sha256 lacks samples.npy or labels.npy; {again}")
-    for name, expected in manifest["sha256"].items():
+    listed = manifest["sha256"] if isinstance(manifest["sha256"], dict) else {}
+    for name in ("samples.npy", "labels.npy", "held_out.npy"):
+        if name not in listed:
+            raise GcflowError(f"{folder}/manifest.json: sha256 lacks {name}; {again}")
+    for name, expected in listed.items():
         path = folder / name
         if not path.exists():
             raise GcflowError(f"{path}: missing, though the manifest lists it; {again}")
         if sha256_of(path) != expected:
             raise GcflowError(f"{path}: sha256 differs from manifest.json, so it is truncated or changed; {again}")
     # Mapped, not read: data larger than the memory are streamed from the file.
-    samples = np.load(folder / "samples.npy", mmap_mode="c")
+    samples, held_out = (np.load(folder / name, mmap_mode="c") for name in ("samples.npy", "held_out.npy"))
     if list(samples.shape) != [manifest["count"], *manifest["shape"]]:
         raise GcflowError(f"{folder}/samples.npy: shape {list(samples.shape)} is not the manifest's; {again}")
     labels = np.load(folder / "labels.npy")
-    return Dataset(torch.from_numpy(samples), torch.from_numpy(labels), manifest["sha256"]["samples.npy"])
+    return Dataset(
+        torch.from_numpy(samples), torch.from_numpy(labels), listed["samples.npy"], torch.from_numpy(held_out)
+    )

@@ -1,15 +1,39 @@
-"""Distances between sets of features, and transport cost.
+"""Distances between sets of features, scores of class probabilities, and transport cost.
 
 None of these is FID by itself: FID is `frechet_distance` in Inception's features, under a stated protocol.
 """
 
 from functools import cached_property
 from itertools import combinations, product
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gcflow.randomness import generator
+
 KERNEL_ROWS = 512
+
+
+class Moments(Protocol):
+    """Mean [F] and unbiased covariance [F, F] of features, in float64, and the symmetric root of that covariance."""
+
+    @property
+    def mean(self) -> Tensor:
+        """[F]."""
+
+    @property
+    def covariance(self) -> Tensor:
+        """[F, F]."""
+
+    @property
+    def covariance_root(self) -> Tensor:
+        """[F, F]."""
+
+
+def _symmetric_root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 class FeatureSet:
@@ -32,6 +56,11 @@ class FeatureSet:
         return torch.atleast_2d(torch.cov(self.values.T))
 
     @cached_property
+    def covariance_root(self) -> Tensor:
+        """Symmetric root [F, F] of the covariance."""
+        return _symmetric_root(self.covariance)
+
+    @cached_property
     def mean_kernel(self) -> Tensor:
         """Mean of KID's kernel over all pairs of different rows."""
         tiles = torch.split(self.values, KERNEL_ROWS)
@@ -39,6 +68,77 @@ class FeatureSet:
         within = [_kernel(tile, tile).triu(1).sum() for tile in tiles]
         between = [_kernel(first, second).sum() for first, second in combinations(tiles, 2)]
         return torch.stack(within + between).sum() / (len(self.values) * (len(self.values) - 1) / 2)
+
+
+class FeatureStatistics:
+    """Count, mean and covariance of features that come in batches, in float64, on the features' device.
+
+    Batches and parts are combined as Chan, Golub and LeVeque (1979) do: their order and sizes matter only in rounding.
+
+    Attributes:
+        count: n, the number of features so far; mean needs n >= 1, covariance n >= 2.
+        mean: [F].
+        scatter: sum of the outer products of deviations from the mean, [F, F].
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.empty(0)
+        self.scatter = torch.empty(0)
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> "FeatureStatistics":
+        """What `tensors` gave, on `device`."""
+        statistics = cls()
+        statistics.count = int(tensors["count"])
+        statistics.mean = tensors["mean"].to(device)
+        statistics.scatter = tensors["scatter"].to(device, copy=True)
+        return statistics
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Count (int64), mean [F] and scatter [F, F], to be saved; they do not change when more features come."""
+        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter.clone()}
+
+    def update(self, features: Tensor) -> None:
+        """Takes features [n, F], n >= 0, of any floating type."""
+        if not len(features):
+            return
+        values = features.double()
+        mean = values.mean(0)
+        deviations = values - mean
+        self._begin(mean)
+        self.scatter.addmm_(deviations.T, deviations)
+        self._move(len(values), mean)
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Takes the features that another one has taken; they must be on one device."""
+        if not other.count:
+            return
+        self._begin(other.mean)
+        self.scatter += other.scatter
+        self._move(other.count, other.mean)
+
+    def _begin(self, mean: Tensor) -> None:
+        if not self.count:
+            self.mean = torch.zeros_like(mean)
+            self.scatter = mean.new_zeros(len(mean), len(mean))
+
+    def _move(self, count: int, mean: Tensor) -> None:
+        gap, total = mean - self.mean, self.count + count
+        self.scatter.addr_(gap, gap, alpha=self.count * count / total)
+        self.mean = self.mean + gap * (count / total)
+        self.count = total
+        self.__dict__.pop("covariance_root", None)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance [F, F]."""
+        return self.scatter / (self.count - 1)
+
+    @cached_property
+    def covariance_root(self) -> Tensor:
+        """Symmetric root [F, F] of the covariance; computed once until more features come."""
+        return _symmetric_root(self.covariance)
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -50,15 +150,19 @@ def _feature_set(features: Tensor | FeatureSet) -> FeatureSet:
     return features if isinstance(features, FeatureSet) else FeatureSet(features)
 
 
-def frechet_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet) -> float:
-    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) for feature sets [n, F] and [m, F], n, m >= 2, in float64."""
-    a, b = _feature_set(a), _feature_set(b)
-    mean_gap = a.mean - b.mean
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
+    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two sets of features, in float64, on one device.
+
+    Args:
+        a: features [n, F], n >= 2, or their moments; n < F is fine.
+        b: the same of the other set; many distances to one `b` cost one root of its covariance if it is no tensor.
+    """
+    first = FeatureSet(a) if isinstance(a, Tensor) else a
+    second = FeatureSet(b) if isinstance(b, Tensor) else b
+    mean_gap, covariance, root = first.mean - second.mean, first.covariance, second.covariance_root
     # tr (C_a C_b)^(1/2) through the symmetric matrix with the same eigenvalues: stable without a general square root.
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    return float(mean_gap @ mean_gap + a.covariance.trace() + b.covariance.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
+    return float(mean_gap @ mean_gap + covariance.trace() + second.covariance.trace() - 2 * cross)
 
 
 def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet) -> float:
@@ -72,12 +176,101 @@ def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet) -> float:
     return float(a.mean_kernel + b.mean_kernel - 2 * across / (len(a.values) * len(b.values)))
 
 
+def kernel_inception_distance(
+    generated: Tensor, reference: Tensor, subsets: int, subset_size: int, seed: int
+) -> tuple[float, float]:
+    """KID as clean-fid computes it: the unbiased squared MMD of random subsets, in float64.
+
+    Binkowski et al. (2018). In each subset m features of either set are compared, drawn without replacement.
+
+    Args:
+        generated: features [n, F], n >= 2.
+        reference: features [k, F], k >= 2, on the same device.
+        subsets: their number; clean-fid takes 100.
+        subset_size: m; at most the smaller set's size is taken. clean-fid takes 1000.
+        seed: of the subsets; the same for every device.
+
+    Returns:
+        Mean and standard deviation over the subsets (that of the population, as numpy's).
+    """
+    size = min(len(generated), len(reference), subset_size)
+    distances = []
+    for index in range(subsets):
+        draw = generator(seed, index, "kid-subset")
+        x, y = (
+            features[torch.randperm(len(features), generator=draw)[:size].to(features.device)].double()
+            for features in (generated, reference)
+        )
+        within, across = _kernel(x, x).add_(_kernel(y, y)), _kernel(x, y)
+        distances.append((within.sum() - within.trace()) / (size * (size - 1)) - 2 * across.mean())
+    values = torch.stack(distances)
+    return values.mean().item(), values.std(correction=0).item()
+
+
 def class_score(probabilities: Tensor) -> float:
     """exp(E KL(p(y|x) || p(y))) for class probabilities [n, K]: the formula of the inception score, in [1, K]."""
     p = probabilities.double()
     marginal = p.mean(0, keepdim=True)
     divergence = torch.special.xlogy(p, p) - torch.special.xlogy(p, marginal)
     return float(divergence.sum(1).mean().exp())
+
+
+class InceptionScore:
+    """`class_score` of contiguous splits of probabilities that come in batches, in float64; memory O(K).
+
+    Salimans et al. (2016), whose splits are 10. The first splits hold one more if the total is not divisible, as
+    numpy.array_split has it.
+
+    Args:
+        total: number of images to come.
+        splits: number of splits, 1 .. total.
+
+    Raises:
+        ValueError: there are more splits than images, or none.
+    """
+
+    def __init__(self, total: int, splits: int) -> None:
+        if not 1 <= splits <= total:
+            raise ValueError(f"{total} images cannot be scored in {splits} splits")
+        self.sizes = [total // splits + (index < total % splits) for index in range(splits)]
+        self.scores: list[Tensor] = []
+        self._filled = 0
+        self._sum = self._negative_entropy = torch.zeros(())
+
+    def update(self, probabilities: Tensor) -> None:
+        """Takes class probabilities [n, K] of the next n images.
+
+        Raises:
+            ValueError: more come than were announced.
+        """
+        remaining = probabilities
+        while len(remaining):
+            if len(self.scores) == len(self.sizes):
+                raise ValueError(f"{len(remaining)} images more than the {sum(self.sizes)} announced")
+            size = self.sizes[len(self.scores)]
+            part, remaining = remaining[: size - self._filled].double(), remaining[size - self._filled :]
+            if not self._filled:
+                self._sum = self._negative_entropy = part.new_zeros(())
+            self._filled += len(part)
+            self._sum = self._sum + part.sum(0)
+            self._negative_entropy = self._negative_entropy + torch.special.xlogy(part, part).sum()
+            if self._filled == size:
+                marginal = self._sum / size
+                divergence = self._negative_entropy / size - torch.special.xlogy(marginal, marginal).sum()
+                self.scores.append(divergence.exp())
+                self._filled = 0
+
+    @property
+    def value(self) -> tuple[float, float]:
+        """Mean and standard deviation over the splits (that of the population, as is customary).
+
+        Raises:
+            ValueError: some images have not come yet.
+        """
+        if len(self.scores) < len(self.sizes):
+            raise ValueError(f"{len(self.scores)} of {len(self.sizes)} splits are complete")
+        scores = torch.stack(self.scores)
+        return scores.mean().item(), scores.std(correction=0).item()
 
 
 def transport_cost(x: Tensor, z: Tensor) -> Tensor:

@@ -16,7 +16,23 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+# Values of a data set; its exact denoiser looks at each of them for every sample.
+LARGEST_EXACT_DATA = 10_000_000
+
+# Samples that pass through a network at once, where many are predicted.
+PREDICTED = 1024
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def in_parts(model: Denoiser, device: str) -> Denoiser:
+    """The same function of (x [B, ...], sigma [B]), evaluated on `device` in parts; its result is where x is."""
+
+    def predict(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = zip(x.split(PREDICTED), sigma.split(PREDICTED), strict=True)
+        return torch.cat([model(part.to(device), levels.to(device)).to(x.device) for part, levels in parts])
+
+    return predict
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Where samples come from.
 
-A new data set is a frozen dataclass with `load` and `exact_mixture`, and its place in `DataSource`; everything else
-follows from its prepared arrays. The fields are its keys in params.yaml. numpy and torch are imported when samples are
-made, so that the grid can be read in an instant.
+A data set is a frozen dataclass with its place in `DataSource`; everything else follows from its prepared arrays. One
+that is small has `load`. One that lies in archives has `locate` and `open`, and is read piece by piece. All have
+`shape` and `count`, known without any archive, and `timing_samples` and `exact_mixture`. The fields are its keys in
+params.yaml. numpy, torch and Pillow are imported when samples are made, so that the grid can be read in an instant.
 """
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from gcflow.archived import FiniteImages
+from gcflow.archived_sources import Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
 from gcflow.config import NoiseProcess, Strict, require
 
 if TYPE_CHECKING:
@@ -19,32 +21,49 @@ if TYPE_CHECKING:
 
 
 class RawData(NamedTuple):
-    """samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. provenance: source and transform, in words."""
+    """samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. provenance: source and transform, in words.
+
+    held_out: what is kept from training, as samples are, or None if the source has no such split.
+    """
 
     samples: "np.ndarray"
     labels: "np.ndarray"
     provenance: dict[str, str]
+    held_out: "np.ndarray | None" = None
 
 
-class _FiniteImages(Strict):
-    """A source whose images are all there is of its distribution."""
+class _Small(Strict):
+    """A source that is at hand at any time, and as a whole."""
 
-    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
-        """The empirical distribution of the prepared images, in model space."""
-        from gcflow.oracles import empirical
-        from gcflow.preconditioning import to_model_space
+    def load(self) -> RawData:
+        """All of it."""
+        raise NotImplementedError
 
-        return empirical(to_model_space(data, process))
+    def timing_samples(self) -> "np.ndarray":
+        """Samples to time a recipe on: its own, as `load` gives them."""
+        return self.load().samples
 
 
 @dataclass(frozen=True)
-class Digits(_FiniteImages):
+class Digits(_Small, FiniteImages):
     """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
 
     source: Literal["digits"] = "digits"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: [C, H, W]."""
+        return (1, 8, 8)
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return 1797
+
     def load(self) -> RawData:
         """Reads the images from the installed package; nothing is downloaded."""
+        from importlib.metadata import version
+
         import numpy as np
         from sklearn.datasets import load_digits
 
@@ -58,7 +77,7 @@ class Digits(_FiniteImages):
 
 
 @dataclass(frozen=True)
-class Mixture2d(Strict):
+class Mixture2d(_Small):
     """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form.
 
     means: the components' centres. std: their standard deviation. count: points to draw. seed: of the draw.
@@ -74,6 +93,11 @@ class Mixture2d(Strict):
         require(len(self.means) >= 1, "means", list(self.means), "at least one [x, y]")
         require(self.std > 0, "std", self.std, "a number > 0")
         require(self.count >= 1, "count", self.count, "an integer >= 1")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one point: [d]."""
+        return (2,)
 
     def mixture(self) -> "GaussianMixture":
         """The distribution itself, float64."""
@@ -102,7 +126,7 @@ class Mixture2d(Strict):
 
 
 @dataclass(frozen=True)
-class Synthetic(_FiniteImages):
+class Synthetic(_Small, FiniteImages):
     """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them.
 
     shape: [C, H, W]. count: images. seed: of the draw.
@@ -127,4 +151,58 @@ class Synthetic(_FiniteImages):
         return RawData(samples, np.zeros(self.count, dtype=np.int64), provenance)
 
 
-DataSource = Digits | Mixture2d | Synthetic
+@dataclass(frozen=True)
+class Patches32(_Small, FiniteImages):
+    """32x32 patches of the two photographs that ship with scikit-learn, china.jpg and flower.jpg; no download.
+
+    stride: pixels between neighbouring patches, across and down. The patches of the right quarter of each photograph
+    are held out; no pixel is in a patch of either kind. Labels number the photographs.
+    """
+
+    stride: int = 3
+    source: Literal["patches32"] = "patches32"
+
+    def __post_init__(self) -> None:
+        require(1 <= self.stride <= 32, "stride", self.stride, "an integer in 1..32")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: [C, H, W]."""
+        return (3, 32, 32)
+
+    @property
+    def count(self) -> int:
+        """Patches to train on, of two photographs of 427 x 640 pixels."""
+        down, across = ((length - 32) // self.stride + 1 for length in (427, 480))
+        return 2 * down * across
+
+    def _patches(self, photographs: "list[np.ndarray]") -> "np.ndarray":
+        import numpy as np
+
+        # Of shape [down, across, C, 32, 32] each.
+        windows = [np.lib.stride_tricks.sliding_window_view(photograph, (32, 32), (0, 1)) for photograph in photographs]
+        step = self.stride
+        return np.concatenate([view[::step, ::step].reshape(-1, 3, 32, 32) for view in windows])
+
+    def load(self) -> RawData:
+        """Cuts the patches out of the photographs in the installed package."""
+        from importlib.metadata import version
+
+        import numpy as np
+        from sklearn.datasets import load_sample_images
+
+        photographs = load_sample_images().images
+        border = photographs[0].shape[1] * 3 // 4
+        samples = self._patches([photograph[:, :border] for photograph in photographs])
+        held_out = self._patches([photograph[:, border:] for photograph in photographs])
+        labels = np.repeat(np.arange(2), len(samples) // 2)
+        provenance = {
+            "source": f"scikit-learn {version('scikit-learn')}, sklearn.datasets.load_sample_images",
+            "transform": f"32x32 patches every {self.stride} pixels; the right quarter of each photograph held out",
+        }
+        return RawData(samples, labels.astype(np.int64), provenance, held_out)
+
+
+SmallSource = Digits | Mixture2d | Synthetic | Patches32
+ArchivedSource = Cifar10 | Imagenet32 | Imagenet32Downsampled | Celeba64 | Church64 | Folder
+DataSource = SmallSource | ArchivedSource

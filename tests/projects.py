@@ -112,7 +112,7 @@ def tiny_params() -> dict[str, Any]:
                     "seed": 0,
                 },
                 "discrepancy": {"samples": 64, "sigmas": [0.5, 5.0], "seed": 0},
-                "tables": {"table1": {"title": "Tiny table", "methods": ["ic", "gc"], "paper": "cifar10"}},
+                "tables": {"table1": {"title": "Tiny table", "methods": ["ic", "gc"], "reproduces": "table1"}},
                 "figures": {
                     "convergence": {"kind": "convergence", "title": "Tiny convergence", "methods": ["ic", "gc"]},
                     "transport-cost": {"kind": "transport", "title": "Tiny transport cost"},

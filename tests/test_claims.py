@@ -99,10 +99,16 @@ def metrics(curve):
     records = []
     for step, values in curve.items():
         for seed, value in enumerate(values):
-            main = {"metric": "classifier-fd", "weights": "ema", "network_evaluations": 1, "value": value}
+            main = {
+                "protocol": "classifier",
+                "metric": "classifier-fd",
+                "weights": "ema",
+                "network_evaluations": 1,
+                "value": value,
+            }
             for other in (
                 {},
-                {"metric": "classifier-kd", "value": -1.0},
+                {"protocol": "classifier", "metric": "classifier-kd", "value": -1.0},
                 {"weights": "raw", "value": 1e3},
                 {"network_evaluations": 2, "value": 1e-3},
             ):
@@ -179,7 +185,7 @@ def ledger(root, command=False):
     if command:
         gcflow(root, "claims")
     else:
-        write_ledger(Params(root / "params.yaml"))
+        write_ledger(Params(root / "params.yaml"), "all")
     content = json.loads((root / "results/claims.json").read_text())
     return content, {(record["dataset"], record["name"]): record for record in content["records"]}
 
@@ -226,8 +232,8 @@ def test_the_slope_of_a_power_law_is_its_exponent_whatever_happens_below_1(power
 @pytest.mark.parametrize(
     ("statistic", "records", "problem"),
     [
-        ("final", [], "no metric"),
-        ("final", [{"metric": "classifier-kd"}], "no metric"),
+        ("final", [], "has no fid"),
+        ("final", [{"protocol": "classifier", "metric": "classifier-kd"}], "has no fid"),
         ("final", [r for r in metrics({40: [1.0]}) if r["weights"] == "raw"], "EMA"),
         ("final", metrics({40: [0.0]}), "step 40 is 0.0"),
         ("area", metrics({20: [math.nan], 40: [1.0]}), "step 20 is nan"),
@@ -655,7 +661,7 @@ def test_the_stage_is_out_of_date_with_the_claims_and_with_the_labels_and_seeds_
     assert not same_slice(lambda d: d[digits[0]][digits[1]]["runs"]["gc"].update(label="another"))
     assert not same_slice(lambda d: d[digits[0]][digits[1]]["runs"]["gc"].update(seeds=[0, 1]))
     assert not same_slice(lambda d: d["claims"].update(confidence=0.9))
-    assert "gcflow claims" in dvc_document(before)
+    assert "gcflow claims" in dvc_document(before, "all")
 
 
 def test_without_claims_there_is_no_stage(tmp_path):
@@ -682,7 +688,7 @@ def test_a_file_that_is_missing_or_damaged_is_named_with_the_command_that_makes_
     if content is not None:
         (root / file).write_text(content)
     with pytest.raises(GcflowError) as caught:
-        write_ledger(Params(root / "params.yaml"))
+        write_ledger(Params(root / "params.yaml"), "all")
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{root / file}: ")
     if content is None:

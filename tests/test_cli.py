@@ -26,7 +26,7 @@ from torch import zeros
 
 from gcflow.cli import main
 from gcflow.files import sha256_of
-from gcflow.pipeline.evaluate import train_features
+from gcflow.pipeline.extractors import make_features
 from gcflow.pipeline.params import Params
 from gcflow.weights import load_tensors, save_tensors
 
@@ -96,7 +96,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with its data, a feature classifier and a trained run."""
     root = prepare_data(write_project(tmp_path_factory.mktemp("cli") / "project"), "digits", "mixture2d")
     train_here(root, "digits/ic/0")
-    train_features(Params(root / "params.yaml"), "digits")
+    make_features(Params(root / "params.yaml"), "digits", Path("archives"), fetch=False)
     return root
 
 
@@ -300,7 +300,9 @@ def test_a_run_whose_reference_is_not_trained_is_refused_with_the_run_to_train_f
 
 
 def test_missing_features_are_refused_by_file(root, here):
-    reference, classifier = (f"results/digits/features/{name}.safetensors" for name in ("reference", "classifier"))
+    reference, classifier = (
+        f"results/digits/features/{name}.safetensors" for name in ("reference-classifier", "classifier")
+    )
     refused(here(root, "evaluate", "digits/ic/0"), f"{reference}: no such file")
     (root / classifier).unlink()
     before = contents(root)
@@ -319,9 +321,10 @@ def test_missing_and_damaged_snapshots_are_refused_by_file(root, here):
     assert not (root / "results" / "digits" / "ic" / "seed0" / "evaluation").exists()
 
 
-def test_a_table_without_its_numbers_is_refused_by_file(root, here):
+def test_a_view_without_its_numbers_is_refused_by_file(root, here):
     missing = "results/digits/ic/seed0/evaluation/metrics.json: no such file"
-    refused(here(root, "table", "digits", "table1"), missing)
+    reference = "results/digits/features/reference-classifier.safetensors: no such file"
+    refused(here(root, "table", "digits", "table1"), reference)
     refused(here(root, "figure", "digits", "convergence"), missing)
     refused(here(root, "figure", "digits", "transport-cost"), "results/digits/transport.json: no such file")
     assert not (root / "results" / "digits" / "tables").exists()

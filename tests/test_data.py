@@ -1,19 +1,28 @@
 import hashlib
 import json
 import math
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from projects import contents
-from sklearn.datasets import load_digits
+from archive_files import photograph, square, write_zip
+from projects import contents, error_line, gcflow, limit_file_size, tiny_params, write_project
+from sklearn.datasets import load_digits, load_sample_images
 
+from gcflow import images, preparation
 from gcflow.config import NoiseProcess
 from gcflow.data import load_dataset, prepare
 from gcflow.errors import GcflowError
+from gcflow.locators import Item
 from gcflow.preconditioning import to_model_space
-from gcflow.sources import Digits, Mixture2d
+from gcflow.sources import Digits, Folder, Mixture2d, Patches32, Synthetic
 
 MEANS = ((1.2, 0.4), (-0.9, 1.1), (-0.6, -1.3))
 MIXTURE = Mixture2d(means=MEANS, std=0.35, count=6000, seed=3)
@@ -61,7 +70,8 @@ def test_the_manifest_of_digits_states_facts_of_the_arrays(digits):
     assert manifest["channel_std"] == pytest.approx([scaled.std()], abs=1e-6)
     assert manifest["std"] == pytest.approx(scaled.std(), abs=1e-6)
     assert manifest["sha256"] == {
-        name: hashlib.sha256((digits / name).read_bytes()).hexdigest() for name in ("samples.npy", "labels.npy")
+        name: hashlib.sha256((digits / name).read_bytes()).hexdigest()
+        for name in ("samples.npy", "labels.npy", "held_out.npy")
     }
     assert load_dataset(digits).sha256 == manifest["sha256"]["samples.npy"]
 
@@ -106,7 +116,7 @@ def test_preparing_again_replaces_what_was_damaged(points):
     assert contents(points) == before
 
 
-@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("written", [0, 1, 2])
 def test_an_interrupted_preparation_leaves_the_old_data_or_data_that_are_refused(points, monkeypatch, written):
     old, save, calls = load_dataset(points), np.save, []
 
@@ -175,6 +185,18 @@ def hashes_of_a_wrong_type(folder: Path) -> str:
     return "manifest.json: "
 
 
+def held_out_missing(folder: Path) -> str:
+    (folder / "held_out.npy").unlink()
+    return "held_out.npy: missing"
+
+
+def held_out_unlisted(folder: Path) -> str:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]["held_out.npy"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return "manifest.json: sha256 lacks held_out.npy; run gcflow prepare points"
+
+
 def hashes_of_no_file(folder: Path) -> str:
     _edit(folder, "sha256", {})
     return "manifest.json: "
@@ -192,6 +214,8 @@ def hashes_of_no_file(folder: Path) -> str:
         count_wrong,
         hashes_of_a_wrong_type,
         hashes_of_no_file,
+        held_out_missing,
+        held_out_unlisted,
     ],
 )
 def test_damaged_data_are_refused_in_one_line_that_names_the_file(points, damage):
@@ -254,3 +278,318 @@ def test_an_impossible_mixture_is_refused_by_key(field, value):
     options = {"means": MEANS, "std": 0.35, "count": 10, "seed": 0} | {field: value}
     with pytest.raises(ValueError, match=rf"^{field} is "):
         Mixture2d(**options)
+
+
+# Small sources.
+
+
+@pytest.mark.parametrize(
+    "source", [Digits(), MIXTURE, Synthetic(shape=(3, 8, 8), count=10, seed=0), Patches32(stride=16)]
+)
+def test_shape_and_count_of_a_small_source_are_known_and_its_samples_are_what_is_timed(source):
+    raw = source.load()
+    assert tuple(source.shape) == raw.samples.shape[1:]
+    assert source.count == len(raw.samples) == len(raw.labels)
+    assert np.array_equal(source.timing_samples(), raw.samples)
+
+
+def test_sources_without_a_test_split_hold_nothing_out(digits, points):
+    assert load_dataset(digits).held_out.shape == (0, 1, 8, 8)
+    assert load_dataset(points).held_out.shape == (0, 2)
+    assert load_dataset(digits).held_out.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("stride", [3, 16, 32])
+def test_patches_lie_in_their_photographs_and_no_pixel_is_in_both_splits(stride):
+    raw = Patches32(stride=stride).load()
+    photographs = load_sample_images().images
+    down, across = (range(0, length - 31, stride) for length in (427, 480))
+    expected = [photograph[y : y + 32, x : x + 32] for photograph in photographs for y in down for x in across]
+    assert np.array_equal(raw.samples, np.stack(expected).transpose(0, 3, 1, 2))
+    held_out = range(480, 640 - 31, stride)
+    assert max(across) + 32 <= min(held_out)
+    expected = [photograph[y : y + 32, x : x + 32] for photograph in photographs for y in down for x in held_out]
+    assert np.array_equal(raw.held_out, np.stack(expected).transpose(0, 3, 1, 2))
+    half = len(raw.labels) // 2
+    assert raw.labels.tolist() == [0] * half + [1] * half
+
+
+def test_patches_are_prepared_with_what_is_held_out(tmp_path):
+    manifest = prepare(Patches32(stride=16), tmp_path / "patches")
+    data = load_dataset(tmp_path / "patches")
+    assert manifest["held_out"] == len(data.held_out) == 2 * 25 * 9
+    assert data.shape == (3, 32, 32)
+    scaled = data.samples.double() / 127.5 - 1
+    assert manifest["channel_mean"] == pytest.approx(scaled.mean((0, 2, 3)).tolist(), abs=1e-6)
+    assert manifest["channel_std"] == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist(), abs=1e-6)
+    assert manifest["std"] == pytest.approx(scaled.std(correction=0).item(), abs=1e-6)
+
+
+def test_an_impossible_stride_is_refused_by_key():
+    with pytest.raises(ValueError, match=r"^stride is "):
+        Patches32(stride=0)
+
+
+# What is cut short goes on.
+
+
+class Cut(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """30 images, in shards of 8."""
+    monkeypatch.setattr(images, "CHUNK", 4)
+    monkeypatch.setattr(preparation, "SHARD", 8)
+    (tmp_path / "archives").mkdir()
+    write_zip(tmp_path / "archives" / "mine", {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)})
+    return tmp_path / "archives"
+
+
+MINE = Folder("mine", 8)
+
+
+@pytest.fixture
+def uncut(archives: Path, tmp_path: Path) -> dict[str, str]:
+    prepare(MINE, tmp_path / "uncut", archives, workers=1)
+    return contents(tmp_path / "uncut")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that were decoded, chunk by chunk."""
+    decoded: list[int] = []
+    decode = images.decode_chunk
+
+    def count(items: list[Item], *rest: Any) -> images.Block:
+        decoded.append(len(items))
+        return decode(items, *rest)
+
+    monkeypatch.setattr(images, "decode_chunk", count)
+    return decoded
+
+
+def cut_at(count: int) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, phase: str) -> None:
+        if phase == "images" and done >= count:
+            raise Cut
+
+    return report
+
+
+@pytest.mark.parametrize("done", [4, 8, 12, 20, 24, 30])
+def test_a_preparation_that_was_cut_goes_on_after_its_last_shard_and_ends_with_the_same_bytes(
+    archives, tmp_path, uncut, counted, done
+):
+    folder = tmp_path / "data"
+    with pytest.raises(Cut):
+        prepare(MINE, folder, archives, workers=1, report=cut_at(done))
+    with pytest.raises(GcflowError, match=r"manifest\.json: missing"):
+        load_dataset(folder)
+    counted.clear()
+    prepare(MINE, folder, archives, workers=1)
+    assert contents(folder) == uncut
+    assert sum(counted) == (30 - done // 8 * 8 if done < 30 else 0)
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_a_preparation_that_was_cut_while_it_moved_its_files_into_place_ends_with_the_same_bytes(
+    archives, tmp_path, uncut, counted, monkeypatch, moves
+):
+    folder, replace, done = tmp_path / "data", Path.replace, []
+    prepare(Folder("mine", 8, filter="box"), folder, archives, workers=1)
+    old = contents(folder)
+
+    def cut(path: Path, target: Path) -> Path:
+        if target.parent == folder:
+            if len(done) == moves:
+                raise Cut
+            done.append(target)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        if moves < 4:
+            with pytest.raises(Cut):
+                prepare(MINE, folder, archives, workers=1)
+    if moves == 0:
+        assert {name: content for name, content in contents(folder).items() if name in old} == old
+        load_dataset(folder)
+    elif moves < 4:
+        with pytest.raises(GcflowError, match="sha256 differs"):
+            load_dataset(folder)
+    counted.clear()
+    prepare(MINE, folder, archives, workers=1)
+    assert contents(folder) == uncut
+    assert sum(counted) == (0 if moves < 4 else 30)
+
+
+def test_arrays_that_vanished_half_moved_are_made_again(archives, tmp_path, uncut, monkeypatch):
+    folder, replace = tmp_path / "data", Path.replace
+
+    def cut(path: Path, target: Path) -> Path:
+        if target == folder / "labels.npy":
+            raise Cut
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(Cut):
+            prepare(MINE, folder, archives, workers=1)
+    (folder / "samples.npy").unlink()
+    prepare(MINE, folder, archives, workers=1)
+    assert contents(folder) == uncut
+
+
+def cut_half_way(folder: Path, archives: Path) -> None:
+    with pytest.raises(Cut):
+        prepare(MINE, folder, archives, workers=1, report=cut_at(20))
+
+
+@pytest.mark.parametrize("name", ["samples.npy", "labels.npy", "state.json"])
+def test_a_shard_that_is_not_what_was_written_is_made_again(archives, tmp_path, uncut, counted, name):
+    cut_half_way(tmp_path / "data", archives)
+    path = tmp_path / "data" / ".preparing" / name
+    content = bytearray(path.read_bytes())
+    content[128 + 10 * (192 if name == "samples.npy" else 8)] ^= 1
+    path.write_bytes(content)
+    counted.clear()
+    prepare(MINE, tmp_path / "data", archives, workers=1)
+    assert contents(tmp_path / "data") == uncut
+    assert sum(counted) == (30 if name == "state.json" else 22)
+
+
+@pytest.mark.parametrize("change", ["archive", "options"])
+def test_nothing_made_from_another_archive_or_with_other_options_is_kept(archives, tmp_path, counted, change):
+    folder = tmp_path / "data"
+    cut_half_way(folder, archives)
+    source = MINE
+    if change == "archive":
+        write_zip(archives / "mine", {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)})
+    else:
+        source = Folder("mine", 8, filter="box")
+    counted.clear()
+    prepare(source, folder, archives, workers=1)
+    assert sum(counted) == 30
+    prepare(source, tmp_path / "whole", archives, workers=1)
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_after_a_broken_image_skip_broken_goes_on_and_its_absence_does_not_keep_what_was_skipped(
+    archives, tmp_path, counted
+):
+    members = {f"{k:02}.jpg": photograph() for k in range(30)} | {"18.jpg": b"no image"}
+    write_zip(archives / "mine", members)
+    folder = tmp_path / "data"
+    with pytest.raises(GcflowError, match=r"image 18\.jpg does not decode"):
+        prepare(MINE, folder, archives, workers=1)
+    counted.clear()
+    with pytest.raises(Cut):
+        prepare(MINE, folder, archives, workers=1, skip_broken=True, report=cut_at(28))
+    assert sum(counted) == 28 - 16
+    counted.clear()
+    with pytest.raises(GcflowError, match=r"image 18\.jpg does not decode"):
+        prepare(MINE, folder, archives, workers=1)
+    prepare(MINE, folder, archives, workers=1, skip_broken=True)
+    data, manifest = load_dataset(folder), json.loads((folder / "manifest.json").read_text())
+    assert manifest["skipped"] == ["18.jpg"]
+    assert [shard["rows"] for shard in manifest["shards"]] == [8, 8, 7, 6]
+    whole = [square(content, 8) for name, content in members.items() if name != "18.jpg"]
+    assert np.array_equal(data.samples.numpy(), np.stack(whole))
+
+
+def test_the_manifest_has_the_hash_of_each_shard(archives, tmp_path, uncut):
+    manifest = json.loads((tmp_path / "uncut" / "manifest.json").read_text())
+    samples, first = np.load(tmp_path / "uncut" / "samples.npy"), 0
+    assert [shard["rows"] for shard in manifest["shards"]] == [8, 8, 8, 6]
+    for shard in manifest["shards"]:
+        rows = samples[first : first + shard["rows"]]
+        assert hashlib.sha256(rows.tobytes()).hexdigest() == shard["sha256"]
+        first += len(rows)
+
+
+def test_a_second_process_is_refused_while_one_prepares(archives, tmp_path):
+    refused = []
+
+    def report(done: int, total: int, phase: str) -> None:
+        if phase == "images" and not refused:
+            with pytest.raises(GcflowError, match="another process prepares this data set"):
+                prepare(MINE, tmp_path / "data", archives, workers=1)
+            refused.append(1)
+
+    prepare(MINE, tmp_path / "data", archives, workers=1, report=report)
+    assert refused == [1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gcflow import images, preparation
+images.CHUNK, preparation.SHARD = 4, 8
+
+def report(done, total, phase):
+    if phase == 'images' and done >= 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == '__main__':
+    from gcflow.data import prepare
+    from gcflow.sources import Folder
+    prepare(Folder('mine', 8), Path(sys.argv[1]), Path(sys.argv[2]), workers=2, report=report)
+"""
+
+
+def test_a_process_that_is_killed_half_way_is_gone_on_with_by_two_others(archives, tmp_path, uncut, counted):
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, tmp_path / "killed.py", tmp_path / "data", archives]
+    assert subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    prepare(MINE, tmp_path / "data", archives, workers=1)
+    assert contents(tmp_path / "data") == uncut
+    assert sum(counted) == 30 - 16
+
+
+# The command line.
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    params = tiny_params()
+    params["datasets"]["digits"]["data"] = {"source": "folder", "path": "mine", "size": 32}
+    del params["datasets"]["digits"]["tables"]
+    root = write_project(tmp_path / "project", params)
+    (root / "archives").mkdir()
+    write_zip(root / "archives" / "mine", {f"class{k % 2}/{k:02}.jpg": photograph() for k in range(100)})
+    return root
+
+
+def test_the_command_line_prepares_from_the_archives_of_the_project_or_of_a_folder_named(project, tmp_path):
+    gcflow(project, "prepare", "digits", "--workers", "2")
+    first = contents(project / "data")
+    (project / "archives").rename(tmp_path / "elsewhere")
+    error = error_line(gcflow(project, "prepare", "digits", check=False).stderr)
+    assert "archives/mine: missing; put a folder, zip, tar or tar.gz of images there" in error
+    result = gcflow(project, "prepare", "digits", "--archives", tmp_path / "elsewhere")
+    assert "digits: 100 samples of shape [3, 32, 32]" in result.stderr
+    assert contents(project / "data") == first
+
+
+def test_a_full_disk_is_one_line_and_the_next_call_ends_with_the_same_bytes(project):
+    gcflow(project, "prepare", "digits", "--workers", "1")
+    whole = contents(project / "data")
+    shutil.rmtree(project / "data")
+    result = gcflow(
+        project, "prepare", "digits", "--workers", "1", check=False, preexec=lambda: limit_file_size(200_000)
+    )
+    assert result.returncode == 2
+    error = error_line(result.stderr)
+    assert "data/digits/.preparing/samples.npy: File too large" in error
+    assert not (project / "data" / "digits" / "manifest.json").exists()
+    gcflow(project, "prepare", "digits", "--workers", "1")
+    assert contents(project / "data") == whole
+
+
+def test_a_broken_image_is_one_line_and_can_be_skipped(project):
+    write_zip(project / "archives" / "mine", {"a.jpg": photograph(), "b.jpg": b"no image"})
+    assert "image b.jpg does not decode" in error_line(gcflow(project, "prepare", "digits", check=False).stderr)
+    result = gcflow(project, "prepare", "digits", "--skip-broken")
+    assert "1 images do not decode and were left out" in result.stderr

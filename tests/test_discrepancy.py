@@ -19,6 +19,7 @@ from projects import (
     write_project,
 )
 
+from gcflow import oracles
 from gcflow.couplings import optimal_assignment
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
@@ -122,6 +123,7 @@ def scratch(project, params, monkeypatch, tmp_path):
     """Measures a run with other models in the place of its own, and leaves the project's files as they are."""
 
     def measure(name, model, frozen=None):
+        monkeypatch.setattr(oracles, "PREDICTED", 1_000_000)
         monkeypatch.setattr(discrepancy, "load_run_model", lambda *args, **more: model)
         if frozen is not None:
             monkeypatch.setattr(discrepancy, "load_frozen", lambda *args: {"predictor": frozen})
@@ -520,7 +522,7 @@ def test_every_denoiser_of_a_data_set_with_a_discrepancy_block_is_measured(param
     assert set(stage.slice(params)) == {f"{prefix}discrepancy", f"{prefix}methods.denoiser-gc"}
     independent = stages["discrepancy-mixture2d-denoiser-1"]
     assert f"{folder('ic')}/snapshots" not in independent.deps
-    assert "cmd: gcflow discrepancy mixture2d/denoiser/1" in dvc_document(params)
+    assert "cmd: gcflow discrepancy mixture2d/denoiser/1" in dvc_document(params, "all")
 
 
 def test_the_figure_depends_on_its_methods_measurements_and_labels(params):

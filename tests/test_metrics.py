@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from gcflow import metrics
-from gcflow.metrics import FeatureSet, class_score, frechet_distance, kernel_distance, transport_cost
+from gcflow.metrics import (
+    FeatureSet,
+    FeatureStatistics,
+    InceptionScore,
+    class_score,
+    frechet_distance,
+    kernel_distance,
+    kernel_inception_distance,
+    transport_cost,
+)
 
 SEEDS = st.integers(0, 10**6)
 
@@ -150,6 +159,139 @@ def test_a_feature_set_gives_the_distances_of_its_features_however_often_it_is_c
     for other in [*others, others[0]]:
         assert distance(other, known) == distance(other, features)
         assert distance(known, other) == distance(features, other)
+
+
+def statistics_of(*batches):
+    statistics = FeatureStatistics()
+    for batch in batches:
+        statistics.update(batch)
+    return statistics
+
+
+@given(seed=SEEDS, sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8), size=st.integers(1, 5))
+@settings(deadline=None, max_examples=40)
+def test_feature_statistics_do_not_depend_on_batches_or_their_order(seed, sizes, size):
+    features = gaussian(seed, sum(sizes) + 2, size) * 3 + 1000
+    batches = torch.split(features, [*sizes, 2])
+    for order in (batches, batches[::-1], [features], features[:, None]):
+        statistics = statistics_of(*order)
+        assert statistics.count == len(features)
+        np.testing.assert_allclose(statistics.mean, features.mean(0), rtol=1e-12)
+        covariance = np.atleast_2d(np.cov(features.T))
+        np.testing.assert_allclose(statistics.covariance, covariance, rtol=1e-10, atol=1e-10 * covariance.max())
+
+
+def test_merged_feature_statistics_are_those_of_all_features_and_leave_the_other_alone():
+    features = gaussian(0, 30, 4)
+    first, second = statistics_of(features[:11]), statistics_of(features[11:])
+    before = second.tensors()
+    first.merge(second)
+    first.merge(FeatureStatistics())
+    empty = FeatureStatistics()
+    empty.merge(first)
+    first.update(gaussian(1, 5, 4))
+    for merged, rows in ((empty, features), (first, torch.cat([features, gaussian(1, 5, 4)]))):
+        np.testing.assert_allclose(merged.mean, rows.mean(0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(merged.covariance, np.cov(rows.T), rtol=1e-10)
+        assert merged.count == len(rows)
+    assert all(torch.equal(second.tensors()[name], before[name]) for name in before)
+
+
+def test_feature_statistics_come_back_from_their_tensors_bit_for_bit():
+    features = gaussian(0, 20, 3)
+    whole, begun = statistics_of(features[:8], features[8:]), statistics_of(features[:8])
+    stored = begun.tensors()
+    begun.update(features[8:])
+    resumed = FeatureStatistics.of(stored)
+    resumed.update(features[8:])
+    for statistics in (begun, resumed):
+        assert statistics.count == whole.count
+        assert torch.equal(statistics.mean, whole.mean)
+        assert torch.equal(statistics.covariance, whole.covariance)
+    assert stored["count"] == 8
+    np.testing.assert_allclose(FeatureStatistics.of(stored).covariance, np.cov(features[:8].T), rtol=1e-12)
+
+
+def test_the_frechet_distance_takes_features_sets_of_them_and_statistics_alike():
+    a, b = gaussian(0, 50, 4), 2 * gaussian(1, 60, 4) + 1
+    expected = frechet_distance(a, b)
+    for first in (FeatureSet(a), statistics_of(a[:7], a[7:])):
+        for second in (b, FeatureSet(b), statistics_of(b[:30], b[30:])):
+            assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_references_root_is_computed_once_until_more_features_come(monkeypatch):
+    roots = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: roots.append(1) or eigh(matrix))
+    features = gaussian(0, 40, 4)
+    reference = statistics_of(features[:30])
+    distances = [frechet_distance(gaussian(seed, 20, 4), reference) for seed in (1, 2, 1)]
+    assert distances[0] == distances[2] != distances[1]
+    assert len(roots) == 1
+    reference.update(features[30:])
+    assert frechet_distance(features, reference) == pytest.approx(0, abs=1e-9)
+    assert len(roots) == 2
+
+
+def test_kid_is_unbiased_between_samples_of_one_distribution_and_finds_a_shift():
+    distances = [
+        kernel_inception_distance(*gaussian(seed, 2, 16, 4), subsets=3, subset_size=10, seed=seed)[0]
+        for seed in range(300)
+    ]
+    error = np.std(distances) / math.sqrt(300)
+    assert abs(np.mean(distances)) < 4 * error
+    assert min(distances) < 0
+    shifted = kernel_inception_distance(gaussian(0, 200, 4), gaussian(1, 200, 4) + 1, 5, 100, seed=0)
+    assert shifted[0] > 4 * shifted[1] > 0
+
+
+def test_kid_of_whole_sets_is_the_kernel_distance_up_to_the_pairs_across():
+    a, b = gaussian(0, 12, 3), gaussian(1, 12, 3) + 0.5
+    mean, deviation = kernel_inception_distance(a, b, subsets=4, subset_size=1000, seed=0)
+    assert mean == pytest.approx(kernel_distance(a, b), rel=1e-9)
+    assert deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_kids_subsets_are_a_function_of_the_seed_alone():
+    a, b = gaussian(0, 40, 3).float(), gaussian(1, 50, 3).float()
+    torch.manual_seed(0)
+    first = kernel_inception_distance(a, b, 3, 10, seed=1)
+    torch.manual_seed(1)
+    assert kernel_inception_distance(a, b, 3, 10, seed=1) == first
+    assert kernel_inception_distance(a, b, 3, 10, seed=2) != first
+
+
+@given(seed=SEEDS, splits=st.integers(1, 7), extra=st.integers(0, 20), batch=st.integers(1, 30))
+@settings(deadline=None, max_examples=40)
+def test_the_inception_score_is_the_class_score_of_numpys_splits_however_it_comes(seed, splits, extra, batch):
+    probabilities = torch.softmax(3 * gaussian(seed, splits + extra, 5), dim=1)
+    score = InceptionScore(len(probabilities), splits)
+    for part in torch.split(probabilities, batch):
+        score.update(part)
+    parts = [class_score(torch.from_numpy(part)) for part in np.array_split(probabilities.numpy(), splits)]
+    assert score.value == pytest.approx((np.mean(parts), np.std(parts)), rel=1e-9, abs=1e-9)
+
+
+def test_the_inception_score_by_hand():
+    score = InceptionScore(5, 2)
+    score.update(torch.eye(3))
+    score.update(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]))
+    second = math.exp((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
+    assert score.value == pytest.approx(((3 + second) / 2, (3 - second) / 2))
+
+
+def test_the_inception_score_refuses_what_does_not_add_up():
+    with pytest.raises(ValueError, match="3 images cannot be scored in 4 splits"):
+        InceptionScore(3, 4)
+    with pytest.raises(ValueError, match="0 images"):
+        InceptionScore(0, 1)
+    score = InceptionScore(4, 2)
+    score.update(torch.eye(3))
+    with pytest.raises(ValueError, match="1 of 2 splits are complete"):
+        _ = score.value
+    with pytest.raises(ValueError, match="2 images more than the 4 announced"):
+        score.update(torch.eye(3))
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])

@@ -533,7 +533,7 @@ def wrong_types(key: Key, value: Any) -> list[Any]:
         wrong += [3, 2.5, "text"]
     else:
         wrong = [True, 3, "text", [1]]
-    optional = ("gradient_clip", "step", "paper", "transport", "init", "huber_c", "stage_every")
+    optional = ("gradient_clip", "step", "paper", "reproduces", "transport", "init", "huber_c", "stage_every")
     if key[-1] not in optional and key[-2:] != ("predictor", "seed"):
         wrong.append(None)
     return wrong
@@ -665,6 +665,19 @@ def test_each_mistake_has_a_line_of_its_own(folder):
         ((*DIGITS, "tables", "table1", "methods"), ["ic", "ot"], "datasets.digits.tables.table1.methods names 'ot'"),
         ((*DIGITS, "figures", "samples", "methods"), ["nope"], "datasets.digits.figures.samples.methods names 'nope'"),
         ((*DIGITS, "tables", "table1", "paper"), "digits", "datasets.digits.tables.table1.paper is 'digits'"),
+        ((*DIGITS, "tables", "table1", "paper"), "cifar10", "datasets.digits.tables.table1.paper is 'cifar10', but"),
+        (
+            (*DIGITS, "tables", "table1", "protocol"),
+            "clean",
+            "datasets.digits.tables.table1.protocol is 'clean'; known: ",
+        ),
+        (
+            (*DIGITS, "tables", "table1", "reproduces"),
+            "chapter1",
+            "datasets.digits.tables.table1.reproduces is 'chapter1'",
+        ),
+        ((*DIGITS, "scale"), "huge", "datasets.digits.scale is 'huge'"),
+        ((*DIGITS, "evaluation", "weights"), ["raw"], "datasets.digits.evaluation.weights is ['raw'], "),
         (
             (*METHODS, "gc-frozen", "predictor", "method"),
             "nope",
@@ -894,7 +907,7 @@ def test_a_schedule_that_does_not_fit_its_method_is_refused_by_key(folder, metho
 
 @pytest.mark.parametrize("key", [(*DIGITS, "training", "schedule", "kind"), (*DIGITS, "features", "kind")], ids=dotted)
 def test_an_unknown_kind_is_refused_with_the_known_ones_and_a_missing_one_is_named(folder, key):
-    known = "'ict', 'ect', 'edm'" if "schedule" in key else "'classifier', 'identity'"
+    known = "'ict', 'ect', 'edm'" if "schedule" in key else "'classifier', 'identity', 'inception', 'surrogate'"
     assert refusal(folder, changed(key, "nope")) == f"{dotted(key)} is 'nope': expected {known}"
     assert refusal(folder, without(key)) == f"{dotted(key)} is missing"
 

@@ -963,7 +963,7 @@ def test_the_stages_of_the_theory_read_the_mixture_and_no_file(tmp_path):
     for name in ("theory", "paths"):
         assert stages[f"figure-mixture2d-{name}"].deps == stage.outs
     assert "theory-digits" not in stages
-    assert "cmd: gcflow theory gaussian2d" in dvc_document(params)
+    assert "cmd: gcflow theory gaussian2d" in dvc_document(params, "all")
 
 
 def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(tmp_path):

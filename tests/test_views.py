@@ -12,7 +12,7 @@ from gcflow.pipeline import figure
 from gcflow.pipeline.drawing import tile
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document
-from gcflow.pipeline.table import paper_values
+from gcflow.pipeline.table import published_values
 
 
 def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_path):
@@ -96,7 +96,7 @@ def test_a_training_stage_depends_on_the_weights_that_its_run_needs(tmp_path):
     assert needs("gc-frozen") == {snapshots("ic")}
     assert needs("ect-gc") == {snapshots("denoiser")}
     assert needs("cd") == {snapshots("denoiser"), "checkpoints/start.safetensors"}
-    assert "- checkpoints/start.safetensors" in dvc_document(params)
+    assert "- checkpoints/start.safetensors" in dvc_document(params, "all")
 
 
 def test_labels_and_further_seeds_leave_the_training_stages_as_they_are(tmp_path):
@@ -109,12 +109,12 @@ def test_labels_and_further_seeds_leave_the_training_stages_as_they_are(tmp_path
     assert Stages(before).table("digits", "table1").slice(before) != Stages(after).table("digits", "table1").slice(
         after
     )
-    assert dvc_document(before) != dvc_document(after)
+    assert dvc_document(before, "all") != dvc_document(after, "all")
 
 
 def test_the_papers_table_1_is_complete():
     for dataset in ("cifar10", "imagenet32", "celeba64", "church64"):
-        values = paper_values(dataset)
+        values = published_values("table1", dataset)
         assert set(values) == {"ic", "ot", "gc"}
         assert all(set(row) == {"FID", "KID×10²", "IS"} for row in values.values())
-    assert paper_values("celeba64")["gc"]["FID"] == [11.74, 0.08]
+    assert published_values("table1", "celeba64")["gc"]["FID"] == [11.74, 0.08]

@@ -11,7 +11,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from gcflow.batches import resident
 from gcflow.classifier import ImageClassifier
-from gcflow.config import RunConfig, to_dict
+from gcflow.config import NetworkConfig, RunConfig, to_dict
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import frechet_distance
-from gcflow.objectives import mu_at
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.planning import measure
+from gcflow.pipeline.planning.work import helper_passes_per_sample, pass_operations, passes_per_sample, without_dropout
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Classifier
 from gcflow.precision import begin_step, set_precision, tune
@@ -41,6 +42,8 @@ from gcflow.weights import spec_of
 
 SAMPLES = 512
 MATRIX = {"cpu": 2048, "cuda": 8192}
+# Seconds that a sampler is timed for, and what one batch may take at most.
+PATIENCE, LONGEST_SAMPLING = 2.0, 20.0
 
 
 def synchronise(device: str) -> None:
@@ -66,27 +69,6 @@ def peak_rate(precision: str, device: str) -> float:
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
 
 
-def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
-    """Floating-point operations of one pass of the network for one sample: products and sums of its layers."""
-    model = spec_of(config, shape).build()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *shape), torch.ones(1))
-    operations: int = counter.get_total_flops()
-    return operations
-
-
-def helper_passes_per_sample(config: RunConfig) -> float:
-    """Forward passes of the endpoint predictor or of a trained teacher in a training step, per sample."""
-    distils = config.method.objective == "distillation" and config.method.teacher != "exact"
-    return 1.0 if distils else mu_at(config.training.steps // 2, config)
-
-
-def passes_per_sample(config: RunConfig) -> float:
-    """Forward passes that a training step costs per sample, a backward pass counted as two."""
-    own = 3.0 if config.method.objective == "denoising" else 4.0
-    return own + helper_passes_per_sample(config)
-
-
 @dataclass
 class Trainer:
     """A run that is timed: the real loop, and its bare passes."""
@@ -107,9 +89,10 @@ class Trainer:
 
         def untrained(role: str) -> PreconditionedNetwork | None:
             needed = params.needed_runs(run).get(role)
-            if needed is None:
+            if needed is None and role not in params.needed_files(run):
                 return None
-            model = spec_of(params.run_config(needed[0].name, overrides), shape).build()
+            # What a file holds is taken to be of the run's own network.
+            model = spec_of(params.run_config(needed[0].name, overrides) if needed else config, shape).build()
             return tune(model.to(device).eval().requires_grad_(False), config.training)
 
         exact = None
@@ -193,25 +176,95 @@ def bench_training(
                 "passes_per_image": passes_per_sample(config),
                 "share_of_peak": done * passes_per_sample(config) * operations / rate,
                 "peak_memory_bytes": memory,
+                "config": to_dict(config),
             }
     return {"operations_per_pass": operations, "peak_operations_per_second": rate, "methods": results}
 
 
-def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], device: str) -> dict[str, Any]:
-    """Images per second of each sampler of the evaluation protocol, noise and storage form included."""
-    model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
-    tune(model, config.training)
-    batch = config.training.batch
-    count, results = min(SAMPLES, 4 * batch), {}
-    for sampler in samplers(config, params.dataset(config.dataset).evaluation):
+@contextmanager
+def as_evaluated() -> Iterator[None]:
+    """The settings of torch with which `gcflow evaluate` samples, which are not those of training."""
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends], torch.backends.cudnn.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before[0], strict=True):
+            backend.allow_tf32 = allowed
+        torch.backends.cudnn.deterministic = before[1]
 
-        def draw(images: int, sampler: Sampler = sampler) -> None:
-            for _ in generate(model, sampler, shape, range(images), 0, batch):
+
+@as_evaluated()
+def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], device: str) -> dict[str, float]:
+    """Images per second of each sampler of the evaluation protocol, noise included; none that takes very long."""
+    model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
+    settings = params.dataset(config.dataset).evaluation
+    results: dict[str, float] = {}
+    for sampler in samplers(config, settings):
+
+        def draw(images: int, batch: int, sampler: Sampler = sampler) -> None:
+            for _ in generate(model, sampler, shape, range(images), 0, batch, torch.float32):
                 pass
 
-        draw(batch)
-        results[f"{sampler.name}-{sampler.evaluations}"] = count / seconds(partial(draw, count), device)
+        batch = min(config.training.batch, settings.batch)
+        x = torch.zeros(batch, *shape, device=device)
+        passes = partial(model, x, torch.ones(batch, device=device))
+        passes()
+        taken = seconds(passes, device) * sampler.evaluations
+        if taken > LONGEST_SAMPLING:
+            continue
+        # A larger batch, as in the evaluation, where that does not take long.
+        batch = settings.batch if taken * settings.batch / batch < PATIENCE else batch
+        draw(batch, batch)
+        taken = seconds(partial(draw, batch, batch), device)
+        count = max(1, min(int(PATIENCE / taken), -(-SAMPLES // batch))) * batch
+        results[f"{sampler.name}-{sampler.evaluations}"] = count / seconds(partial(draw, count, batch), device)
     return results
+
+
+def bench_networks(
+    params: Params, configs: list[RunConfig], shape: tuple[int, ...], device: str
+) -> list[dict[str, Any]]:
+    """Sampling with each distinct network of these runs: by a consistency model of it, and by a denoiser."""
+    distinct: dict[NetworkConfig, dict[str, RunConfig]] = {}
+    for config in configs:
+        kind = "denoiser" if config.method.objective == "denoising" else "consistency"
+        distinct.setdefault(without_dropout(config.network), {}).setdefault(kind, config)
+    rows = []
+    for network, examples in distinct.items():
+        rates: dict[str, float] = {}
+        for config in examples.values():
+            rates |= bench_sampling(config, params, shape, device)
+        operations = pass_operations(next(iter(examples.values())), shape)
+        rows.append({"network": to_dict(network), "operations_per_pass": operations, "images_per_second": rates})
+    return rows
+
+
+def bench_stages(
+    params: Params, dataset: str, configs: list[RunConfig], raw: Tensor, archives: Path, device: str
+) -> dict[str, Any]:
+    """What `gcflow plan` needs besides the speed of training: what every other verb takes on this data set."""
+    entry, shape = params.dataset(dataset), tuple(raw.shape[1:])
+    found: dict[str, Any] = {
+        "startup_seconds": measure.startups(device),
+        "sampling": bench_networks(params, configs, shape, device),
+        "features": measure.features(params, dataset, raw, archives, device),
+        "prepare": measure.preparation(entry, archives),
+    }
+    if isinstance(entry.features, Classifier):
+        found["classifier_step_seconds"] = measure.classifier_step(entry.features, raw)
+    if entry.transport:
+        run, _ = params.resolve(entry.transport.predictor, dataset, 0)
+        taken = measure.transport(params, dataset, params.run_config(run.name), raw)
+        found["transport"] = {"settings": to_dict(entry.transport), "seconds": taken}
+    if entry.discrepancy:
+        found["exact_denoising_seconds"] = measure.exact_denoising(params, dataset, configs[0], raw)
+        found["assignment_seconds"] = measure.assignment(raw, entry.process, entry.training.batch)
+    if entry.theory:
+        found["theory"] = {"settings": to_dict(entry.theory), "seconds": measure.theory(entry)}
+    return found
 
 
 def bench_evaluation(params: Params, dataset: str, data: Tensor) -> dict[str, Any]:
@@ -255,8 +308,9 @@ def bench(
     steps: int,
     rounds: int,
     out: Path,
+    archives: Path = Path("archives"),
 ) -> dict[str, Any]:
-    """Measures training, sampling and evaluation at a data set's shapes, writes JSON and returns it.
+    """Measures training and all that `gcflow plan` needs at a data set's shapes, writes JSON and returns it.
 
     Args:
         params: the grid.
@@ -267,6 +321,7 @@ def bench(
         steps: per round.
         rounds: counted ones, after one to warm up; medians are reported.
         out: the JSON file.
+        archives: the folder of official files: Inception, and the data's own, where they are there.
 
     Raises:
         GcflowError: an unknown method, or a key or value that params.yaml could not have either.
@@ -277,10 +332,11 @@ def bench(
         if method not in known:
             raise GcflowError(f"--method {method}: {dataset} has runs of {', '.join(known)}")
     runs = [Run(dataset, method, entry.runs[method].seeds[0]) for method in methods or known]
-    first = params.run_config(runs[0].name, overrides)
+    configs = [params.run_config(run.name, overrides) for run in runs]
+    first = configs[0]
     torch.set_num_threads(first.training.cpu_threads)
     set_precision(first.training)
-    raw = torch.from_numpy(entry.data.load().samples)
+    raw = torch.from_numpy(entry.data.timing_samples())
     shape = tuple(raw.shape[1:])
     data = resident(raw, device, 0.5)
     document = {
@@ -295,6 +351,7 @@ def bench(
         "train": bench_training(params, runs, overrides, data, device, steps, rounds),
         "sampling_images_per_second": bench_sampling(first, params, shape, device),
         "evaluation_images_per_second": bench_evaluation(params, dataset, data),
+        "stages": bench_stages(params, dataset, configs, raw, archives, device),
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(out, document)

@@ -9,7 +9,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import mean_and_error, transport_cost
 from gcflow.objectives import mu_at
-from gcflow.oracles import Denoiser, velocity
+from gcflow.oracles import LARGEST_EXACT_DATA, Denoiser, in_parts, velocity
 from gcflow.pipeline.folders import discrepancy_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
@@ -17,9 +17,6 @@ from gcflow.pipeline.train import find_inputs, load_frozen
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import generator
 from gcflow.weights import load_run_model
-
-# The exact denoiser looks at every value of the data for every sample.
-LARGEST_EXACT_DATA = 10_000_000
 
 
 def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
@@ -41,7 +38,8 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
         raise GcflowError(f"{name}: its objective is {config.method.objective}; denoisers measure the discrepancy")
     torch.set_num_threads(config.training.cpu_threads)
     inputs, steps = find_inputs(params, run), config.training.steps
-    predict = load_frozen(params, run, inputs, device).get("predictor")
+    frozen = load_frozen(params, run, inputs, device).get("predictor")
+    predict = in_parts(frozen, device) if frozen is not None else None
     model = load_run_model(snapshot(run_folder(params.root, run), steps), config, device=device)
 
     samples = inputs.dataset.samples
@@ -54,7 +52,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
         pairs = zip(x.split(config.training.batch), z.split(config.training.batch), strict=True)
         z = torch.cat([noise[coupling.assignment(data, noise).to(device)] for data, noise in pairs])
 
-    estimators: dict[str, Denoiser] = {"denoiser": model}
+    estimators: dict[str, Denoiser] = {"denoiser": in_parts(model, device)}
     if predict is not None:
         estimators["upper-bound"] = predict
     if config.method.coupling == "ic" and samples.numel() <= LARGEST_EXACT_DATA:

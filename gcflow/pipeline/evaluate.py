@@ -1,138 +1,30 @@
-"""`gcflow features`, `reference` and `evaluate`: generated samples, and how they compare with real ones."""
+"""`gcflow evaluate`: generated samples, and how they compare with real ones."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gcflow.classifier import ImageClassifier, train_classifier
-from gcflow.config import RunConfig, Weights, to_dict
+from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.data import load_dataset
-from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, sha256_of, write_json
-from gcflow.metrics import FeatureSet, class_score, frechet_distance, kernel_distance
+from gcflow.files import atomic_path, read_json, write_json
+from gcflow.inception import PIXELS
 from gcflow.pipeline.drawing import save_samples
-from gcflow.pipeline.folders import classifier_path, data_folder, reference_path, run_folder, snapshot
+from gcflow.pipeline.extractors import Reference, load_references
+from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.progress import Progress, say
-from gcflow.pipeline.schema import Classifier, Evaluation
-from gcflow.randomness import generator
+from gcflow.pipeline.progress import Progress
+from gcflow.pipeline.schema import Evaluation
+from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
-from gcflow.weights import load_run_model, load_tensors, save_tensors
+from gcflow.weights import load_run_model
 
-# Samples classified at once: so few that their activations stay in the cache, and their memory with the allocator.
-CLASSIFIED = 64
-
-
-def train_features(params: Params, dataset: str) -> None:
-    """Trains the classifier whose features are compared, and stores it with its held-out accuracy.
-
-    Raises:
-        GcflowError: the data set compares coordinates, or the accuracy is below `minimum_accuracy`.
-    """
-    settings = params.dataset(dataset).features
-    if not isinstance(settings, Classifier):
-        raise GcflowError(f"{params.path}: datasets.{dataset}.features.kind is {settings.kind}: nothing to train")
-    data = load_dataset(data_folder(params.root, dataset))
-    torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
-    classifier, accuracy = train_classifier(
-        data.samples,
-        data.labels,
-        held_out=settings.held_out,
-        epochs=settings.epochs,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
-    )
-    say(f"  {dataset} feature classifier: held-out accuracy {accuracy:.2%}")
-    if accuracy < settings.minimum_accuracy:
-        raise GcflowError(
-            f"{params.path}: datasets.{dataset}.features.minimum_accuracy is {settings.minimum_accuracy}, "
-            f"but the classifier reaches {accuracy:.4f}; train it longer (epochs)"
-        )
-    metadata = {
-        "shape": list(data.shape),
-        "classes": int(data.labels.max()) + 1,
-        "held_out_accuracy": accuracy,
-        "settings": to_dict(settings),
-        "data_sha256": data.sha256,
-    }
-    save_tensors(classifier_path(params.root, dataset), classifier.state_dict(), metadata)
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Turns stored samples into features, and into class probabilities where there are classes.
-
-    name: prefix of the metrics' names. sha256: of its weights; None for the identity.
-    """
-
-    name: str
-    sha256: str | None
-    classifier: ImageClassifier | None
-
-    @torch.no_grad()
-    def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features [n, F] and probabilities [n, K] or None."""
-        if self.classifier is None:
-            return samples.flatten(1), None
-        features = torch.cat([self.classifier.features(part) for part in torch.split(samples, CLASSIFIED)])
-        return features, self.classifier.head(features).softmax(1)
-
-
-def load_extractor(params: Params, dataset: str) -> Extractor:
-    """The feature extractor of a data set's protocol."""
-    if not isinstance(params.dataset(dataset).features, Classifier):
-        return Extractor("coordinate", None, None)
-    path = classifier_path(params.root, dataset)
-    tensors, metadata = load_tensors(path)
-    classifier = ImageClassifier(tuple(metadata["shape"]), metadata["classes"])
-    classifier.load_state_dict(tensors)
-    return Extractor("classifier", sha256_of(path), classifier.eval().requires_grad_(False))
-
-
-def _compare(
-    extractor: Extractor, features: Tensor, probabilities: Tensor | None, reference: FeatureSet
-) -> dict[str, float]:
-    generated = FeatureSet(features)
-    values = {
-        f"{extractor.name}-fd": frechet_distance(generated, reference),
-        f"{extractor.name}-kd": kernel_distance(generated, reference),
-    }
-    if probabilities is not None:
-        values[f"{extractor.name}-score"] = class_score(probabilities)
-    return values
-
-
-def compute_reference(params: Params, dataset: str) -> None:
-    """Stores the features of every real sample, once, with their count and how one random half compares with the other.
-
-    That comparison of real with real is what the metrics' values should be read against.
-    """
-    torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
-    data, extractor = load_dataset(data_folder(params.root, dataset)), load_extractor(params, dataset)
-    features, probabilities = extractor(data.samples)
-    order = torch.randperm(len(features), generator=generator(0, "halves"))
-    first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    halves = _compare(
-        extractor,
-        features[first],
-        probabilities[first] if probabilities is not None else None,
-        FeatureSet(features[second]),
-    )
-    metadata = {
-        "count": len(features),
-        "split": "all",
-        "real_half_against_half": halves,
-        "data_sha256": data.sha256,
-        "extractor_sha256": extractor.sha256,
-    }
-    save_tensors(reference_path(params.root, dataset), {"features": features}, metadata)
+SECONDS_BETWEEN_SAVES = 30.0
 
 
 def samplers(config: RunConfig, settings: Evaluation) -> list[Sampler]:
@@ -143,87 +35,139 @@ def samplers(config: RunConfig, settings: Evaluation) -> list[Sampler]:
     return [Sampler("consistency", levels[:length]) for length in range(len(levels) + 1)]
 
 
-def _space(dtype: torch.dtype) -> dict[str, str]:
-    if dtype == torch.uint8:
-        return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}
-    return {"clipping": "none", "quantisation": "none", "resize": "none"}
+def measurements(config: RunConfig, settings: Evaluation) -> list[tuple[int, Weights, Sampler, int]]:
+    """(step, weights, sampler, generation seed) of every measurement of a run.
+
+    Snapshots are sampled in the first way with the first generation seed; the last step in all ways with all seeds.
+    """
+    steps, choices = config.training.snapshot_steps, samplers(config, settings)
+    plan: list[tuple[int, Weights, Sampler, int]] = []
+    for weights in settings.weights:
+        # Sampling a denoiser costs tens of evaluations: its curve is not a figure of the paper, its end is enough.
+        if config.method.objective != "denoising":
+            plan += [(step, weights, choices[0], settings.generation_seeds[0]) for step in steps[:-1]]
+        plan += [(steps[-1], weights, sampler, seed) for sampler in choices for seed in settings.generation_seeds]
+    return plan
 
 
-def _measure(
-    extractor: Extractor,
-    samples: Tensor,
-    reference: FeatureSet,
-    reference_record: dict[str, Any],
-    protocol: dict[str, Any],
-) -> Iterator[dict[str, Any]]:
-    features, probabilities = extractor(samples)
-    for metric, value in _compare(extractor, features, probabilities, reference).items():
-        yield {
-            "metric": metric,
-            "value": value,
-            **protocol,
-            "extractor_sha256": extractor.sha256,
-            "generated": len(samples),
-            "reference": reference_record["count"],
-            "reference_split": reference_record["split"],
+class Finished:
+    """The records of measurements that are done, kept beside the run, so that an interrupted evaluation goes on."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.path = folder / f"{identity[:16]}.json"
+        self.records: dict[str, list[dict[str, Any]]] = read_json(self.path) if self.path.exists() else {}
+        self.saved = time.monotonic()
+
+    def add(self, key: str, records: list[dict[str, Any]]) -> None:
+        """Keeps the records of a measurement; on disk now and then."""
+        self.records[key] = records
+        if time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES:
+            write_json(self.path, self.records)
+            self.saved = time.monotonic()
+
+    def forget(self) -> None:
+        """Removes the file: the evaluation is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+class Evaluator:
+    """Measures a run's models against every reference of its data set."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Evaluation,
+        references: list[Reference],
+        shape: tuple[int, ...],
+        progress: Progress,
+    ) -> None:
+        self.name, self.settings, self.references, self.shape, self.progress = (
+            name,
+            settings,
+            references,
+            shape,
+            progress,
+        )
+
+    def measure(
+        self, model: PreconditionedNetwork, step: int, weights: Weights, sampler: Sampler, seed: int
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The records of one measurement, and its first batch of samples."""
+        settings = self.settings
+        comparisons = [reference.compare(settings.samples) for reference in self.references]
+        begun, first = self.progress.done, None
+        images = range(settings.samples)
+        for output in generate(model, sampler, self.shape, images, seed, settings.batch, torch.float32):
+            for comparison in comparisons:
+                comparison.update(output)
+            first = output if first is None else first
+            self.progress.update(self.progress.done + len(output), f"step {step}, {weights}")
+        assert first is not None
+        self.progress.update(begun + settings.samples)
+        drawn = {
+            "run": self.name,
+            "step": step,
+            "weights": weights,
+            "sampler": sampler.name,
+            "network_evaluations": sampler.evaluations,
+            "generation_seed": seed,
+            "generation_batch": settings.batch,
+            "generated": settings.samples,
         }
+        records = [
+            {"metric": metric, "value": value, **drawn, **reference.description}
+            for reference, comparison in zip(self.references, comparisons, strict=True)
+            for metric, value in comparison.values().items()
+        ]
+        return records, first
 
 
 def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
-    """Measures a run: EMA and raw weights at every snapshot; every sampler and generation seed at the last step.
+    """Measures a run: its weights at every snapshot; every sampler and generation seed at the last step.
 
-    Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png.
+    Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png. Interrupted, it
+    goes on after the last measurement that was saved.
 
     Raises:
-        GcflowError: weights, reference or classifier are missing or damaged.
+        GcflowError: weights, reference or the features' network are missing or damaged.
     """
     run = params.parse_run(name)
     entry, config = params.dataset(run.dataset), params.run_config(name)
     torch.set_num_threads(config.training.cpu_threads)
     folder, settings = run_folder(params.root, run), entry.evaluation
-    tensors, reference_record = load_tensors(reference_path(params.root, run.dataset))
-    extractor = load_extractor(params, run.dataset)
-    if reference_record["extractor_sha256"] != extractor.sha256:
-        path = reference_path(params.root, run.dataset)
-        raise GcflowError(f"{path}: made with another classifier; run gcflow reference {run.dataset}")
     dataset = load_dataset(data_folder(params.root, run.dataset))
-    dtype, shape = dataset.samples.dtype, dataset.shape
+    images = dataset.samples.dtype == torch.uint8
+    references = load_references(params, run.dataset, images, device)
 
-    steps = config.training.snapshot_steps
-    choices = samplers(config, settings)
-    plan: list[tuple[int, Weights, Sampler, int]] = []
-    for weights in ("ema", "raw"):
-        # Sampling a denoiser costs tens of evaluations: its curve is not a figure of the paper, its end is enough.
-        if config.method.objective != "denoising":
-            plan += [(step, weights, choices[0], settings.generation_seeds[0]) for step in steps[:-1]]
-        plan += [(steps[-1], weights, sampler, seed) for sampler in choices for seed in settings.generation_seeds]
-
-    real = FeatureSet(tensors["features"])
-    records: list[dict[str, Any]] = []
-    grid = None
-    with Progress(f"{name} evaluation", len(plan), unit="measurement") as progress:
-        for (step, weights), measurements in groupby(plan, key=itemgetter(0, 1)):
+    identity = {
+        "config": to_dict(config),
+        "evaluation": to_dict(settings),
+        "references": [reference.description for reference in references],
+        "data": dataset.sha256,
+    }
+    finished = Finished(folder / "state" / "evaluation", digest(identity))
+    plan, records = measurements(config, settings), []
+    first: Tensor | None = None
+    with Progress(f"{name} evaluation", len(plan) * settings.samples, unit="image") as progress:
+        evaluator = Evaluator(name, settings, references, dataset.shape, progress)
+        for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
-            for _, _, sampler, seed in measurements:
-                samples = torch.cat(list(generate(model, sampler, shape, range(settings.samples), seed, dtype=dtype)))
-                protocol = {
-                    "run": name,
-                    "step": step,
-                    "weights": weights,
-                    "sampler": sampler.name,
-                    "network_evaluations": sampler.evaluations,
-                    "generation_seed": seed,
-                    **_space(dtype),
-                }
-                measured = list(_measure(extractor, samples, real, reference_record, protocol))
-                records += measured
-                if (step, weights) == (steps[-1], "ema") and grid is None:
-                    grid = samples[: settings.grid**2].numpy()
-                progress.update(progress.done + 1, f"{measured[0]['metric']} {measured[0]['value']:.3g}")
-    assert grid is not None
+            for _, _, sampler, seed in group:
+                key = f"{step}/{weights}/{sampler.name}/{sampler.evaluations}/{seed}"
+                shown = (step, weights) == (config.training.steps, "ema") and first is None
+                if key in finished.records and not shown:
+                    progress.update(progress.done + settings.samples)
+                else:
+                    measured, drawn = evaluator.measure(model, step, weights, sampler, seed)
+                    finished.add(key, measured)
+                    first = drawn if shown else first
+                records += finished.records[key]
+    assert first is not None
+    grid = (PIXELS["clip"](first) if images else first)[: settings.grid**2].numpy()
     out = folder / "evaluation"
     with atomic_path(out / "samples.npy") as temporary, temporary.open("wb") as file:
         np.save(file, grid)
     with atomic_path(out / "samples.png") as temporary:
         save_samples(grid, settings.grid, temporary)
     write_json(out / "metrics.json", records)
+    finished.forget()

@@ -41,7 +41,7 @@ def convergence(params: Params, dataset: str, figure: Figure) -> Canvas:
         curves = []
         for seed in entry.runs[method].seeds:
             records = run_metrics(params, Run(dataset, method, seed))
-            metric = next(name for name in records["metric"] if name.endswith("-fd"))
+            metric = str(records["metric"].iloc[0])
             chosen = records[
                 (records["metric"] == metric)
                 & (records["weights"] == "ema")

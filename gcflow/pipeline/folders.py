@@ -5,6 +5,7 @@ from pathlib import Path
 from gcflow.pipeline.params import Run
 
 TABLE_FORMATS = ("md", "csv", "tex", "html")
+DATA_FILES = ("manifest.json", "samples.npy", "labels.npy", "held_out.npy")
 FIGURE_FORMATS = ("png", "svg")
 CLAIMS_FORMATS = ("json", "md", "html", "png", "svg")
 
@@ -19,14 +20,20 @@ def results_folder(root: Path, dataset: str) -> Path:
     return root / "results" / dataset
 
 
-def classifier_path(root: Path, dataset: str) -> Path:
-    """Weights of the classifier whose features samples are compared in."""
-    return results_folder(root, dataset) / "features" / "classifier.safetensors"
+def extractor_path(root: Path, dataset: str, kind: str) -> Path:
+    """The network in whose features samples are compared: `classifier`, `inception` or `surrogate`."""
+    suffix = "safetensors" if kind == "classifier" else "pt"
+    return results_folder(root, dataset) / "features" / f"{kind}.{suffix}"
 
 
-def reference_path(root: Path, dataset: str) -> Path:
-    """Features of the real data."""
-    return results_folder(root, dataset) / "features" / "reference.safetensors"
+def reference_path(root: Path, dataset: str, protocol: str) -> Path:
+    """Features of the real data, or their statistics, under one protocol."""
+    return results_folder(root, dataset) / "features" / f"reference-{protocol}.safetensors"
+
+
+def pretrained_path(root: Path, name: str) -> Path:
+    """Weights of a public model."""
+    return root / "checkpoints" / f"{name}.safetensors"
 
 
 def run_folder(root: Path, run: Run) -> Path:

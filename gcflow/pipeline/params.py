@@ -19,7 +19,7 @@ from gcflow.config import (
     check_start,
 )
 from gcflow.errors import GcflowError
-from gcflow.pipeline.schema import Claims, DatasetEntry, Document, Figure, RunsClaim
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim
 from gcflow.sources import Mixture2d
 
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -57,6 +57,7 @@ class Params:
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
         self.claims = parsed.claims
+        self.pretrained = parsed.pretrained
         for name, entry in self.datasets.items():
             self._check_names(name, entry)
             low, high = entry.process.sigma_min, entry.process.sigma_max
@@ -71,6 +72,9 @@ class Params:
                 self._check_figure(f"datasets.{name}", figure_name, figure)
         if self.claims:
             self._check_claims(self.claims)
+        for word in self.pretrained:
+            if not word or set(word) - NAME_CHARACTERS:
+                raise self._fail(f"pretrained: {word!r}", "is not a name of a-z, 0-9 and -")
 
     def _fail(self, key: str, problem: str) -> GcflowError:
         return GcflowError(f"{self.path}: {key} {problem}")
@@ -89,6 +93,12 @@ class Params:
         if name not in self.datasets:
             raise self._fail(f"datasets has no {name!r};", f"known: {', '.join(self.datasets)}")
         return self.datasets[name]
+
+    def at_scale(self, scale: str) -> list[str]:
+        """The data sets of a scale; `all` means every one."""
+        if scale not in (*SCALES, "all"):
+            raise GcflowError(f"scale {scale!r}: expected {', '.join(SCALES)} or all")
+        return [name for name, entry in self.datasets.items() if scale in ("all", entry.scale)]
 
     def runs(self, dataset: str | None = None) -> Iterator[Run]:
         """Every run of the grid, or of one data set, in the file's order."""
@@ -163,16 +173,26 @@ class Params:
 
     def _check_names(self, name: str, entry: DatasetEntry) -> None:
         where = f"datasets.{name}"
-        for word in (name, *entry.methods, *entry.tables, *entry.figures):
+        for word in (name, *entry.methods, *entry.tables, *entry.figures, *entry.features.protocols):
             if not word or set(word) - NAME_CHARACTERS:
                 raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
         for view, table in entry.tables.items():
-            if table.paper is not None and table.paper not in paper_table1():
-                known = ", ".join(paper_table1())
-                raise self._fail(f"{where}.tables.{view}.paper", f"is {table.paper!r}; known: {known}")
+            published = published_tables().get(table.reproduces or "", {}).get("datasets", {})
+            if table.paper is not None and table.paper not in published:
+                problem = (
+                    f"is {table.paper!r}; known for reproduces {table.reproduces}: {', '.join(published) or 'none'}"
+                )
+                raise self._fail(f"{where}.tables.{view}.paper", problem)
+            if table.paper is not None and entry.features.kind != "inception":
+                problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
+                raise self._fail(f"{where}.tables.{view}.paper", problem)
+            protocols = entry.features.protocols
+            if table.protocol is not None and table.protocol not in protocols:
+                problem = f"is {table.protocol!r}; known: {', '.join(protocols)}"
+                raise self._fail(f"{where}.tables.{view}.protocol", problem)
         for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
             for view, content in views.items():
                 for method in content.methods:
@@ -262,11 +282,10 @@ class Params:
             raise self._fail(f"{key}.step", f"is {step}, expected a snapshot step of {run.name}: {known}")
 
 
-def paper_table1() -> dict[str, Any]:
-    """The paper's Table 1: data set to method to metric to [mean, std]."""
-    document = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
-    values: dict[str, Any] = document["table1"]["datasets"]
-    return values
+def published_tables() -> dict[str, Any]:
+    """Published numbers: table (`table1`) to `source`, and `datasets`: data set to method to metric to [mean, std]."""
+    document: dict[str, Any] = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
+    return document
 
 
 class _Loader(yaml.SafeLoader):

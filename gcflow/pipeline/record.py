@@ -18,14 +18,14 @@ def _dvc(params: Params, *arguments: str) -> str:
     return result.stdout
 
 
-def record(params: Params) -> None:
-    """Commits every stage whose inputs and outputs exist to dvc.lock and DVC's cache; the rest is left as it is.
+def record(params: Params, scale: str) -> None:
+    """Commits every stage of a scale whose inputs and outputs exist to dvc.lock and DVC's cache; the rest is left.
 
     Raises:
         GcflowError: nothing is complete, or DVC fails (its message is shown).
     """
-    write_dvc_yaml(params)
-    stages = list(Stages(params))
+    write_dvc_yaml(params, scale)
+    stages = list(Stages(params, scale))
     complete = [s.name for s in stages if all((params.root / path).exists() for path in (*s.deps, *s.outs))]
     if not complete:
         raise GcflowError("nothing to record: no stage is complete; run `snakemake --profile local all` first")

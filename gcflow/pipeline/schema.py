@@ -13,9 +13,14 @@ from gcflow.config import (
     RunReference,
     Strict,
     TrainingConfig,
+    Weights,
     require,
 )
 from gcflow.sources import DataSource
+
+Scale = Literal["embedded", "rehearsal", "paper"]
+SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
+Reproduces = Annotated[str, Field(pattern="^(table|figure)[0-9]+$")]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class Classifier(Strict):
         require(0 < self.held_out < 1, "held_out", self.held_out, "a number in (0, 1)")
         require(0 <= self.minimum_accuracy <= 1, "minimum_accuracy", self.minimum_accuracy, "a number in [0, 1]")
 
+    @property
+    def protocols(self) -> dict[str, None]:
+        """The one way to compare, without settings."""
+        return {self.kind: None}
+
 
 @dataclass(frozen=True)
 class Identity(Strict):
@@ -74,14 +84,83 @@ class Identity(Strict):
 
     kind: Literal["identity"] = "identity"
 
+    @property
+    def protocols(self) -> dict[str, None]:
+        """The one way to compare, without settings."""
+        return {self.kind: None}
+
+
+@dataclass(frozen=True)
+class Protocol(Strict):
+    """One way to compare images in Inception's features, and which number of a run it reports.
+
+    resize: `clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` happens
+    inside the network. pixels: how model output becomes 8-bit: `clip` to [-1, 1], or each batch by its own extremes.
+    split: which real images; reference_images: the first so many of them, null for all.
+    select: report the run's `last` step, or the `best` by FID of all snapshots.
+    kid_subsets, kid_subset_size, kid_seed: of KID. score_splits: parts that the inception score is averaged over.
+    """
+
+    resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = "clean"
+    pixels: Literal["clip", "batch-min-max"] = "clip"
+    split: Literal["train", "held-out"] = "train"
+    reference_images: int | None = None
+    select: Literal["last", "best"] = "last"
+    kid_subsets: int = 100
+    kid_subset_size: int = 1000
+    kid_seed: int = 0
+    score_splits: int = 10
+
+    def __post_init__(self) -> None:
+        images = self.reference_images
+        require(images is None or images >= 2, "reference_images", images, "an integer >= 2, or null")
+        for name in ("kid_subsets", "score_splits"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+        require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "an integer >= 2")
+
+
+@dataclass(frozen=True)
+class InceptionNetwork(Strict):
+    """Features are those of clean-fid's TorchScript Inception: the metrics are FID, KID and IS.
+
+    weights: file in the archives' folder. sha256: that it must have; null only records it.
+    protocols: by name; the first is the one of curves and claims.
+    """
+
+    protocols: dict[str, Protocol]
+    weights: str = "inception-2015-12-05.pt"
+    sha256: str | None = None
+    kind: Literal["inception"] = "inception"
+
+    def __post_init__(self) -> None:
+        require(len(self.protocols) > 0, "protocols", {}, "at least one")
+
+
+@dataclass(frozen=True)
+class SurrogateNetwork(Strict):
+    """Features are those of a fixed random network with Inception's interface, to rehearse without its weights.
+
+    Its distances compare runs with each other; they are not FID. seed: of its weights.
+    """
+
+    protocols: dict[str, Protocol]
+    seed: int = 0
+    kind: Literal["surrogate"] = "surrogate"
+
+    def __post_init__(self) -> None:
+        require(len(self.protocols) > 0, "protocols", {}, "at least one")
+
+
+Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
+
 
 @dataclass(frozen=True)
 class Evaluation(Strict):
-    """The evaluation protocol.
+    """What is generated to be compared.
 
     samples: generated per evaluation. generation_seeds: at the last step each is used; at snapshots only the first.
     intermediate_sigmas: noise levels of the few-step sampler, descending. heun_steps: of the sampler of denoisers.
-    grid: images per row and column of the sample grid.
+    grid: images per row and column of the sample grid. weights: which of a run's weights. batch: generated at once.
     """
 
     samples: int
@@ -89,6 +168,8 @@ class Evaluation(Strict):
     intermediate_sigmas: tuple[float, ...]
     heun_steps: int
     grid: int
+    weights: tuple[Weights, ...] = ("ema", "raw")
+    batch: int = 500
 
     def __post_init__(self) -> None:
         require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
@@ -97,6 +178,8 @@ class Evaluation(Strict):
         require(descending, "intermediate_sigmas", list(self.intermediate_sigmas), "descending noise levels")
         require(self.heun_steps >= 2, "heun_steps", self.heun_steps, "an integer >= 2")
         require(self.grid >= 1, "grid", self.grid, "an integer >= 1")
+        require("ema" in self.weights, "weights", list(self.weights), "ema, or ema and raw")
+        require(self.batch >= 1, "batch", self.batch, "an integer >= 1")
 
 
 @dataclass(frozen=True)
@@ -176,20 +259,32 @@ class Transport(Strict):
 
 @dataclass(frozen=True)
 class Table(Strict):
-    """A table of final metrics. paper: which of the paper's data sets this is, for its numbers beside ours."""
+    """A table of final metrics.
+
+    reproduces: which table of the paper it answers, e.g. `table1`; the workflow has a target of that name.
+    paper: which of the paper's data sets this is, for its numbers beside ours. protocol: of the features; null means
+    the first.
+    """
 
     title: str
     methods: tuple[str, ...]
+    reproduces: Reproduces | None = None
     paper: str | None = None
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
 class Figure(Strict):
-    """A figure. kind: how it is drawn. title: which figure of the paper it answers. methods: whose runs it shows."""
+    """A figure.
+
+    kind: how it is drawn. methods: whose runs it shows. reproduces: which figure of the paper it answers, e.g.
+    `figure5`; the workflow has a target of that name.
+    """
 
     kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"]
     title: str
     methods: tuple[str, ...] = ()
+    reproduces: Reproduces | None = None
 
     def __post_init__(self) -> None:
         needs = self.kind in ("convergence", "samples", "discrepancy")
@@ -200,7 +295,11 @@ class Figure(Strict):
 
 @dataclass(frozen=True)
 class DatasetEntry(Strict):
-    """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown."""
+    """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown.
+
+    scale: `embedded` runs anywhere in minutes; `rehearsal` takes the paper's recipe for minutes on a GPU; `paper` is
+    the paper's.
+    """
 
     data: Annotated[DataSource, Field(discriminator="source")]
     process: NoiseProcess
@@ -208,8 +307,9 @@ class DatasetEntry(Strict):
     training: TrainingConfig
     methods: dict[str, MethodEntry]
     runs: dict[str, Replicates]
-    features: Annotated[Classifier | Identity, Field(discriminator="kind")]
+    features: Annotated[Features, Field(discriminator="kind")]
     evaluation: Evaluation
+    scale: Scale = "embedded"
     cadence: Cadence = field(default_factory=Cadence)
     transport: Transport | None = None
     discrepancy: Discrepancy | None = None
@@ -277,6 +377,18 @@ class Claims(Strict):
 
 
 @dataclass(frozen=True)
+class Pretrained(Strict):
+    """A public EDM model, which becomes checkpoints/<name>.safetensors.
+
+    pickle: file in the archives' folder. url: where it can be had. sha256: that it must have; null only records it.
+    """
+
+    pickle: str
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Tracking(Strict):
     """MLflow. experiment: its name there. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
 
@@ -290,3 +402,4 @@ class Document(Strict):
     tracking: Tracking
     datasets: dict[str, DatasetEntry]
     claims: Claims | None = None
+    pretrained: dict[str, Pretrained] = field(default_factory=dict)

@@ -14,20 +14,27 @@ from gcflow.config import RunReference
 from gcflow.files import write_text
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
+    DATA_FILES,
     FIGURE_FORMATS,
     TABLE_FORMATS,
     claims_path,
     data_folder,
     discrepancy_path,
+    extractor_path,
+    pretrained_path,
+    reference_path,
     results_folder,
     run_folder,
     theory_path,
 )
 from gcflow.pipeline.ledger.plans import plans
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.schema import Classifier
+from gcflow.pipeline.schema import Identity
 
-HEADER = "# Written from params.yaml by `gcflow stages`; change params.yaml and run it again.\n"
+HEADER = "# Written from params.yaml by `gcflow stages --scale {scale}`; change params.yaml and run it again.\n"
+
+# What decides the network of each kind of features, besides the kind.
+FEATURE_KEYS = {"inception": ("features.weights", "features.sha256"), "surrogate": ("features.seed",)}
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ def _value(document: Any, key: str) -> Any:
 
 
 class Stages:
-    """The stages of a params.yaml, by kind. Paths are relative to the project's root."""
+    """The stages of a params.yaml, by kind; as a whole, those of a scale. Paths are relative to the project's root."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, scale: str = "all") -> None:
         self.params = params
+        self.scale = scale
+        self.datasets = params.at_scale(scale)
         self.root = Path()
 
     def _keys(self, dataset: str, *names: str) -> tuple[str, ...]:
@@ -64,15 +73,16 @@ class Stages:
 
     def _data(self, dataset: str) -> tuple[str, ...]:
         folder = data_folder(self.root, dataset)
-        return tuple(str(folder / name) for name in ("manifest.json", "samples.npy", "labels.npy"))
+        return tuple(str(folder / name) for name in DATA_FILES)
 
-    def _features(self, dataset: str, *names: str) -> tuple[str, ...]:
-        folder = results_folder(self.root, dataset) / "features"
-        return tuple(str(folder / f"{name}.safetensors") for name in names)
+    def _extractor(self, dataset: str) -> tuple[str, ...]:
+        features = self.params.dataset(dataset).features
+        network = not isinstance(features, Identity)
+        return (str(extractor_path(self.root, dataset, features.kind)),) if network else ()
 
-    def _classifier(self, dataset: str) -> tuple[str, ...]:
-        trained = isinstance(self.params.dataset(dataset).features, Classifier)
-        return self._features(dataset, "classifier") if trained else ()
+    def _references(self, dataset: str) -> tuple[str, ...]:
+        protocols = self.params.dataset(dataset).features.protocols
+        return tuple(str(reference_path(self.root, dataset, protocol)) for protocol in protocols)
 
     def _snapshots(self, run: Run) -> str:
         return str(run_folder(self.root, run) / "snapshots")
@@ -83,24 +93,36 @@ class Stages:
             f"prepare-{dataset}", f"gcflow prepare {dataset}", (), self._keys(dataset, "data"), self._data(dataset)
         )
 
+    def pretrained(self, name: str) -> Stage:
+        """A public model's weights."""
+        return Stage(
+            f"pretrained-{name}",
+            f"gcflow pretrained {name}",
+            (),
+            (f"pretrained.{name}",),
+            (str(pretrained_path(self.root, name)),),
+        )
+
     def features(self, dataset: str) -> Stage:
-        """The feature classifier."""
+        """The network that features are taken from: a classifier is trained on the data, Inception is looked up."""
+        features = self.params.dataset(dataset).features
+        names = ("features",) if features.kind == "classifier" else ("features.kind", *FEATURE_KEYS[features.kind])
         return Stage(
             f"features-{dataset}",
             f"gcflow features {dataset}",
-            self._data(dataset),
-            self._keys(dataset, "features"),
-            self._features(dataset, "classifier"),
+            self._data(dataset) if features.kind == "classifier" else (),
+            self._keys(dataset, *names),
+            self._extractor(dataset),
         )
 
-    def reference(self, dataset: str) -> Stage:
-        """Features of the real data."""
+    def reference(self, dataset: str, protocol: str) -> Stage:
+        """Features of the real data under a protocol."""
         return Stage(
-            f"reference-{dataset}",
-            f"gcflow reference {dataset}",
-            (*self._data(dataset), *self._classifier(dataset)),
-            self._keys(dataset, "features.kind"),
-            self._features(dataset, "reference"),
+            f"reference-{dataset}-{protocol}",
+            f"gcflow reference {dataset} {protocol}",
+            (*self._data(dataset), *self._extractor(dataset)),
+            self._keys(dataset, "features.kind", f"features.protocols.{protocol}"),
+            (str(reference_path(self.root, dataset, protocol)),),
         )
 
     def train(self, run: Run) -> Stage:
@@ -129,11 +151,11 @@ class Stages:
             f"gcflow evaluate {run.name}",
             (
                 *self._data(run.dataset),
-                *self._classifier(run.dataset),
-                *self._features(run.dataset, "reference"),
+                *self._extractor(run.dataset),
+                *self._references(run.dataset),
                 self._snapshots(run),
             ),
-            self._keys(run.dataset, "evaluation"),
+            self._keys(run.dataset, "evaluation", "features.protocols"),
             tuple(str(folder / name) for name in ("metrics.json", "samples.npy", "samples.png")),
         )
 
@@ -190,12 +212,14 @@ class Stages:
 
     def table(self, dataset: str, name: str) -> Stage:
         """A table."""
-        methods = self.params.dataset(dataset).tables[name].methods
+        entry = self.params.dataset(dataset)
+        methods = entry.tables[name].methods
+        protocol = entry.tables[name].protocol or next(iter(entry.features.protocols))
         out = results_folder(self.root, dataset) / "tables"
         return Stage(
             f"table-{dataset}-{name}",
             f"gcflow table {dataset} {name}",
-            (*self._features(dataset, "reference"), *self._metrics(dataset, methods)),
+            (str(reference_path(self.root, dataset, protocol)), *self._metrics(dataset, methods)),
             (*self._keys(dataset, f"tables.{name}"), *self._shown(dataset, methods)),
             tuple(str(out / f"{name}.{suffix}") for suffix in TABLE_FORMATS),
         )
@@ -231,51 +255,77 @@ class Stages:
 
     def claims(self) -> Stage:
         """The ledger of claims, from every file that a test of them reads."""
-        known = [plan for dataset in self.params.datasets for plan in plans(self.params, dataset)]
+        known = [plan for dataset in self.datasets for plan in plans(self.params, dataset)]
         tested = [plan for plan in known if plan.reason is None]
         runs = [run for plan in tested for pair in plan.runs for run in pair]
         shown = [key for run in runs for key in self._shown(run.dataset, (run.method,))]
         return Stage(
             "claims",
-            "gcflow claims",
+            f"gcflow claims --scale {self.scale}",
             tuple(dict.fromkeys(file for plan in tested for file in plan.files)),
             ("claims", *dict.fromkeys(shown)),
             tuple(str(claims_path(self.root, suffix)) for suffix in CLAIMS_FORMATS),
         )
 
+    def of_dataset(self, dataset: str) -> Iterator[Stage]:
+        """The stages of a data set, in an order in which they could run."""
+        entry = self.params.dataset(dataset)
+        yield self.prepare(dataset)
+        if self._extractor(dataset):
+            yield self.features(dataset)
+        yield from (self.reference(dataset, protocol) for protocol in entry.features.protocols)
+        runs = sorted(self.params.runs(dataset), key=self.params.depth)
+        yield from (self.train(run) for run in runs)
+        yield from (self.evaluate(run) for run in runs)
+        yield from (self.discrepancy(run) for run in self.denoisers(dataset))
+        if entry.transport:
+            yield self.transport(dataset)
+        if entry.theory:
+            yield self.theory(dataset)
+        yield from (self.table(dataset, name) for name in entry.tables)
+        yield from (self.figure(dataset, name) for name in entry.figures)
+
     def __iter__(self) -> Iterator[Stage]:
-        """All stages, in an order in which they could run."""
-        for dataset, entry in self.params.datasets.items():
-            yield self.prepare(dataset)
-            if self._classifier(dataset):
-                yield self.features(dataset)
-            yield self.reference(dataset)
-            runs = sorted(self.params.runs(dataset), key=self.params.depth)
-            yield from (self.train(run) for run in runs)
-            yield from (self.evaluate(run) for run in runs)
-            yield from (self.discrepancy(run) for run in self.denoisers(dataset))
-            if entry.transport:
-                yield self.transport(dataset)
-            if entry.theory:
-                yield self.theory(dataset)
-            yield from (self.table(dataset, name) for name in entry.tables)
-            yield from (self.figure(dataset, name) for name in entry.figures)
+        """All stages of the scale, in an order in which they could run."""
+        needed = {file for dataset in self.datasets for stage in self.of_dataset(dataset) for file in stage.deps}
+        published = (self.pretrained(name) for name in self.params.pretrained)
+        yield from (stage for stage in published if needed.intersection(stage.outs))
+        for dataset in self.datasets:
+            yield from self.of_dataset(dataset)
         if self.params.claims:
             yield self.claims()
 
+    def views(self) -> dict[str, list[Stage]]:
+        """The paper's tables and figures (`table1`, `figure5`) to the stages that answer them.
 
-def dvc_document(params: Params) -> str:
-    """The text of dvc.yaml."""
+        At this scale; what it has no answer to, such as the low-dimensional figure 1, is answered by the other scales.
+        """
+        found: dict[str, list[Stage]] = {}
+        for datasets in (self.datasets, [name for name in self.params.datasets if name not in self.datasets]):
+            here: dict[str, list[Stage]] = {}
+            for dataset in datasets:
+                entry = self.params.dataset(dataset)
+                tables = [(table.reproduces, self.table(dataset, name)) for name, table in entry.tables.items()]
+                figures = [(figure.reproduces, self.figure(dataset, name)) for name, figure in entry.figures.items()]
+                for place, stage in (*tables, *figures):
+                    if place:
+                        here.setdefault(place, []).append(stage)
+            found = here | found
+        return dict(sorted(found.items()))
+
+
+def dvc_document(params: Params, scale: str) -> str:
+    """The text of dvc.yaml for the stages of a scale."""
     stages: dict[str, Any] = {}
-    for stage in Stages(params):
+    for stage in Stages(params, scale):
         parts = {"cmd": stage.command, "deps": stage.deps, "params": stage.keys, "outs": stage.outs}
         stages[stage.name] = {key: value if key == "cmd" else list(value) for key, value in parts.items() if value}
-    return HEADER + yaml.safe_dump({"stages": stages}, sort_keys=False, width=1000)
+    return HEADER.format(scale=scale) + yaml.safe_dump({"stages": stages}, sort_keys=False, width=1000)
 
 
-def write_dvc_yaml(params: Params) -> bool:
+def write_dvc_yaml(params: Params, scale: str) -> bool:
     """Writes dvc.yaml if its content differs; returns whether it did."""
-    path, text = params.root / "dvc.yaml", dvc_document(params)
+    path, text = params.root / "dvc.yaml", dvc_document(params, scale)
     if path.exists() and path.read_text() == text:
         return False
     write_text(path, text)

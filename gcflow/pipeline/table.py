@@ -1,75 +1,132 @@
-"""`gcflow table`: final metrics of a list of methods, mean and standard deviation over seeds, in three formats."""
+"""`gcflow table`: reported metrics of a list of methods, with their deviation over seeds, in four formats."""
 
-import math
 from html import escape
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
-from gcflow.pipeline.params import Params, Run, paper_table1
+from gcflow.pipeline.params import Params, Run, published_tables
+
+
+PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
+MISSING = "missing"
 
 
 def metric_label(metric: str) -> tuple[str, float]:
     """How a metric is shown: its name with the direction of better, and the factor of its values."""
+    of_inception = {"fid": ("FID ↓", 1.0), "kid": ("KID×10² ↓", 100.0), "is": ("IS ↑", 1.0)}
+    if metric in of_inception:
+        return of_inception[metric]
     extractor, kind = metric.rsplit("-", 1)
-    shown = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}
-    label, factor = shown[kind]
+    label, factor = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}[kind]
     return f"{extractor} {label}", factor
 
 
-def run_metrics(params: Params, run: Run) -> pd.DataFrame:
-    """Every record of a run's evaluation, one row each."""
+def run_metrics(params: Params, run: Run, protocol: str | None = None) -> pd.DataFrame:
+    """Every record of a run's evaluation under a protocol, by default the first; one row each.
+
+    Raises:
+        GcflowError: the run is not evaluated, or not under this protocol.
+    """
     path = run_folder(params.root, run) / "evaluation" / "metrics.json"
     records = read_json(path)
-    if not isinstance(records, list) or not records:
-        raise GcflowError(f"{path}: has no records; run gcflow evaluate {run.name}")
-    return pd.DataFrame.from_records(records)
+    protocol = protocol or next(iter(params.dataset(run.dataset).features.protocols))
+    chosen = [record for record in records if record["protocol"] == protocol] if isinstance(records, list) else []
+    if not chosen:
+        raise GcflowError(f"{path}: has no records of protocol {protocol}; run gcflow evaluate {run.name}")
+    return pd.DataFrame.from_records(chosen)
 
 
-def final_values(params: Params, dataset: str, method: str) -> pd.DataFrame:
-    """Metrics of the EMA at the last step by the cheapest sampler: a row per seed, mean over generation seeds."""
-    rows = []
-    for seed in params.dataset(dataset).runs[method].seeds:
-        records = run_metrics(params, Run(dataset, method, seed))
-        chosen = records[
-            (records["weights"] == "ema")
-            & (records["step"] == records["step"].max())
-            & (records["network_evaluations"] == records["network_evaluations"].min())
-        ]
-        rows.append(chosen.groupby("metric", sort=False)["value"].mean())
-    return pd.DataFrame(rows)
+def reported_values(params: Params, run: Run, protocol: str) -> pd.DataFrame:
+    """What a table reports of a run: EMA, the cheapest sampler; a row per generation seed, a column per metric.
+
+    Of the last step, or, where the protocol says so, of the step that is best by its first metric.
+    """
+    records = run_metrics(params, run, protocol)
+    chosen = records[
+        (records["weights"] == "ema") & (records["network_evaluations"] == records["network_evaluations"].min())
+    ]
+    settings = params.dataset(run.dataset).features.protocols[protocol]
+    step = chosen["step"].max()
+    if settings is not None and settings.select == "best":
+        first = chosen[chosen["metric"] == chosen["metric"].iloc[0]]
+        step = first.groupby("step")["value"].mean().idxmin()
+    return chosen[chosen["step"] == step].pivot_table(
+        index="generation_seed", columns="metric", values="value", sort=False
+    )
 
 
-def paper_values(paper: str) -> dict[str, dict[str, list[float]]]:
-    """The paper's Table 1 for one of its data sets: method to metric to [mean, std]."""
-    values: dict[str, dict[str, list[float]]] = paper_table1()[paper]
+def published_values(reproduces: str | None, paper: str | None) -> dict[str, dict[str, list[float | None]]]:
+    """The published numbers for a table and one of the paper's data sets: method to metric to [mean, std]."""
+    if reproduces is None or paper is None:
+        return {}
+    values: dict[str, dict[str, list[float | None]]] = published_tables()[reproduces]["datasets"][paper]
     return values
 
 
-def cell(mean: float, std: float, count: int) -> str:
-    """`mean ± std` over `count` seeds; a single seed has no standard deviation."""
-    return f"{mean:.2f} ± {std:.2f}" if count > 1 and not math.isnan(std) else f"{mean:.2f}"
+def cell(means: list[float], spreads: list[float]) -> str:
+    """`mean ± std over training seeds (std over generation seeds)`; what has a single seed has no deviation.
+
+    Args:
+        means: over generation seeds, one per training seed.
+        spreads: standard deviations over generation seeds, one per training seed; nan for a single one.
+    """
+    text = f"{np.mean(means):.2f}"
+    if len(means) > 1:
+        text += f" ± {np.std(means, ddof=1):.2f}"
+    if not np.isnan(spreads).any():
+        text += f" ({np.sqrt(np.mean(np.square(spreads))):.2f})"
+    return text
+
+
+def _metrics_shown(params: Params, dataset: str) -> list[str]:
+    kind = params.dataset(dataset).features.kind
+    if kind == "identity":
+        return ["coordinate-fd", "coordinate-kd"]
+    return ["fid", "kid", "is"] if kind == "inception" else [f"{kind}-fd", f"{kind}-kd", f"{kind}-score"]
+
+
+def _is_evaluated(params: Params, run: Run) -> bool:
+    return (run_folder(params.root, run) / "evaluation" / "metrics.json").exists()
 
 
 def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
-    """The table as text cells, a row per method; the paper's numbers, where it has any, in columns of their own."""
+    """The table as text cells, a row per method; published numbers and the difference to them in columns of their own.
+
+    A method of which no run is evaluated shows as missing.
+    """
     entry = params.dataset(dataset)
     if name not in entry.tables:
         raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")
     table = entry.tables[name]
-    paper = paper_values(table.paper) if table.paper else {}
+    protocol = table.protocol or next(iter(entry.features.protocols))
+    published = published_values(table.reproduces, table.paper)
     rows = []
     for method in table.methods:
-        values = final_values(params, dataset, method)
-        row: dict[str, str] = {"method": entry.runs[method].label, "seeds": str(len(values))}
-        for metric in values.columns:
-            label, factor = metric_label(str(metric))
-            column = values[metric] * factor
-            row[label] = cell(float(column.mean()), float(column.std()), len(column))
-        for metric, (mean, std) in paper.get(method, {}).items():
-            row[f"paper: {metric}"] = f"{mean:.2f} ± {std:.2f}"
+        seeds = entry.runs[method].seeds
+        runs = [Run(dataset, method, seed) for seed in seeds]
+        found = [reported_values(params, run, protocol) for run in runs if _is_evaluated(params, run)]
+        complete = len(found) == len(seeds)
+        row = {
+            "method": entry.runs[method].label,
+            "seeds": str(len(seeds)) if complete else f"{len(found)} of {len(seeds)}",
+        }
+        means: dict[str, float] = {}
+        for metric in _metrics_shown(params, dataset):
+            label, factor = metric_label(metric)
+            values = [run[metric] * factor for run in found]
+            averages = [float(value.mean()) for value in values]
+            row[label] = cell(averages, [float(value.std()) for value in values]) if values else MISSING
+            means[metric] = float(np.mean(averages)) if values else np.nan
+        for metric, (mean, std) in published.get(method, {}).items():
+            assert mean is not None
+            row[f"published {metric}"] = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+            gap = means[PUBLISHED_METRICS[metric]] - mean
+            row[f"Δ {metric}"] = MISSING if np.isnan(gap) else f"{gap:+.2f}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -82,6 +139,8 @@ def _tex(frame: pd.DataFrame, caption: str) -> str:
         "×10²": r"$\times 10^2$",
         "μ": r"$\mu$",
         "%": r"\%",
+        "Δ": r"$\Delta$",
+        "_": r"\_",
     }
 
     def tex(text: str) -> str:
@@ -111,9 +170,12 @@ def _html(frame: pd.DataFrame, note: str) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
 
 
-def _real_data(params: Params, dataset: str) -> str:
-    with opened_tensors(reference_path(params.root, dataset), "np") as file:
-        record = tensors_metadata(file)
+def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
+    with opened_tensors(reference_path(params.root, dataset, protocol), "np") as file:
+        return tensors_metadata(file)
+
+
+def _real_data(record: dict[str, Any]) -> str:
     parts = []
     for metric, value in record["real_half_against_half"].items():
         label, factor = metric_label(metric)
@@ -121,15 +183,41 @@ def _real_data(params: Params, dataset: str) -> str:
     return f"Real data, one random half of {record['count']} samples against the other: {', '.join(parts)}"
 
 
+def protocol_line(params: Params, dataset: str, protocol: str, record: dict[str, Any]) -> str:
+    """How the numbers under a protocol were made, in one or two sentences."""
+    entry = params.dataset(dataset)
+    settings, kind = entry.features.protocols[protocol], entry.features.kind
+    if settings is None:
+        return f"{kind.capitalize()} features: these numbers are not FID."
+    network = "Features of clean-fid's Inception" if kind == "inception" else "Features of a random network, not FID"
+    pixels = {
+        "clip": "clipped to [-1, 1], rounded to 8 bits",
+        "batch-min-max": f"each batch of {entry.evaluation.batch} scaled by its own extremes, truncated to 8 bits",
+    }
+    return (
+        f"Protocol {protocol}: {network} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
+        f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split, "
+        f"KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed {settings.kid_seed}), "
+        f"score over {settings.score_splits} splits."
+    )
+
+
 def write_table(params: Params, dataset: str, name: str) -> None:
     """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}."""
     frame, entry = build_table(params, dataset, name), params.dataset(dataset)
-    settings = entry.evaluation
+    table, settings = entry.tables[name], entry.evaluation
+    protocol = table.protocol or next(iter(entry.features.protocols))
+    rules, record = entry.features.protocols[protocol], _reference_record(params, dataset, protocol)
+    best = rules is not None and rules.select == "best"
+    step = "at the best step by FD of the snapshots" if best else "at the last step"
     note = (
-        f"{entry.tables[name].title}. EMA weights at the last step, {settings.samples} generated samples, mean over "
-        f"{len(settings.generation_seeds)} generation seeds, then mean ± standard deviation over training seeds. "
-        f"{_real_data(params, dataset)}. {entry.features.kind.capitalize()} features: these numbers are not FID."
+        f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
+        f"training seeds, in brackets over {len(settings.generation_seeds)} generation seeds of one run (root mean "
+        f"square). {protocol_line(params, dataset, protocol, record)} {_real_data(record)}."
     )
+    if published_values(table.reproduces, table.paper):
+        assert table.reproduces is not None
+        note += f" Published: {published_tables()[table.reproduces]['source']}; Δ is ours minus published."
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{_markdown(frame)}\n{note}\n")
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))

@@ -41,8 +41,10 @@ def training_points(path: Path) -> list[Point]:
 
 
 def evaluation_points(path: Path, milliseconds: int) -> list[Point]:
-    """One point per metric, weights, sampler and step: the mean over generation seeds."""
+    """One point per protocol, metric, weights, sampler and step: the mean over generation seeds."""
     frame = pd.DataFrame.from_records(read_json(path))
+    if frame["protocol"].nunique() > 1:
+        frame["metric"] = frame["metric"] + "/" + frame["protocol"]
     frame["name"] = frame["metric"] + "/" + frame["weights"] + "/" + frame["network_evaluations"].astype(str) + "-evals"
     means = frame.groupby(["name", "step"], sort=False)["value"].mean().reset_index()
     rows = zip(means["name"], means["value"], means["step"], strict=True)

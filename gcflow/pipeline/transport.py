@@ -10,6 +10,7 @@ from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import mean_and_error, transport_cost
+from gcflow.oracles import LARGEST_EXACT_DATA, GaussianMixture, in_parts
 from gcflow.pipeline.folders import data_folder, results_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
@@ -34,11 +35,11 @@ def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None)
     return dict(zip(names, (*mean_and_error(cost), *mean_and_error(independent - cost), *change), strict=True))
 
 
-def measure_transport(params: Params, dataset: str) -> None:
+def measure_transport(params: Params, dataset: str, device: str = "cpu") -> None:
     """Writes results/<dataset>/transport.json: IC, OT per batch size, GC per noise level, trained and exact.
 
-    `gc` uses the predictor run's EMA; `gc-exact` the flow of the data's own closed-form velocity. Gaussian data have
-    the closed forms beside.
+    `gc` uses the predictor run's EMA; `gc-exact`, for data small enough, the flow of their own closed-form velocity.
+    Gaussian data have the closed forms beside.
 
     Raises:
         GcflowError: no transport block, or the predictor's weights are missing.
@@ -48,10 +49,12 @@ def measure_transport(params: Params, dataset: str) -> None:
         raise GcflowError(f"{params.path}: datasets.{dataset}.transport is missing; see digits for an example")
     run, step = params.resolve(settings.predictor, dataset, 0)
     config = params.run_config(run.name)
-    model = load_run_model(snapshot(run_folder(params.root, run), step), config)
+    model = load_run_model(snapshot(run_folder(params.root, run), step), config, device=device)
     torch.set_num_threads(config.training.cpu_threads)
     data = load_dataset(data_folder(params.root, dataset))
-    mixture = params.dataset(dataset).data.exact_mixture(data.samples, config.process)
+    mixture = None
+    if data.samples.numel() <= LARGEST_EXACT_DATA:
+        mixture = params.dataset(dataset).data.exact_mixture(data.samples, config.process)
 
     index = torch.randint(len(data.samples), (settings.samples,), generator=generator(settings.seed, "transport"))
     x = to_model_space(data.samples[index], config.process)
@@ -66,11 +69,15 @@ def measure_transport(params: Params, dataset: str) -> None:
         of_batches = independent.reshape(-1, size).mean(1)
         records.append({"coupling": "ot", "batch": size, **_estimate(costs, of_batches)})
 
-    def exact(noisy: Tensor, sigma: Tensor) -> Tensor:
-        return mixture.flow(noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEP)
+    endpoints: dict[str, EndpointPredictor] = {"gc": in_parts(model, device)}
+    pairs_used = {"gc": len(x)}
+    if mixture is not None:
 
-    endpoints: dict[str, EndpointPredictor] = {"gc": model, "gc-exact": exact}
-    pairs_used = {"gc": len(x), "gc-exact": min(max(2, EXACT_PRODUCTS // mixture.means.numel()), len(x))}
+        def exact(noisy: Tensor, sigma: Tensor, mixture: GaussianMixture = mixture) -> Tensor:
+            return mixture.flow(noisy, float(sigma[0]), config.process.sigma_min, EXACT_FLOW_STEP)
+
+        endpoints["gc-exact"] = exact
+        pairs_used["gc-exact"] = min(max(2, EXACT_PRODUCTS // mixture.means.numel()), len(x))
     previous: dict[str, Tensor] = {}
     with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level") as progress:
         for done, sigma in enumerate(settings.sigmas, start=1):
@@ -91,6 +98,6 @@ def measure_transport(params: Params, dataset: str) -> None:
         "space": "values in [-1, 1] minus data_mean",
         "records": records,
     }
-    if standard_deviation(mixture) is not None:
+    if mixture is not None and standard_deviation(mixture) is not None:
         document["closed_form"] = {"sigmas": settings.sigmas, **gaussian_costs(mixture, settings.sigmas)}
     write_json(results_folder(params.root, dataset) / "transport.json", document)

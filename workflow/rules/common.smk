@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -12,12 +13,16 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import Stages
 
+# Which data sets `all` means: `--config scale=paper`, GCFLOW_SCALE, or else what runs anywhere.
+SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))
+
 try:
     PARAMS = Params(Path("params.yaml"))
+    STAGES = Stages(PARAMS, SCALE)
 except GcflowError as error:
     raise WorkflowError(error) from None
 
-STAGES = Stages(PARAMS)
+VIEWS = STAGES.views()
 
 
 class Chatter(logging.Filter):
@@ -37,6 +42,8 @@ wildcard_constraints:
     method="[a-z0-9-]+",
     seed="[0-9]+",
     name="[a-z0-9-]+",
+    protocol="[a-z0-9-]+",
+    extractor="classifier[.]safetensors|inception[.]pt|surrogate[.]pt",
 
 
 def run_of(wildcards):
@@ -61,11 +68,15 @@ def features_slice(wildcards):
 
 
 def reference_inputs(wildcards):
-    return STAGES.reference(wildcards.dataset).deps
+    return STAGES.reference(wildcards.dataset, wildcards.protocol).deps
 
 
 def reference_slice(wildcards):
-    return slice_of(STAGES.reference(wildcards.dataset))
+    return slice_of(STAGES.reference(wildcards.dataset, wildcards.protocol))
+
+
+def pretrained_slice(wildcards):
+    return slice_of(STAGES.pretrained(wildcards.name))
 
 
 def train_inputs(wildcards):
@@ -143,7 +154,8 @@ def table_title(wildcards):
 def tracked_files(wildcards):
     return [
         out
-        for run in PARAMS.runs()
+        for dataset in STAGES.datasets
+        for run in PARAMS.runs(dataset)
         for stage in (STAGES.train(run), STAGES.evaluate(run))
         for out in stage.outs
     ]

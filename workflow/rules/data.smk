@@ -6,6 +6,7 @@ rule prepare:
         manifest="data/{dataset}/manifest.json",
         samples="data/{dataset}/samples.npy",
         labels="data/{dataset}/labels.npy",
+        held_out="data/{dataset}/held_out.npy",
     log:
         "results/{dataset}/logs/prepare.log",
     benchmark:
@@ -20,11 +21,11 @@ rule features:
     input:
         features_inputs,
     output:
-        "results/{dataset}/features/classifier.safetensors",
+        "results/{dataset}/features/{extractor}",
     log:
-        "results/{dataset}/logs/features.log",
+        "results/{dataset}/logs/features-{extractor}.log",
     benchmark:
-        "results/{dataset}/benchmarks/features.tsv"
+        "results/{dataset}/benchmarks/features-{extractor}.tsv"
     params:
         slice=features_slice,
     shell:
@@ -35,12 +36,25 @@ rule reference:
     input:
         reference_inputs,
     output:
-        "results/{dataset}/features/reference.safetensors",
+        "results/{dataset}/features/reference-{protocol}.safetensors",
     log:
-        "results/{dataset}/logs/reference.log",
+        "results/{dataset}/logs/reference-{protocol}.log",
     benchmark:
-        "results/{dataset}/benchmarks/reference.tsv"
+        "results/{dataset}/benchmarks/reference-{protocol}.tsv"
     params:
         slice=reference_slice,
     shell:
-        "gcflow reference {wildcards.dataset} 2>&1 | tee {log}"
+        "gcflow reference {wildcards.dataset} {wildcards.protocol} 2>&1 | tee {log}"
+
+
+rule pretrained:
+    output:
+        "checkpoints/{name}.safetensors",
+    log:
+        "results/logs/pretrained-{name}.log",
+    benchmark:
+        "results/benchmarks/pretrained-{name}.tsv"
+    params:
+        slice=pretrained_slice,
+    shell:
+        "gcflow pretrained {wildcards.name} 2>&1 | tee {log}"

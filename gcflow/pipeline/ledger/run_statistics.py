@@ -16,18 +16,21 @@ SLOPE_FROM = 1.0
 
 def main_metric(metrics: Iterable[str]) -> str | None:
     """The metric that claims are about, of those of a run; None if it is not among them."""
-    return next((metric for metric in metrics if metric.endswith("-fd")), None)
+    return next((metric for metric in metrics if metric == "fid" or metric.endswith("-fd")), None)
 
 
 def distance_curve(records: list[dict[str, Any]], source: str) -> Curve:
     """Step to generation seed to the distance of EMA samples with the fewest network evaluations, by step.
 
+    Of several protocols the first counts.
+
     Raises:
         GcflowError: the records lack the metric, or hold a distance that has no logarithm.
     """
+    records = [record for record in records if record["protocol"] == records[0]["protocol"]]
     metric = main_metric(record["metric"] for record in records)
     if metric is None:
-        raise GcflowError(f"{source}: has no metric whose name ends in -fd; delete it and evaluate the run again")
+        raise GcflowError(f"{source}: has no fid, nor a metric that ends in -fd; delete it and evaluate the run again")
     chosen = [r for r in records if r["metric"] == metric and r["weights"] == "ema"]
     fewest = min((r["network_evaluations"] for r in chosen), default=0)
     curve: Curve = {}

@@ -78,16 +78,16 @@ class Judgement:
     untested: list[Plan]
 
 
-def judge(params: Params) -> Judgement:
-    """Tests every claim on every data set that has what it needs.
+def judge(params: Params, scale: str) -> Judgement:
+    """Tests every claim on every data set of a scale that has what it needs.
 
     Raises:
         GcflowError: params.yaml has no claims, or a file that a test reads is missing or damaged.
     """
     if params.claims is None:
         raise GcflowError(f"{params.path}: claims is missing; there is nothing to test")
-    files, judgement = Files(params), Judgement(params.claims, list(params.datasets), [], [])
-    for dataset in params.datasets:
+    files, judgement = Files(params), Judgement(params.claims, params.at_scale(scale), [], [])
+    for dataset in judgement.datasets:
         evidence: list[Evidence] = []
         found: list[Finding | TheoryFinding] = []
         for plan in plans(params, dataset):

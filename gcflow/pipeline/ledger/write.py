@@ -15,13 +15,13 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 
 
-def write_ledger(params: Params) -> None:
-    """Writes results/claims.{json,md,html,png,svg} and says each verdict.
+def write_ledger(params: Params, scale: str) -> None:
+    """Writes results/claims.{json,md,html,png,svg} on the data sets of a scale and says each verdict.
 
     Raises:
         GcflowError: params.yaml has no claims, or a file that a test reads is missing or damaged.
     """
-    judgement = judge(params)
+    judgement = judge(params, scale)
     words = rows(judgement)
     write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement, words)))
     write_text(claims_path(params.root, "md"), markdown(judgement, words))

@@ -1,0 +1,257 @@
+"""Inception-v3 of 2015 as a feature extractor: clean-fid's protocol on batches of tensors, without image files.
+
+The network is the TorchScript file that StyleGAN2-ADA published and clean-fid downloads, `INCEPTION_URL`. It gives the
+features of FID and KID and the class probabilities of the inception score in one pass.
+"""
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+from zipfile import ZipFile
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gcflow.errors import GcflowError
+from gcflow.files import atomic_path, sha256_of
+from gcflow.randomness import derived_seed
+
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+# As k-diffusion, among others, pins it.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+SIDE = 299
+FEATURES, CLASSES = 2048, 1008
+# Images in one pass: on the CPU so few that their activations do not outgrow the caches by far.
+CPU_BATCH, GPU_BATCH = 16, 128
+
+Resize = Literal["clean", "legacy-pytorch", "legacy-tensorflow"]
+
+
+def clip_pixels(x: Tensor) -> Tensor:
+    """Float [n, C, H, W] to uint8: clipped to [-1, 1], which is mapped to 0 .. 255, and rounded."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def batch_min_max_pixels(x: Tensor) -> Tensor:
+    """Float [n, C, H, W] to uint8: the batch's own minimum is mapped to 0, its maximum to 255, fractions are dropped.
+
+    So the paper's authors scale generated images; torchmetrics, to which they give them, truncates. The result depends
+    on which images share the batch. A constant batch becomes 0.
+    """
+    low, high = x.aminmax()
+    scale = (high - low).clamp_min(torch.finfo(x.dtype).tiny)
+    return ((x - low) / scale * 255).to(torch.uint8)
+
+
+PIXELS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip_pixels, "batch-min-max": batch_min_max_pixels}
+
+
+@lru_cache(maxsize=8)
+def _bicubic(length: int, device: torch.device) -> Tensor:
+    """Pillow's bicubic resampling of `length` pixels to 299, antialiased when it shrinks, as a matrix [299, length]."""
+    scale = length / SIDE
+    centres = (torch.arange(SIDE, dtype=torch.float64) + 0.5) * scale
+    pixels = torch.arange(length, dtype=torch.float64) + 0.5
+    distance = (pixels - centres[:, None]).abs() / max(scale, 1)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
+    return (weights / weights.sum(1, keepdim=True)).float().to(device)
+
+
+def resize_clean(images: Tensor) -> Tensor:
+    """uint8 or float [n, C, H, W] in [0, 255] to float32 [n, C, 299, 299] in [0, 255], not rounded.
+
+    clean-fid's `clean` (Parmar et al. 2022): Pillow's antialiased bicubic in floating point, clipped.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = _bicubic(height, images.device), _bicubic(width, images.device)
+    return (rows @ (images.float() @ columns.T)).clamp_(0, 255)
+
+
+def resize_legacy_pytorch(images: Tensor) -> Tensor:
+    """uint8 or float [n, C, H, W] in [0, 255] to float32 [n, C, 299, 299]: bilinear, without antialiasing, clipped."""
+    resized = functional.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    return resized.clamp_(0, 255)
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    """Full float32 products and convolutions inside; what was set before, afterwards."""
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+@contextmanager
+def _torchscript() -> Iterator[None]:
+    """No warnings that TorchScript is deprecated: the network exists in no other form."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+class Inception:
+    """The network, ready for images; see `Inception.load`.
+
+    Attributes:
+        sha256: of the file it was loaded from.
+        features: F, the number of features: 2048.
+        classes: K, the number of classes: 1008.
+        device: where its weights are.
+        batch: images in one pass; what it gives does not depend on it beyond rounding.
+    """
+
+    def __init__(self, network: Any, sha256: str, device: torch.device | str) -> None:
+        self.network, self.device = network.eval(), torch.device(device)
+        self.sha256 = sha256
+        self.classes, self.features = network.output.weight.shape
+        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu", sha256: str | None = None) -> "Inception":
+        """Loads the network, moves it to a device, and passes an image through it there.
+
+        Args:
+            path: the file of `INCEPTION_URL`, or of `write_surrogate`.
+            device: where to run.
+            sha256: what the file must have, `INCEPTION_SHA256` for the true one; None for any.
+
+        Raises:
+            GcflowError: the file is missing, has another sha256, is no TorchScript file, or not such a network.
+        """
+        try:
+            found = sha256_of(path)
+        except FileNotFoundError:
+            raise GcflowError(f"{path}: no such file; Inception's is at {INCEPTION_URL}") from None
+        except OSError as error:
+            raise GcflowError(f"{path}: not readable ({error.strerror})") from None
+        if sha256 not in (None, found):
+            raise GcflowError(f"{path}: another version of Inception: its sha256 is {found}, expected {sha256}")
+        try:
+            with _torchscript():
+                network = torch.jit.load(path, map_location="cpu")
+        except (RuntimeError, ValueError):
+            raise GcflowError(f"{path}: not a readable TorchScript file; Inception's is at {INCEPTION_URL}") from None
+        network.to(device)
+        try:
+            loaded = cls(network, found, device)
+            for resize in get_args(Resize):
+                loaded(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), resize)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise GcflowError(f"{path}: not Inception with `layers` and `output` ({reason})") from None
+        return loaded
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, resize: Resize) -> tuple[Tensor, Tensor]:
+        """Features and class probabilities from one pass, on the network's device, in IEEE float32 (without TF32).
+
+        Args:
+            images: uint8 [n, 3, H, W], or [n, 1, H, W] for grey; n >= 1, on any device.
+            resize: to 299 x 299: `clean` or `legacy-pytorch`, as clean-fid names them; `legacy-tensorflow` is that
+                inside the network. All three use this network, whereas clean-fid's `legacy_pytorch` uses another.
+
+        Returns:
+            Features float32 [n, F] and probabilities float32 [n, K], softmax of the logits without their bias, as in
+            the original inception score.
+
+        Raises:
+            ValueError: the images are of another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected uint8 [n, 3 or 1, H, W]")
+        with _ieee_products():
+            parts = [self._features(part.to(self.device), resize) for part in torch.split(images, self.batch)]
+            features = torch.cat(parts).float()
+            return features, (features @ self.network.output.weight.T.float()).softmax(1)
+
+    def _features(self, images: Tensor, resize: Resize) -> Tensor:
+        if resize == "legacy-tensorflow":
+            return self.network(images.float().expand(-1, 3, -1, -1), return_features=True).flatten(1)
+        resized = resize_clean(images) if resize == "clean" else resize_legacy_pytorch(images)
+        return self.network.layers(resized.sub_(128).div_(128).expand(-1, 3, -1, -1)).flatten(1)
+
+
+class _Weights(nn.Module):
+    """Weight and bias of one layer: torch's own layers are saved with their constants in an order that varies."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(shape), nonlinearity="relu"))
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+
+
+class _SurrogateLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = _Weights(32, 3, 8, 8)
+        self.second = _Weights(64, 32, 3, 3)
+        self.third = _Weights(FEATURES, 64, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [n, 3, 299, 299] to features [n, 2048]."""
+        x = functional.conv2d(x, self.first.weight, self.first.bias, stride=8).relu()
+        x = functional.conv2d(x, self.second.weight, self.second.bias, stride=3).relu()
+        x = functional.conv2d(x, self.third.weight, self.third.bias, stride=3).relu()
+        return x.mean([2, 3])
+
+
+class _Surrogate(nn.Module):
+    """A small network of random weights with Inception's interface."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = _SurrogateLayers()
+        self.output = _Weights(CLASSES, FEATURES)
+
+    def forward(
+        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> Tensor:
+        """Float [n, 3, H, W] in [0, 255] to features [n, 2048], or probabilities [n, 1008].
+
+        Resized inside as TensorFlow 1 did, corners not aligned: pixel i is sampled at i * length / 299.
+        """
+        height, width = img.shape[2], img.shape[3]
+        theta = torch.eye(2, 3, device=img.device)
+        theta[0, 2] += 1 / width - 1 / 299
+        theta[1, 2] += 1 / height - 1 / 299
+        grid = functional.affine_grid(theta.expand(len(img), 2, 3), [len(img), 3, 299, 299], align_corners=False)
+        resized = functional.grid_sample(img, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        features = self.layers((resized - 128) / 128)
+        if return_features:
+            return features
+        logits = features @ self.output.weight.t()
+        if not no_output_bias:
+            logits = logits + self.output.bias
+        return logits.softmax(1)
+
+
+def write_surrogate(path: Path, seed: int) -> None:
+    """Writes a small random network with Inception's interface, for where the true weights are not at hand.
+
+    What is measured in its features is no FID. Weights and bytes of the file are a function of the seed, with one
+    version of torch.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "surrogate-inception"))
+        network = _Surrogate().eval().requires_grad_(False)
+    buffer = io.BytesIO()
+    with _torchscript():
+        torch.jit.save(torch.jit.script(network), buffer)
+    with atomic_path(path) as temporary, ZipFile(buffer) as saved, ZipFile(temporary, "w") as written:
+        for entry in saved.infolist():
+            # They hold where on this machine the source lies, and a hash of that.
+            if not entry.filename.endswith((".debug_pkl", "serialization_id")):
+                written.writestr(entry, saved.read(entry))

@@ -1,0 +1,157 @@
+"""Which jobs a target consists of, and which of them are done."""
+
+import difflib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from gcflow.config import digest, to_dict
+from gcflow.errors import GcflowError
+from gcflow.files import opened_tensors, read_json, sha256_of, tensors_metadata
+from gcflow.pipeline.folders import data_folder, run_folder, snapshot
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.stages import Stage, Stages
+
+RUN_KINDS = ("train", "evaluate", "discrepancy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage as a job. needs: names of the stages whose files it reads.
+
+    kind: the verb. dataset: None for a ledger or a public model. item: what it makes of the data set: a protocol, a
+    table, a figure. run: of train, evaluate and discrepancy.
+    """
+
+    stage: Stage
+    kind: str
+    dataset: str | None
+    item: str
+    run: Run | None
+    needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The stage's."""
+        return self.stage.name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every stage of params.yaml as a job, in an order in which they could run.
+
+    scale: whose stages `all` means, and whose views come first.
+    """
+
+    params: Params
+    scale: str
+    jobs: dict[str, Job] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stages = [stage for stage in Stages(self.params, "all") if stage.name != "claims"]
+        stages += [stage for stage in self._stages if stage.name == "claims"]
+        maker = {out: stage.name for stage in stages for out in stage.outs}
+        jobs = {}
+        for stage in stages:
+            needs = tuple(dict.fromkeys(maker[dep] for dep in stage.deps if dep in maker))
+            jobs[stage.name] = self._job(stage, needs)
+        object.__setattr__(self, "jobs", jobs)
+
+    @cached_property
+    def _stages(self) -> Stages:
+        return Stages(self.params, self.scale)
+
+    def _job(self, stage: Stage, needs: tuple[str, ...]) -> Job:
+        _, kind, *words = stage.command.split()
+        if kind in ("claims", "pretrained"):
+            return Job(stage, kind, None, words[-1], None, needs)
+        if kind in RUN_KINDS:
+            run = self.params.parse_run(words[0])
+            return Job(stage, kind, run.dataset, "", run, needs)
+        return Job(stage, kind, words[0], words[1] if len(words) > 1 else "", None, needs)
+
+    @cached_property
+    def views(self) -> dict[str, list[str]]:
+        """The paper's tables and figures to every job that they need."""
+        return {view: self.closure([stage.name for stage in stages]) for view, stages in self._stages.views().items()}
+
+    def closure(self, names: list[str]) -> list[str]:
+        """These jobs and all that they need, in an order in which they could run."""
+        wanted, open_ends = set(names), list(names)
+        while open_ends:
+            new = set(self.jobs[open_ends.pop()].needs) - wanted
+            wanted |= new
+            open_ends += new
+        return [name for name in self.jobs if name in wanted]
+
+    def target(self, target: str) -> list[str]:
+        """The jobs of a view of the paper, a data set, a stage, or of the whole scale (`all`).
+
+        Raises:
+            GcflowError: there is no such target.
+        """
+        if target == "all":
+            return self.closure([stage.name for stage in self._stages])
+        if target in self.views:
+            return self.views[target]
+        if target in self.params.datasets:
+            return self.closure([name for name, job in self.jobs.items() if job.dataset == target])
+        if target in self.jobs:
+            return self.closure([target])
+        close = difflib.get_close_matches(target, self.jobs, 3) or list(self.jobs)[:3]
+        raise GcflowError(
+            f"target {target!r}: known are all; the views {', '.join(self.views) or '(none)'}; the data sets "
+            f"{', '.join(self.params.datasets)}; and {len(self.jobs)} stages, such as {', '.join(close)}"
+        )
+
+    def done(self, names: list[str]) -> set[str]:
+        """Which of these jobs, each after those that it needs, have all their files, made from files that stay.
+
+        A run must also be of the configuration that params.yaml has now.
+        """
+        found: set[str] = set()
+        for name in names:
+            job = self.jobs[name]
+            exists = all((self.params.root / out).exists() for out in job.stage.outs)
+            if exists and found.issuperset(job.needs) and (job.kind != "train" or self._is_current(job)):
+                found.add(name)
+        return found
+
+    def _is_current(self, job: Job) -> bool:
+        assert job.run is not None
+        run, root = job.run, self.params.root
+        record = run_folder(root, run) / "config.json"
+        try:
+            recorded = read_json(record)
+            inputs = dict(recorded["inputs"])
+            inputs["data_sha256"] = read_json(data_folder(root, run.dataset) / "manifest.json")["sha256"]["samples.npy"]
+            files = {role: root / file for role, file in self.params.needed_files(run).items()}
+            files |= {
+                role: snapshot(run_folder(root, needed), step)
+                for role, (needed, step) in self.params.needed_runs(run).items()
+            }
+            for role, path in files.items():
+                # Reading gigabytes to plan would take minutes; a file older than the run is the one that it read.
+                if path.stat().st_mtime > record.stat().st_mtime:
+                    inputs[f"{role}_sha256"] = sha256_of(path)
+            config = to_dict(self.params.run_config(run.name))
+            return bool(recorded["config_hash"] == digest({"config": config, "inputs": inputs}))
+        except (GcflowError, OSError, KeyError, TypeError):
+            return False
+
+    def step_reached(self, run: Run) -> int:
+        """The step of the newest checkpoint of this configuration, 0 without one. Only headers are read."""
+        config = to_dict(self.params.run_config(run.name))
+        reached = 0
+        for path in (run_folder(self.params.root, run) / "state").glob("*/checkpoint-*.safetensors"):
+            reached = max(reached, _step_of(path, config))
+        return reached
+
+
+def _step_of(path: Path, config: dict[str, object]) -> int:
+    try:
+        with opened_tensors(path, "np") as file:
+            header = tensors_metadata(file)
+    except GcflowError:
+        return 0
+    return int(header["step"]) if header.get("config") == config else 0

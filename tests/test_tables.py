@@ -1,0 +1,152 @@
+"""Tables of the paper's scale, from evaluation files written here: nothing is trained."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from gcflow.errors import GcflowError
+from gcflow.pipeline.folders import reference_path, run_folder
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.table import build_table, metric_label, write_table
+from gcflow.weights import save_tensors
+
+ROOT = Path(__file__).parent.parent
+FINAL = {0: [7.0, 7.2], 1: [7.4, 7.6], 2: [7.8, 8.0]}
+
+
+@pytest.fixture
+def params(tmp_path):
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    document["datasets"] = {"cifar10": document["datasets"]["cifar10"]}
+    document["datasets"]["cifar10"]["evaluation"]["generation_seeds"] = [0, 1]
+    del document["claims"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    loaded = Params(tmp_path / "params.yaml")
+    for protocol in ("clean", "authors"):
+        halves = {"fid": 1.5, "kid": 0.0002, "is": 11.0}
+        record = {"count": 50_000, "split": "train", "extractor_sha256": "ab" * 32, "real_half_against_half": halves}
+        path = reference_path(tmp_path, "cifar10", protocol)
+        save_tensors(path, {"mean": torch.zeros(2)}, record)
+    return loaded
+
+
+def evaluate(params, run, final, snapshots=()):
+    """Writes a run's metrics: FID as given at the end per generation seed, and with the first one at snapshots."""
+    records = []
+
+    def add(step, seed, value, weights="ema", evaluations=1):
+        for protocol, shift in (("clean", 0.0), ("authors", 1.0)):
+            for metric, number in (("fid", value + shift), ("kid", value / 1000), ("is", 10 - value / 10)):
+                described = {"metric": metric, "value": number, "protocol": protocol, "weights": weights}
+                place = {"step": step, "generation_seed": seed, "network_evaluations": evaluations}
+                records.append(described | place)
+
+    for step, value in snapshots:
+        add(step, 0, value)
+    for seed, value in enumerate(final):
+        add(100_000, seed, value)
+        add(100_000, seed, value / 2, evaluations=2)
+        add(100_000, seed, value + 5, weights="raw")
+    path = run_folder(params.root, run) / "evaluation" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(records))
+
+
+@pytest.fixture
+def evaluated(params):
+    for seed, final in FINAL.items():
+        evaluate(params, Run("cifar10", "ic", seed), final, [(10_000, 30.0), (20_000, 6.5)])
+    evaluate(params, Run("cifar10", "gc", 1), [6.0, 6.2])
+    return params
+
+
+def row(frame, label):
+    (found,) = frame[frame["method"] == label].to_dict("records")
+    return found
+
+
+def test_a_cell_is_the_mean_with_both_deviations_told_apart(evaluated):
+    means = [statistics.fmean(values) for values in FINAL.values()]
+    spread = math.sqrt(statistics.fmean(statistics.variance(values) for values in FINAL.values()))
+    expected = f"{statistics.fmean(means):.2f} ± {statistics.stdev(means):.2f} ({spread:.2f})"
+    assert expected == "7.50 ± 0.40 (0.14)"
+    assert row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")["FID ↓"] == expected
+
+
+def test_kid_is_shown_times_a_hundred(evaluated):
+    assert row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")["KID×10² ↓"].startswith("0.75 ± 0.04")
+
+
+def test_published_numbers_and_the_difference_to_them_stand_beside_ours(evaluated):
+    found = row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")
+    assert found["published FID"] == "7.42 ± 0.04"
+    assert found["Δ FID"] == "+0.08"
+    assert found["published KID×10²"] == "0.44 ± 0.03"
+    assert found["Δ KID×10²"] == "+0.31"
+    assert found["published IS"] == "8.76 ± 0.06"
+    assert found["Δ IS"] == "+0.49"
+
+
+def test_a_missing_run_shows_as_missing_and_never_as_a_number(evaluated):
+    frame = build_table(evaluated, "cifar10", "table1")
+    missing = row(frame, "iCT-OT")
+    assert missing["seeds"] == "0 of 3"
+    assert {missing[column] for column in ("FID ↓", "KID×10² ↓", "IS ↑", "Δ FID", "Δ KID×10²", "Δ IS")} == {"missing"}
+    assert missing["published FID"] == "6.75 ± 0.04"
+    partial = row(frame, "iCT-GC (μ = 0.5)")
+    assert partial["seeds"] == "1 of 3"
+    assert partial["FID ↓"] == "6.10 (0.14)"
+    assert row(frame, "iCT-IC")["seeds"] == "3"
+
+
+def test_the_authors_protocol_reports_the_best_step_of_training(evaluated):
+    assert row(build_table(evaluated, "cifar10", "table1-authors"), "iCT-IC")["FID ↓"] == "7.50 ± 0.00"
+    assert row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")["FID ↓"] == "7.50 ± 0.40 (0.14)"
+
+
+def test_each_table_says_which_protocol_it_shows(evaluated):
+    for name, protocol, resize in (
+        ("table1", "clean", "clean resize"),
+        ("table1-authors", "authors", "legacy-tensorflow"),
+    ):
+        write_table(evaluated, "cifar10", name)
+        folder = evaluated.root / "results" / "cifar10" / "tables"
+        note = (folder / f"{name}.md").read_text().splitlines()[-1]
+        for part in (f"Protocol {protocol}:", resize, "50000 images of the train split", "abababababab", "Δ is ours"):
+            assert part in note
+        assert "best step" in note if protocol == "authors" else "last step" in note
+        assert list(pd.read_csv(folder / f"{name}.csv", dtype=str)["method"]) == [
+            "iCT-IC",
+            "iCT-OT",
+            "iCT-GC (μ = 0.5)",
+        ]
+        tex = (folder / f"{name}.tex").read_text()
+        assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"$\Delta$ FID", "missing"))
+        assert not any(symbol in tex for symbol in "±↓↑Δμ²")
+
+
+def test_the_reference_point_of_ect_has_its_source(evaluated):
+    write_table(evaluated, "cifar10", "table2")
+    text = (evaluated.root / "results" / "cifar10" / "tables" / "table2.md").read_text()
+    assert "Geng" in text
+    assert "| 4.54 |" in text
+
+
+def test_numbers_without_the_protocol_are_refused_with_the_command_that_makes_them(params):
+    path = run_folder(params.root, Run("cifar10", "ic", 0)) / "evaluation" / "metrics.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([{"metric": "fid", "protocol": "other", "value": 1.0}]))
+    with pytest.raises(GcflowError, match=r"metrics\.json: has no records of protocol clean; run gcflow evaluate"):
+        build_table(params, "cifar10", "table1")
+
+
+def test_only_inceptions_distance_is_called_fid():
+    assert metric_label("fid")[0] == "FID ↓"
+    assert metric_label("surrogate-fd")[0] == "surrogate FD ↓"
+    assert metric_label("classifier-kd") == ("classifier KD×10² ↓", 100.0)

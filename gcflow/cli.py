@@ -414,6 +414,7 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Per round.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="After one to warm up.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: results/DATASET/bench.json]")
+@ARCHIVES
 @click.pass_context
 def bench(
     context: click.Context,
@@ -424,6 +425,7 @@ def bench(
     steps: int,
     rounds: int,
     out: Path | None,
+    archives: Path,
 ) -> None:
     params = _load(context)
     params.dataset(dataset)
@@ -441,7 +443,25 @@ def bench(
             raise GcflowError(f"--set {setting}: expected e.g. training.precision=bfloat16 or network.dropout=0.0")
         overrides[block][name] = yaml.safe_load(value)
     out = out or results_folder(params.root, dataset) / "bench.json"
-    show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out), out)
+    where = params.root / archives
+    show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out, where), out)
+
+
+@verb(
+    "What TARGET costs on the machine that `gcflow bench` measured: jobs, GPU-hours, time, disk; and what it took. "
+    "TARGET is a table or figure of the paper (table1), a data set, a stage, or all of the scale.",
+    "gcflow plan table1 --scale paper --gpus 8",
+)
+@click.argument("target", default="all")
+@click.option("--gpus", type=click.IntRange(min=1), help="That jobs share.  [default: 1, 4 and 8]")
+@SCALE
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write everything to this file, job by job.")
+@click.pass_context
+def plan(context: click.Context, target: str, gpus: int | None, scale: str, file: Path | None) -> None:
+    params = _load(context)
+    from gcflow.pipeline.planning.report import show
+
+    click.echo(show(params, target, scale, gpus, file))
 
 
 @verb(

@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import click
 
@@ -99,7 +101,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Target:
-    """A request whose params.yaml is valid. needed: the stages that make the target, and those that they depend on."""
+    """A request whose params.yaml is valid.
+
+    stages: those of all scales. needed: the ones that make the target, and those that they depend on.
+    """
 
     request: Request
     params: "Params"
@@ -352,14 +357,16 @@ def resolve(request: Request, params: "Params") -> Target:
         known = f"known: {', '.join((*stages.views(), *stages.datasets))}, and the stages of dvc.yaml"
         hint = f"give --scale {elsewhere[0]}" if elsewhere else known
         raise GcflowError(f"target {request.target!r}: there is no such thing at scale {request.scale}; {hint}")
-    makers = {out: stage for stage in stages for out in stage.outs}
+    # A view may be answered by data sets of another scale.
+    every = Stages(params, "all")
+    makers = {out: stage for stage in every for out in stage.outs}
     needed: set[Stage] = set()
     while asked:
         stage = asked.pop()
         if stage not in needed:
             needed.add(stage)
             asked += [makers[dep] for dep in stage.deps if dep in makers]
-    return Target(request, params, stages, frozenset(needed))
+    return Target(request, params, every, frozenset(needed))
 
 
 def check_params(request: Request) -> "tuple[list[Check], Params | None]":
@@ -674,8 +681,13 @@ def check_tracking(params: "Params") -> Iterator[Check]:
 
 def _http_problem(url: str, refuses: bool = True) -> str | None:
     """Why an address gives nothing; with `refuses` unset a server that answers at all is no problem."""
+    # urllib takes a name and password in an address for a part of the host's name.
+    account, at, host = urlsplit(url).netloc.rpartition("@")
+    request = urllib.request.Request(url.replace(f"{account}{at}{host}", host, 1))
+    if account:
+        request.add_header("Authorization", f"Basic {b64encode(unquote(account).encode()).decode()}")
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         return f"answers {error.code} ({error.reason})" if refuses else None

@@ -9,7 +9,6 @@ from gcflow.config import RunConfig, run_config_from_dict, to_dict
 from gcflow.files import read_json
 from gcflow.pipeline.evaluate import measurements
 from gcflow.pipeline.folders import results_folder
-from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.disk import reference_images, sample_counts
 from gcflow.pipeline.planning.jobs import Graph, Job
 from gcflow.pipeline.planning.work import pass_operations, passes_per_sample, without_dropout
@@ -183,9 +182,7 @@ class _Measured:
         if kind == "inception" and row["network"] != "inception":
             self.missing.append(name)
             self.notes.append("Inception itself was not there to be timed: what its features take is left out")
-            self.remedies.append(
-                f"put {self._features.weights} into archives/, then gcflow bench {self._dataset}"
-            )
+            self.remedies.append(f"put {self._features.weights} into archives/, then gcflow bench {self._dataset}")
             return 0.0
         return images / float(row["images_per_second"])
 
@@ -218,13 +215,10 @@ class _Measured:
             was, now = getattr(base.training, key), getattr(config.training, key)
             if was != now:
                 self.notes.append(f"{self._dataset}: timed with training.{key} = {was}, runs have {now}")
-        return float(rows[method]["seconds_per_step"]) * self._work(config) / self._work(base, config)
-
-    def _work(self, config: RunConfig, other: RunConfig | None = None) -> float:
-        """Network passes of a step; in operations, unless both runs' networks cost the same."""
-        other = other or run_config_from_dict(next(iter(self.bench["train"]["methods"].values()))["config"])
-        passes = config.training.batch * passes_per_sample(config)
-        return passes * pass_operations(config, self._shape)
+        ratio = config.training.batch * passes_per_sample(config) / (base.training.batch * passes_per_sample(base))
+        if without_dropout(base.network) != without_dropout(config.network):
+            ratio *= pass_operations(config, self._shape) / pass_operations(base, self._shape)
+        return float(rows[method]["seconds_per_step"]) * ratio
 
     def _image_seconds(self, config: RunConfig, sampler: Sampler) -> float:
         """Of drawing one image."""
@@ -234,7 +228,7 @@ class _Measured:
         rates, ratio = row["images_per_second"], 1.0
         if row["network"] != network:
             ratio = pass_operations(config, self._shape) / row["operations_per_pass"]
-            self.notes.append(f"{self._dataset}: networks not timed sample as fast per operation as {rows[0]['name']}")
+            self.notes.append(f"{self._dataset}: a network not timed samples as fast per operation as one that was")
         if name in rates:
             return ratio / float(rates[name])
         if not rates:

@@ -498,7 +498,9 @@ def doctor(
     thorough: bool,
     out: Path | None,
 ) -> None:
-    from gcflow.pipeline.doctor import Request, diagnose, document, screen
+    from gcflow.pipeline.doctor.check import Request
+    from gcflow.pipeline.doctor.diagnose import diagnose
+    from gcflow.pipeline.doctor.screen import document, screen
 
     request = Request(context.obj, target, scale, archives, device, thorough)
     checks = diagnose(request)

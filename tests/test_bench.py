@@ -17,8 +17,11 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
 )
-from gcflow.pipeline.bench import Trainer, pass_operations, passes_per_sample, peak_rate
+from gcflow.errors import GcflowError
+from gcflow.pipeline.bench import Trainer, as_evaluated, bench_sampling, peak_rate
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.planning import measure
+from gcflow.pipeline.planning.work import pass_operations, passes_per_sample
 
 
 def config(method: dict, architecture: str = "mlp", **network) -> RunConfig:
@@ -113,6 +116,81 @@ def test_training_sampling_and_evaluation_are_measured_and_described(measured):
     assert document["command"].startswith("gcflow bench digits")
     for method in methods:
         assert method in result.stderr
+
+
+def test_every_other_verb_is_measured_for_the_plan(measured):
+    _, _, document = measured
+    stages = document["stages"]
+    assert set(stages["startup_seconds"]) == set(measure.PROBED)
+    assert all(0.01 < value < 60 for value in stages["startup_seconds"].values())
+    # Of gc-frozen and of the denoiser, which were not asked for, nothing is known.
+    (network,) = stages["sampling"]
+    assert set(network["images_per_second"]) == {"consistency-1", "consistency-2"}
+    assert network["network"]["dropout"] == 0.0
+    (classifier,) = stages["features"].values()
+    assert classifier["images_per_second"] > 100
+    assert classifier["network"] == "classifier, untrained"
+    assert stages["prepare"]["seconds"] < 10
+    assert not stages["prepare"]["assumed"]
+    assert stages["transport"]["settings"]["samples"] == 64
+    for value in (stages["classifier_step_seconds"], stages["transport"]["seconds"], stages["assignment_seconds"]):
+        assert 0 < value < 10
+    assert document["train"]["methods"]["cd"]["config"]["training"]["batch"] == 8
+
+
+def test_data_that_are_not_at_hand_are_timed_on_random_pixels_and_inception_by_its_surrogate(tmp_path):
+    document = tiny_params()
+    document["datasets"]["cifar10"] = paper = document["datasets"]["digits"]
+    paper["data"] = {"source": "cifar10"}
+    protocol = {"kid_subsets": 2, "kid_subset_size": 50}
+    paper["features"] = {"kind": "inception", "protocols": {"clean": protocol}}
+    root = write_project(tmp_path, document)
+    params = Params(root / "params.yaml")
+    images = torch.from_numpy(params.dataset("cifar10").data.timing_samples())
+    found = measure.features(params, "cifar10", images, root / "archives", "cpu")["clean"]
+    assert found["network"] == "surrogate"
+    assert found["images_per_second"] > 1
+    assert found["seconds_per_comparison"] > 0
+    prepared = measure.preparation(params.dataset("cifar10"), root / "archives")
+    assert prepared["assumed"]
+    assert prepared["images_per_second"] > 0
+    # Its exact denoiser is never asked for.
+    config = params.run_config("cifar10/ic/0")
+    assert measure.exact_denoising(params, "cifar10", config, images) == 0
+
+
+def test_weights_from_files_are_timed_as_the_runs_own_network(tmp_path):
+    document = tiny_params()
+    methods = document["datasets"]["digits"]["methods"]
+    methods["ect"]["init"] = {"file": "checkpoints/a.safetensors"}
+    methods["cd"]["teacher"] = {"file": "checkpoints/a.safetensors"}
+    methods["gc-frozen"]["predictor"] = {"file": "checkpoints/b.safetensors"}
+    params = Params(write_project(tmp_path, document) / "params.yaml")
+    data = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    for method, role in (("ect", None), ("cd", "teacher"), ("gc-frozen", "predictor")):
+        trainer = Trainer.of(params, Run("digits", method, 0), {}, data, "cpu")
+        trainer.steps(1)
+        trainer.passes(1)
+        helpers = {name for name in ("predictor", "teacher") if getattr(trainer.helpers, name) is not None}
+        assert helpers == ({role} if role else set())
+
+
+def test_sampling_is_timed_as_it_is_evaluated(tmp_path, monkeypatch):
+    params = Params(write_project(tmp_path) / "params.yaml")
+    assert set(bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu")) == {"heun-5"}
+    monkeypatch.setattr("gcflow.pipeline.bench.LONGEST_SAMPLING", 0.0)
+    assert bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu") == {}
+    torch.backends.cudnn.deterministic = True
+    with as_evaluated():
+        assert not torch.backends.cudnn.deterministic
+    assert torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = False
+
+
+def test_a_trial_that_fails_is_reported(monkeypatch):
+    monkeypatch.setitem(measure.PROBED, "prepare", ("prepare", "nothing"))
+    with pytest.raises(GcflowError, match="a trial of gcflow prepare nothing failed: .*'nothing'"):
+        measure.startups("cpu")
 
 
 def test_measuring_needs_no_data_and_leaves_nothing_but_its_file(measured):

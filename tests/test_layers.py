@@ -54,7 +54,7 @@ def test_the_theory_rests_on_the_science_and_nothing_of_that_on_the_theory():
 
 
 def test_no_stage_imports_the_command_line():
-    for path in (PACKAGE / "pipeline").glob("*.py"):
+    for path in (PACKAGE / "pipeline").rglob("*.py"):
         assert "gcflow.cli" not in set(imported_modules(path)), path.name
 
 

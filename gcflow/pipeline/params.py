@@ -19,7 +19,7 @@ from gcflow.config import (
     check_start,
 )
 from gcflow.errors import GcflowError
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table
 from gcflow.sources import Mixture2d
 
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -180,19 +180,7 @@ class Params:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
         for view, table in entry.tables.items():
-            published = published_tables().get(table.reproduces or "", {}).get("datasets", {})
-            if table.paper is not None and table.paper not in published:
-                problem = (
-                    f"is {table.paper!r}; known for reproduces {table.reproduces}: {', '.join(published) or 'none'}"
-                )
-                raise self._fail(f"{where}.tables.{view}.paper", problem)
-            if table.paper is not None and entry.features.kind != "inception":
-                problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
-                raise self._fail(f"{where}.tables.{view}.paper", problem)
-            protocols = entry.features.protocols
-            if table.protocol is not None and table.protocol not in protocols:
-                problem = f"is {table.protocol!r}; known: {', '.join(protocols)}"
-                raise self._fail(f"{where}.tables.{view}.protocol", problem)
+            self._check_table(f"{where}.tables.{view}", table, entry)
         for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
             for view, content in views.items():
                 for method in content.methods:
@@ -203,6 +191,20 @@ class Params:
             raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
         if entry.transport:
             self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "predictor")
+
+    def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
+        protocols = entry.features.protocols
+        if table.protocol is not None and table.protocol not in protocols:
+            raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; known: {', '.join(protocols)}")
+        if table.paper is None:
+            return
+        if entry.features.kind != "inception":
+            problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
+            raise self._fail(f"{where}.paper", problem)
+        published = published_tables().get(table.reproduces or "", {}).get("datasets", {})
+        if table.paper not in published:
+            known = ", ".join(published) or "none"
+            raise self._fail(f"{where}.paper", f"is {table.paper!r}; known for reproduces {table.reproduces}: {known}")
 
     def _check_claims(self, claims: Claims) -> None:
         known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))

@@ -11,7 +11,6 @@ from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
 from gcflow.pipeline.params import Params, Run, published_tables
 
-
 PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
 MISSING = "missing"
 

@@ -49,7 +49,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         stages = [stage for stage in Stages(self.params, "all") if stage.name != "claims"]
-        stages += [stage for stage in self._stages if stage.name == "claims"]
+        stages += [self._stages.claims()] if self.params.claims else []
         maker = {out: stage.name for stage in stages for out in stage.outs}
         jobs = {}
         for stage in stages:
@@ -75,6 +75,11 @@ class Graph:
         """The paper's tables and figures to every job that they need."""
         return {view: self.closure([stage.name for stage in stages]) for view, stages in self._stages.views().items()}
 
+    @cached_property
+    def whole(self) -> list[str]:
+        """Every job of the scale."""
+        return self.closure([stage.name for stage in self._stages])
+
     def closure(self, names: list[str]) -> list[str]:
         """These jobs and all that they need, in an order in which they could run."""
         wanted, open_ends = set(names), list(names)
@@ -91,7 +96,7 @@ class Graph:
             GcflowError: there is no such target.
         """
         if target == "all":
-            return self.closure([stage.name for stage in self._stages])
+            return self.whole
         if target in self.views:
             return self.views[target]
         if target in self.params.datasets:

@@ -30,7 +30,6 @@ from gcflow.locators import silent
 from gcflow.metrics import FeatureSet, FeatureStatistics, frechet_distance, kernel_inception_distance
 from gcflow.oracles import LARGEST_EXACT_DATA
 from gcflow.pipeline.extractors import (
-    KID_POOL,
     InceptionComparison,
     SmallComparison,
     SmallExtractor,
@@ -213,22 +212,23 @@ def _large_features(
     with tempfile.TemporaryDirectory() as folder:
         path, which = _inception(params, dataset, archives, Path(folder))
         network = Inception.load(path, device)
-    count = INCEPTION_IMAGES["cuda" if device.startswith("cuda") else "cpu"]
+    count, width = INCEPTION_IMAGES["cuda" if device.startswith("cuda") else "cpu"], network.features
     output = torch.rand(count, *shape) * 2 - 1
-    width = network.features
+    drawn = torch.randn(2 * width, width, device=device)
+    reference, generated = FeatureStatistics(), FeatureStatistics()
+    reference.update(drawn)
+    generated.update(drawn.flip(0))
+    # All that is timed gives numbers on the host, so no further synchronisation is needed.
+    first, again = (elapsed(partial(frechet_distance, generated, reference)) for _ in range(2))
     found: dict[str, Any] = {}
     for name, protocol in settings.protocols.items():
-        few = replace(protocol, score_splits=1)
-        generated = torch.randn(KID_POOL, width, device=device)
-        reference = FeatureStatistics()
-        reference.update(generated[: 2 * width])
-        comparison = InceptionComparison(network, few, metric_names(settings.kind), reference, generated, 2 * count)
-        # All of them give numbers on the host, so no further synchronisation is needed.
+        rules = replace(protocol, score_splits=1)
+        names = metric_names(settings.kind)
+        comparison = InceptionComparison(network, rules, names, reference, drawn, 2 * count)
         _, rate = (count / elapsed(partial(comparison.update, output)) for _ in range(2))
-        first, again = (elapsed(partial(frechet_distance, comparison.statistics, reference)) for _ in range(2))
         subsets = min(2, protocol.kid_subsets)
         size, seed = protocol.kid_subset_size, protocol.kid_seed
-        kid = elapsed(partial(kernel_inception_distance, generated, generated, subsets, size, seed))
+        kid = elapsed(partial(kernel_inception_distance, drawn, drawn, subsets, size, seed))
         found[name] = {
             "images_per_second": rate,
             "seconds_per_comparison": again + kid * protocol.kid_subsets / subsets,

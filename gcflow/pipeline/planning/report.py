@@ -220,8 +220,7 @@ def _bytes(amount: dict[str, Any]) -> str:
 def text(found: dict[str, Any]) -> str:
     """The plan as lines, from its document."""
     first = next(iter(found["wall_clock_hours"]))
-    gpus = f"{first} GPU{'s' if first != '1' else ''}"
-    header = ("", "jobs", "done", "GPU time", "CPU time", f"clock, {gpus}", "disk")
+    header = ("", "jobs", "done", "GPU time", "CPU time", f"clock, {_gpus(first)}", "disk")
     lines: list[tuple[str, ...]] = [header]
     for title, row in found["rows"].items():
         times = (_hours(row[key]) for key in ("gpu_hours", "core_hours", "wall_clock_hours"))
@@ -238,6 +237,10 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(out)
 
 
+def _gpus(count: str) -> str:
+    return f"{count} GPU{'s' if count != '1' else ''}"
+
+
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """Columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -245,10 +248,9 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _times(found: dict[str, Any]) -> list[str]:
-    clocks = [
-        f"{_hours(amount)} on {gpus} GPU{'s' if gpus != '1' else ''}"
-        for gpus, amount in found["wall_clock_hours"].items()
-    ]
+    clocks = [f"{_hours(amount)} on {_gpus(gpus)}" for gpus, amount in found["wall_clock_hours"].items()]
+    if not any(job["gpu"] for job in found["jobs"]):
+        clocks = [_hours(next(iter(found["wall_clock_hours"].values())))]
     if all(amount["value"] is None for amount in found["wall_clock_hours"].values()):
         return ["Wall clock: unknown"]
     path = found["critical_path"]

@@ -1,5 +1,6 @@
 """How long each job takes on the machine whose measurements `gcflow bench` wrote."""
 
+import statistics
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -218,7 +219,9 @@ class _Measured:
         ratio = config.training.batch * passes_per_sample(config) / (base.training.batch * passes_per_sample(base))
         if without_dropout(base.network) != without_dropout(config.network):
             ratio *= pass_operations(config, self._shape) / pass_operations(base, self._shape)
-        return float(rows[method]["seconds_per_step"]) * ratio
+        # Each method was timed in turn with the first: their ratios hold also where the machine's speed drifted.
+        firsts = [float(row["seconds_per_step"]) / float(row["step_over_first"]) for row in rows.values()]
+        return statistics.median(firsts) * float(rows[method]["step_over_first"]) * ratio
 
     def _image_seconds(self, config: RunConfig, sampler: Sampler) -> float:
         """Of drawing one image."""

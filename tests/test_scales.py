@@ -1,0 +1,142 @@
+"""The shipped params.yaml at every scale: Snakemake's plan of it, and the stages that DVC would see."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from projects import environment
+from test_workflow import SCRIPTS
+
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stages, dvc_document
+
+ROOT = Path(__file__).parent.parent
+PAPER = ["cifar10", "imagenet32", "celeba64", "church64"]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return Params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The repository's workflow with nothing done yet."""
+    here = tmp_path_factory.mktemp("scales")
+    for name in ("Snakefile", "workflow", "params.yaml"):
+        (here / name).symlink_to(ROOT / name)
+    return here
+
+
+def plan(folder, *arguments):
+    """Jobs of each rule that `snakemake -n` lists, and its whole output."""
+    result = subprocess.run(
+        ["snakemake", "--profile", "workflow/profiles/local", "-n", *arguments],
+        cwd=folder,
+        env=environment({"PATH": f"{SCRIPTS}:{environment()['PATH']}"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}, output
+
+
+def test_the_papers_scale_is_one_plan(folder, params):
+    jobs, output = plan(folder, "--config", "scale=paper", "--", "all")
+    stages = Stages(params, "paper")
+    assert params.at_scale("paper") == PAPER
+    runs = [run for dataset in PAPER for run in params.runs(dataset)]
+    assert jobs["train"] == jobs["evaluate"] == len(runs) == 57, output
+    assert jobs["prepare"] == jobs["features"] == 4
+    assert jobs["reference"] == 8
+    assert jobs["pretrained"] == 1
+    # The views of other scales that answer what this one cannot, here figure 1 with its theory; all and track.
+    elsewhere = {stage.name for view in stages.views().values() for stage in view} - {stage.name for stage in stages}
+    assert elsewhere == {"figure-mixture2d-trajectories"}
+    assert jobs["total"] == len(list(stages)) + len(elsewhere) + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("target", "trained"), [("table1", 36), ("table2", 8), ("table3", 10), ("figure5", 12), ("figure8", 12)]
+)
+def test_a_table_or_figure_is_a_target_that_trains_what_it_shows_and_no_more(folder, target, trained):
+    jobs, output = plan(folder, "--config", "scale=paper", "--", target)
+    assert jobs["train"] == trained, output
+
+
+def test_figure_2_needs_the_predictor_of_its_coupling_too(folder):
+    jobs, output = plan(folder, "--config", "scale=paper", "--", "figure2")
+    assert (jobs["train"], jobs["discrepancy"]) == (4, 3), output
+
+
+def test_every_target_exists_at_the_embedded_scale(folder, params):
+    assert sorted(Stages(params, "embedded").views()) == sorted(
+        [f"table{n}" for n in (1, 2, 3)] + [f"figure{n}" for n in (1, 2, 3, 4, 5, 8)]
+    )
+    jobs, output = plan(folder, "figure1")
+    assert jobs == {"theory": 1, "figure": 1, "figure1": 1, "total": 3}, output
+
+
+def test_the_rehearsal_needs_no_archive_and_no_download(folder):
+    jobs, output = plan(folder, "--config", "scale=rehearsal", "--", "all")
+    assert jobs["train"] == 2, output
+    assert "pretrained" not in jobs
+
+
+def test_an_unknown_scale_is_one_clear_error(folder):
+    jobs, output = plan(folder, "--config", "scale=papre", "--", "all")
+    assert not jobs
+    assert "scale 'papre': expected embedded, rehearsal, paper or all" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("scale", ["embedded", "rehearsal", "paper", "all"])
+def test_dvc_sees_the_stages_of_the_scale_with_their_inputs(params, scale):
+    stages = yaml.safe_load(dvc_document(params, scale))["stages"]
+    assert list(stages) == [stage.name for stage in Stages(params, scale)]
+    made = {out for stage in stages.values() for out in stage["outs"]}
+    for name, stage in stages.items():
+        assert made.issuperset(stage.get("deps", [])), name
+
+
+def test_the_recipes_are_those_of_the_paper(params):
+    recipes = {name: params.run_config(f"{name}/ic/0") for name in PAPER}
+    assert [c.training.steps for c in recipes.values()] == [100_000, 150_000, 150_000, 150_000]
+    assert [c.training.batch for c in recipes.values()] == [512, 512, 128, 128]
+    assert [c.training.learning_rate for c in recipes.values()] == [1e-4, 8e-5, 8e-5, 8e-5]
+    assert [c.network.multipliers for c in recipes.values()] == [(1, 2, 2), (1, 1, 2), (1, 2, 2, 2), (1, 2, 2, 2)]
+    assert [c.network.blocks_per_level for c in recipes.values()] == [(3, 3, 3), (3, 5, 7), (3, 3, 4, 5), (3, 3, 4, 5)]
+    assert [c.network.attention for c in recipes.values()] == [(), (16,), (), ()]
+    assert [c.network.dropout_per_level for c in recipes.values()] == [
+        (0.3, 0.3, 0.3),
+        (0.0, 0.2, 0.2),
+        (0.0, 0.0, 0.2, 0.2),
+        (0.0, 0.0, 0.2, 0.2),
+    ]
+    for name, config in recipes.items():
+        training, process = config.training, config.process
+        assert (training.optimizer, training.ema_decay, training.gradient_clip) == ("lion", 0.9999, None)
+        assert (training.schedule.s0, training.schedule.s1) == (10, 1280)
+        assert (training.schedule.p_mean, training.schedule.p_std) == (-1.1, 2.0)
+        assert (process.sigma_min, process.sigma_max, process.rho) == (0.002, 80.0, 7.0)
+        assert (process.sigma_data, process.data_mean) == (0.5, 0.0)
+        assert set(params.run_config(f"{name}/gc/0").network.dropout_per_level) == {0.0}
+        assert params.run_config(f"{name}/ot/0").network == config.network
+        assert (params.run_config(f"{name}/gc/0").method.mu, params.dataset(name).evaluation.samples) == (0.5, 50_000)
+
+
+def test_ect_is_the_public_recipe_from_the_public_model(params):
+    short, long = (params.run_config(f"cifar10/{method}/0") for method in ("ect-gc", "ect-long-gc"))
+    assert (short.training.steps, short.training.ema_decay, short.training.schedule.q) == (8_000, 0.9993, 256.0)
+    assert short.training.schedule.stage_every is None
+    assert (long.training.steps, long.training.ema_decay, long.training.schedule.q) == (100_000, 0.9999, 2.0)
+    assert long.training.schedule.stage_every == 25_000
+    for config in (short, long):
+        assert (config.training.batch, config.training.optimizer, config.training.huber_c) == (128, "radam", 0.0)
+        assert (config.network.channels, config.network.multipliers, config.network.blocks) == (128, (2, 2, 2), 4)
+        assert (config.network.attention, config.network.dropout) == ((16,), 0.2)
+        assert (config.method.mu, config.preconditioning) == (0.3, "edm")
+        assert config.method.init.file == "checkpoints/edm-cifar10.safetensors"

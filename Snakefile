@@ -17,6 +17,6 @@ rule all:
     default_target: True
     input:
         [out for stage in STAGES for out in stage.outs],
-        [out for stages in VIEWS.values() for stage in stages for out in stage.outs],
+        PAPERS_VIEWS,
         "results/tracking.json",
     localrule: True

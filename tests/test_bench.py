@@ -189,7 +189,7 @@ def test_sampling_is_timed_as_it_is_evaluated(tmp_path, monkeypatch):
 
 def test_a_trial_that_fails_is_reported(monkeypatch):
     monkeypatch.setitem(measure.PROBED, "prepare", ("prepare", "nothing"))
-    with pytest.raises(GcflowError, match="a trial of gcflow prepare nothing failed: .*'nothing'"):
+    with pytest.raises(GcflowError, match=r"a trial of gcflow prepare nothing failed: .*'nothing'"):
         measure.startups("cpu")
 
 

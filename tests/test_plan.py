@@ -17,7 +17,7 @@ from gcflow.pipeline.planning.jobs import Graph
 from gcflow.pipeline.planning.report import document, plan, size, text
 from gcflow.pipeline.planning.schedule import Task, critical_path, makespan
 from gcflow.pipeline.planning.seconds import actual_seconds, benchmark_path
-from gcflow.pipeline.planning.work import passes_per_sample, without_dropout
+from gcflow.pipeline.planning.work import mean_passes_per_sample, without_dropout
 from gcflow.pipeline.stages import Stages
 
 SHIPPED = Path(package.__file__).parents[1] / "params.yaml"
@@ -262,12 +262,23 @@ def test_methods_that_were_not_timed_are_derived_from_their_passes_and_this_is_s
     root = measured(write_project(tmp_path), methods=("ic",))
     jobs, found = jobs_of(root, "digits")
     params = Params(root / "params.yaml")
-    passes = passes_per_sample(params.run_config("digits/gc/0")) / 4
+    passes = mean_passes_per_sample(params.run_config("digits/gc/0")) / 4
     assert jobs["train-digits-gc-0"]["seconds"] == pytest.approx(1 + 40 * 0.1 * passes)
     assert jobs["train-digits-denoiser-0"]["seconds"] == pytest.approx(1 + 40 * 0.1 * 3 / 4)
-    # Of more channels: by its operations.
+    # Of more channels: by their operations.
     assert jobs["train-digits-gc-frozen-0"]["seconds"] > 1 + 40 * 0.1 * 4.5 / 4
     assert "digits: methods not timed take as long as ic per pass of the network" in found["notes"]
+
+
+def test_a_share_that_is_switched_on_late_costs_only_from_there_on(tmp_path):
+    params = tiny_params()
+    gc = params["datasets"]["digits"]["methods"]["gc"]
+    gc |= {"mu": 1.0, "mu_from_step": 30}
+    late = Params(write_project(tmp_path, params) / "params.yaml").run_config("digits/gc/0")
+    assert mean_passes_per_sample(late) == 4.25
+    gc |= {"mu": [0.0, 1.0], "mu_from_step": None}
+    rising = Params(write_project(tmp_path, params) / "params.yaml").run_config("digits/gc/0")
+    assert mean_passes_per_sample(rising) == pytest.approx(4.5, abs=0.02)
 
 
 def test_a_measurement_with_other_settings_is_scaled_by_the_batch_and_the_rest_is_said(tmp_path):

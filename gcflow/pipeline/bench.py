@@ -83,8 +83,9 @@ class Trainer:
     def of(cls, params: Params, run: Run, overrides: dict[str, dict[str, Any]], data: Tensor, device: str) -> "Trainer":
         """A fresh one, with untrained weights in every role."""
         config = params.run_config(run.name, overrides)
-        # Timed is what a step costs from there on: the few steps of a round would all come before.
-        config = replace(config, method=replace(config.method, mu_from_step=None))
+        # The few steps of a round would all come before a late switch, and at one end of a share that changes.
+        mu = config.method.mu if config.method.mu is None else statistics.fmean(config.method.mu_range)
+        config = replace(config, method=replace(config.method, mu=mu, mu_from_step=None))
         shape = tuple(data.shape[1:])
 
         def untrained(role: str) -> PreconditionedNetwork | None:
@@ -339,6 +340,10 @@ def bench(
     raw = torch.from_numpy(entry.data.timing_samples())
     shape = tuple(raw.shape[1:])
     data = resident(raw, device, 0.5)
+    trained = bench_training(params, runs, overrides, data, device, steps, rounds)
+    stages = bench_stages(params, dataset, configs, raw, archives, device)
+    ways = {f"{sampler.name}-{sampler.evaluations}" for sampler in samplers(first, entry.evaluation)}
+    sampled = stages["sampling"][0]["images_per_second"]
     document = {
         "command": f"gcflow {' '.join(sys.argv[1:])}",
         "machine": machine(device),
@@ -348,10 +353,10 @@ def bench(
         "network": to_dict(first.network),
         "steps_per_round": steps,
         "rounds": rounds,
-        "train": bench_training(params, runs, overrides, data, device, steps, rounds),
-        "sampling_images_per_second": bench_sampling(first, params, shape, device),
+        "train": trained,
+        "sampling_images_per_second": {name: rate for name, rate in sampled.items() if name in ways},
         "evaluation_images_per_second": bench_evaluation(params, dataset, data),
-        "stages": bench_stages(params, dataset, configs, raw, archives, device),
+        "stages": stages,
         "peak_process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write_json(out, document)

@@ -24,6 +24,14 @@ except GcflowError as error:
 
 VIEWS = STAGES.views()
 
+# Figure 1 is low-dimensional: the paper's scale leaves it to an embedded data set.
+PAPERS_VIEWS = [
+    out
+    for stages in (VIEWS.values() if SCALE == "paper" else [])
+    for stage in stages
+    for out in stage.outs
+]
+
 
 class Chatter(logging.Filter):
     """Drops what Snakemake says around every job; its progress, warnings and errors stay."""

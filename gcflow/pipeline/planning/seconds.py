@@ -12,7 +12,7 @@ from gcflow.pipeline.evaluate import measurements
 from gcflow.pipeline.folders import results_folder
 from gcflow.pipeline.planning.disk import reference_images, sample_counts
 from gcflow.pipeline.planning.jobs import Graph, Job
-from gcflow.pipeline.planning.work import pass_operations, passes_per_sample, without_dropout
+from gcflow.pipeline.planning.work import mean_passes_per_sample, pass_operations, passes_per_sample, without_dropout
 from gcflow.pipeline.schema import Classifier
 from gcflow.sampling import Sampler
 
@@ -216,7 +216,8 @@ class _Measured:
             was, now = getattr(base.training, key), getattr(config.training, key)
             if was != now:
                 self.notes.append(f"{self._dataset}: timed with training.{key} = {was}, runs have {now}")
-        ratio = config.training.batch * passes_per_sample(config) / (base.training.batch * passes_per_sample(base))
+        passes = config.training.batch * mean_passes_per_sample(config)
+        ratio = passes / (base.training.batch * passes_per_sample(base))
         if without_dropout(base.network) != without_dropout(config.network):
             ratio *= pass_operations(config, self._shape) / pass_operations(base, self._shape)
         # Each method was timed in turn with the first: their ratios hold also where the machine's speed drifted.

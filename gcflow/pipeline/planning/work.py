@@ -41,3 +41,11 @@ def passes_per_sample(config: RunConfig) -> float:
     """Forward passes that a training step costs per sample, a backward pass counted as two."""
     own = 3.0 if config.method.objective == "denoising" else 4.0
     return own + helper_passes_per_sample(config)
+
+
+def mean_passes_per_sample(config: RunConfig) -> float:
+    """`passes_per_sample` on average over a training whose share of generator-augmented pairs changes."""
+    steps = config.training.steps
+    looked_at = range(0, steps, max(1, steps // 200))
+    mean = sum(mu_at(step, config) for step in looked_at) / len(looked_at)
+    return passes_per_sample(config) - mu_at(steps // 2, config) + mean

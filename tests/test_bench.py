@@ -18,9 +18,10 @@ from gcflow.config import (
     TrainingConfig,
 )
 from gcflow.errors import GcflowError
-from gcflow.pipeline.bench import Trainer, as_evaluated, bench_sampling, peak_rate
+from gcflow.pipeline.bench import Trainer, peak_rate
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.planning import measure
+from gcflow.pipeline.planning import measure, sampling_speed
+from gcflow.pipeline.planning.sampling_speed import as_evaluated, bench_sampling
 from gcflow.pipeline.planning.work import pass_operations, passes_per_sample
 
 
@@ -178,7 +179,7 @@ def test_weights_from_files_are_timed_as_the_runs_own_network(tmp_path):
 def test_sampling_is_timed_as_it_is_evaluated(tmp_path, monkeypatch):
     params = Params(write_project(tmp_path) / "params.yaml")
     assert set(bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu")) == {"heun-5"}
-    monkeypatch.setattr("gcflow.pipeline.bench.LONGEST_SAMPLING", 0.0)
+    monkeypatch.setattr(sampling_speed, "LONGEST_SAMPLING", 0.0)
     assert bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu") == {}
     torch.backends.cudnn.deterministic = True
     with as_evaluated():

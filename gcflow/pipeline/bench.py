@@ -10,9 +10,6 @@ import platform
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,7 @@ from torch import Tensor
 
 from gcflow.batches import resident
 from gcflow.classifier import ImageClassifier
-from gcflow.config import NetworkConfig, RunConfig, to_dict
+from gcflow.config import RunConfig, to_dict
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
@@ -31,34 +28,17 @@ from gcflow.metrics import frechet_distance
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.planning import measure
-from gcflow.pipeline.planning.work import helper_passes_per_sample, pass_operations, passes_per_sample, without_dropout
+from gcflow.pipeline.planning.sampling_speed import bench_networks, seconds
+from gcflow.pipeline.planning.work import helper_passes_per_sample, pass_operations, passes_per_sample
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Classifier
 from gcflow.precision import begin_step, set_precision, tune
 from gcflow.preconditioning import PreconditionedNetwork, to_model_space
-from gcflow.sampling import Sampler, generate
 from gcflow.training import Helpers, TrainingState, initial_state, train
 from gcflow.weights import spec_of
 
 SAMPLES = 512
 MATRIX = {"cpu": 2048, "cuda": 8192}
-# Seconds that a sampler is timed for, and what one batch may take at most.
-PATIENCE, LONGEST_SAMPLING = 2.0, 20.0
-
-
-def synchronise(device: str) -> None:
-    """Waits until a GPU has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of `work`."""
-    synchronise(device)
-    begun = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - begun
 
 
 def peak_rate(precision: str, device: str) -> float:
@@ -180,67 +160,6 @@ def bench_training(
                 "config": to_dict(config),
             }
     return {"operations_per_pass": operations, "peak_operations_per_second": rate, "methods": results}
-
-
-@contextmanager
-def as_evaluated() -> Iterator[None]:
-    """The settings of torch with which `gcflow evaluate` samples, which are not those of training."""
-    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends], torch.backends.cudnn.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
-    try:
-        yield
-    finally:
-        for backend, allowed in zip(backends, before[0], strict=True):
-            backend.allow_tf32 = allowed
-        torch.backends.cudnn.deterministic = before[1]
-
-
-@as_evaluated()
-def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], device: str) -> dict[str, float]:
-    """Images per second of each sampler of the evaluation protocol, noise included; none that takes very long."""
-    model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
-    settings = params.dataset(config.dataset).evaluation
-    results: dict[str, float] = {}
-    for sampler in samplers(config, settings):
-
-        def draw(images: int, batch: int, sampler: Sampler = sampler) -> None:
-            for _ in generate(model, sampler, shape, range(images), 0, batch, torch.float32):
-                pass
-
-        batch = min(config.training.batch, settings.batch)
-        x = torch.zeros(batch, *shape, device=device)
-        passes = partial(model, x, torch.ones(batch, device=device))
-        passes()
-        taken = seconds(passes, device) * sampler.evaluations
-        if taken > LONGEST_SAMPLING:
-            continue
-        # A larger batch, as in the evaluation, where that does not take long.
-        batch = settings.batch if taken * settings.batch / batch < PATIENCE else batch
-        draw(batch, batch)
-        taken = seconds(partial(draw, batch, batch), device)
-        count = max(1, min(int(PATIENCE / taken), -(-SAMPLES // batch))) * batch
-        results[f"{sampler.name}-{sampler.evaluations}"] = count / seconds(partial(draw, count, batch), device)
-    return results
-
-
-def bench_networks(
-    params: Params, configs: list[RunConfig], shape: tuple[int, ...], device: str
-) -> list[dict[str, Any]]:
-    """Sampling with each distinct network of these runs: by a consistency model of it, and by a denoiser."""
-    distinct: dict[NetworkConfig, dict[str, RunConfig]] = {}
-    for config in configs:
-        kind = "denoiser" if config.method.objective == "denoising" else "consistency"
-        distinct.setdefault(without_dropout(config.network), {}).setdefault(kind, config)
-    rows = []
-    for network, examples in distinct.items():
-        rates: dict[str, float] = {}
-        for config in examples.values():
-            rates |= bench_sampling(config, params, shape, device)
-        operations = pass_operations(next(iter(examples.values())), shape)
-        rows.append({"network": to_dict(network), "operations_per_pass": operations, "images_per_second": rates})
-    return rows
 
 
 def bench_stages(

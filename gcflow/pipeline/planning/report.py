@@ -258,7 +258,8 @@ def _times(found: dict[str, Any]) -> list[str]:
     shown = names if len(names) <= SHOWN_OF_PATH else [*names[: SHOWN_OF_PATH - 1], "...", names[-1]]
     lower = {"value": path["hours"], "exact": path["exact"]}
     lines = [f"Wall clock, with {found['cores']} cores for what takes no GPU: {', '.join(clocks)}"]
-    if names and path["hours"] > 0:
+    # Of a chain with jobs of unknown length it is not known that it is the longest.
+    if names and path["hours"] > 0 and all(job["seconds_left"] is not None for job in found["jobs"]):
         lines.append(f"No number of them is faster than {_hours(lower).removeprefix('>= ')}: {' > '.join(shown)}")
     return lines
 

@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from gcflow.images import CHUNK, available_cores
+from gcflow.archives.images import CHUNK, available_cores
 from gcflow.sources import Folder
 
 DIFFERENT = 500

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcflow.archives.locators import Report, silent
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, sha256_of, write_json
-from gcflow.locators import Report, silent
 from gcflow.sources import ArchivedSource, DataSource
 
 MOMENT_ROWS = 1024
@@ -80,14 +80,14 @@ def prepare(
         workers: processes that decode images; by default one per available core.
         skip_broken: leave out images that do not decode, and list them in the manifest, instead of failing.
         download: fetch a missing archive that can be downloaded by a program.
-        report: called with what is done, the total (0: unknown), and which of `gcflow.locators.PHASES` this is.
+        report: called with what is done, the total (0: unknown), and which of `archives.locators.PHASES` this is.
 
     Raises:
         GcflowError: an archive is missing, truncated, or of another data set, or an image does not decode.
         OSError: the arrays cannot be written.
     """
     if isinstance(source, ArchivedSource):
-        from gcflow.preparation import prepare_archive
+        from gcflow.archives.preparation import prepare_archive
 
         return prepare_archive(source, folder, archives, workers, skip_broken, download, report)
     raw = source.load()

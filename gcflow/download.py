@@ -10,8 +10,8 @@ import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
 
+from gcflow.archives.locators import BLOCK, Report, named, silent
 from gcflow.errors import GcflowError
-from gcflow.locators import BLOCK, Report, named, silent
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 2.0

@@ -9,8 +9,8 @@ params.yaml. numpy, torch and Pillow are imported when samples are made, so that
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from gcflow.archived import FiniteImages
-from gcflow.archived_sources import Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
+from gcflow.archives.base import FiniteImages
+from gcflow.archives.sources import Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
 from gcflow.config import NoiseProcess, Strict, require
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from archive_files import (
 )
 from PIL import Image
 
-from gcflow import array_batches, preparation
+from gcflow.archives import array_batches, preparation
 from gcflow.data import load_dataset, prepare
 from gcflow.errors import GcflowError
 from gcflow.sources import ArchivedSource, Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
@@ -650,7 +650,7 @@ def test_impossible_options_are_refused_by_key(call, key):
 
 
 def test_shards_are_of_whole_chunks_and_blocks():
-    from gcflow import images
+    from gcflow.archives import images
 
     assert preparation.SHARD % images.CHUNK == 0
     assert preparation.SHARD % array_batches.ROWS == 0

@@ -16,11 +16,11 @@ from archive_files import photograph, square, write_zip
 from projects import contents, error_line, gcflow, limit_file_size, tiny_params, write_project
 from sklearn.datasets import load_digits, load_sample_images
 
-from gcflow import images, preparation
+from gcflow.archives import images, preparation
+from gcflow.archives.locators import Item
 from gcflow.config import NoiseProcess
 from gcflow.data import load_dataset, prepare
 from gcflow.errors import GcflowError
-from gcflow.locators import Item
 from gcflow.preconditioning import to_model_space
 from gcflow.sources import Digits, Folder, Mixture2d, Patches32, Synthetic
 
@@ -525,7 +525,7 @@ def test_a_second_process_is_refused_while_one_prepares(archives, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gcflow import images, preparation
+from gcflow.archives import images, preparation
 images.CHUNK, preparation.SHARD = 4, 8
 
 def report(done, total, phase):

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from projects import alive
 
-from gcflow import images
-from gcflow.archives import folder_members, labelled
+from gcflow.archives import images
+from gcflow.archives.images import ImageIndex, Transform, decode_chunk, decoded, to_rgb
+from gcflow.archives.index import folder_members, labelled
+from gcflow.archives.locators import FileBytes, Item, TarBytes
 from gcflow.errors import GcflowError
-from gcflow.images import ImageIndex, Transform, decode_chunk, decoded, to_rgb
-from gcflow.locators import FileBytes, Item, TarBytes
 
 RANDOM = np.random.default_rng(0)
 LANCZOS = Transform(16, "lanczos", crop_first=True)
@@ -194,8 +194,8 @@ def test_a_file_that_vanished_is_named(folder):
 SCRIPT = """
 import sys, os, signal, time
 from pathlib import Path
-from gcflow import images
-from gcflow.archives import folder_members, labelled
+from gcflow.archives import images
+from gcflow.archives.index import folder_members, labelled
 
 class Spy(images.Transform):
     def __call__(self, image):

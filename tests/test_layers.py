@@ -10,7 +10,8 @@ import gcflow
 PACKAGE = Path(gcflow.__file__).parent
 THEORY = sorted(f"theory.{path.stem}" for path in (PACKAGE / "theory").glob("*.py") if path.stem != "__init__")
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__", "cli"))
-SCIENCE = MODULES + THEORY
+ARCHIVES = sorted(f"archives.{path.stem}" for path in (PACKAGE / "archives").glob("*.py") if path.stem != "__init__")
+SCIENCE = MODULES + THEORY + ARCHIVES
 OURS_FOR_PIPELINES = (
     "pydantic",
     "click",

@@ -4,8 +4,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from gcflow.archives.locators import PHASES
 from gcflow.data import prepare
-from gcflow.locators import PHASES
 from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
@@ -13,16 +13,17 @@ from gcflow.pipeline.progress import Progress, say
 MEGABYTE = 10**6
 
 
-class _Phases:
-    """A progress bar at a time: that of the phase last heard of."""
+class Phases:
+    """A progress bar at a time: that of the phase last heard of. It closes with `stack`."""
 
-    def __init__(self, dataset: str) -> None:
-        self.dataset, self.phase = dataset, ""
+    def __init__(self, subject: str) -> None:
+        self.subject, self.phase = subject, ""
         self.stack = ExitStack()
         self.bar: Progress | None = None
         self.begun, self.first = 0.0, 0
 
     def __call__(self, done: int, total: int, phase: str) -> None:
+        """Reports what of a phase is done."""
         if PHASES[phase] == "bytes":
             done, total, unit = done // MEGABYTE, -(-total // MEGABYTE), "megabyte"
         else:
@@ -30,7 +31,7 @@ class _Phases:
         if self.bar is None or phase != self.phase:
             self.stack.close()
             self.phase, self.begun, self.first = phase, time.monotonic(), done
-            self.bar = self.stack.enter_context(Progress(f"{self.dataset}: {phase}", total, done, unit))
+            self.bar = self.stack.enter_context(Progress(f"{self.subject}: {phase}", total, done, unit))
             return
         rate = (done - self.first) / max(time.monotonic() - self.begun, 1e-9)
         self.bar.update(done, f"{rate:.0f} {unit}s/s")
@@ -45,7 +46,7 @@ def prepare_dataset(
         GcflowError: an archive is missing or not what it should be.
     """
     source = params.dataset(dataset).data
-    phases = _Phases(dataset)
+    phases = Phases(dataset)
     with phases.stack:
         manifest = prepare(
             source, data_folder(params.root, dataset), params.root / archives, workers, skip_broken, download, phases

@@ -7,7 +7,8 @@ from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import pretrained_path
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.prepare import Phases
+from gcflow.pipeline.progress import say
 
 
 def find_published(archives: Path, name: str, url: str, sha256: str | None, fetch: bool) -> Path:
@@ -20,13 +21,9 @@ def find_published(archives: Path, name: str, url: str, sha256: str | None, fetc
     if not path.exists():
         if not fetch:
             raise GcflowError(f"{path}: missing; fetch {url} to there, or give --download")
-        with Progress(name, 1, unit="byte") as progress:
-
-            def report(done: int, total: int, detail: str) -> None:
-                progress.total = total
-                progress.update(done, detail)
-
-            download(url, path, report=report)
+        phases = Phases(name)
+        with phases.stack:
+            download(url, path, report=phases)
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise GcflowError(
             f"{path}: sha256 is {found}, expected {sha256}; another version, or damaged: fetch {url} again"

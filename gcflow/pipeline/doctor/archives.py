@@ -20,7 +20,7 @@ BLOCK = 1 << 20
 
 def require_whole(files: tuple[Path, ...], source: "ArchivedSource", thorough: bool) -> None:
     """Raises a GcflowError if files are not what they are called, or end too early."""
-    from gcflow.archives import DAMAGED
+    from gcflow.archives.index import DAMAGED
 
     for path in files:
         _require_structure(path, source.count or 0)
@@ -35,7 +35,7 @@ def require_whole(files: tuple[Path, ...], source: "ArchivedSource", thorough: b
 
 
 def _require_structure(path: Path, images: int) -> None:
-    from gcflow.archives import DAMAGED, IMAGE_SUFFIXES, lmdb_members, opened_zip
+    from gcflow.archives.index import DAMAGED, IMAGE_SUFFIXES, lmdb_members, opened_zip
 
     if path.is_dir():
         names = (name for _, _, names in os.walk(path) for name in names)
@@ -65,7 +65,7 @@ def _require_structure(path: Path, images: int) -> None:
 
 
 def _require_gzip(path: Path, end: bytes) -> None:
-    from gcflow.archives import DAMAGED
+    from gcflow.archives.index import DAMAGED
 
     try:
         with gzip.open(path) as file:
@@ -81,7 +81,7 @@ def _require_content(path: Path, md5: str | None) -> None:
     """Reads all of a file, and compares what is known about it."""
     import hashlib
 
-    from gcflow.archives import DAMAGED, opened_zip
+    from gcflow.archives.index import DAMAGED, opened_zip
 
     if path.is_dir():
         return

@@ -88,7 +88,7 @@ def check_device(choice: str, slow_on_cpu: bool) -> Iterator[Check]:
     elif ones.device.type != "cpu":
         yield Check("device", "OK", name)
     else:
-        from gcflow.images import available_cores
+        from gcflow.archives.images import available_cores
 
         found = f"CPU, {available_cores()} cores, {torch.get_num_threads()} threads"
         unused = _nvidia("name") if choice == "auto" else ""

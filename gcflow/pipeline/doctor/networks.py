@@ -64,7 +64,7 @@ def check_models(target: Target) -> Iterator[Check]:
 
 
 def _model(target: Target, name: str) -> Check:
-    from gcflow.archives import DAMAGED
+    from gcflow.archives.index import DAMAGED
     from gcflow.files import sha256_of
 
     entry, subject = target.params.pretrained[name], f"model {name}"

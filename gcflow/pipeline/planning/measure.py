@@ -19,14 +19,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from gcflow.archives.images import ImageIndex, available_cores, decode_chunk
+from gcflow.archives.locators import silent
 from gcflow.classifier import ImageClassifier, train_classifier
 from gcflow.config import NoiseProcess, RunConfig
 from gcflow.couplings import optimal_assignment
 from gcflow.data import prepare
 from gcflow.errors import GcflowError
-from gcflow.images import ImageIndex, available_cores, decode_chunk
 from gcflow.inception import Inception, write_surrogate
-from gcflow.locators import silent
 from gcflow.metrics import FeatureSet, FeatureStatistics, frechet_distance, kernel_inception_distance
 from gcflow.oracles import LARGEST_EXACT_DATA
 from gcflow.pipeline.extractors import (

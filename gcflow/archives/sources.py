@@ -1,7 +1,7 @@
 """Sources whose images lie in archives: those of the paper's data sets, and any folder, zip or tar of images.
 
-Each has `locate`, which finds its files or says what to fetch, and `open`, which lists what they hold; `gcflow.images`
-and `gcflow.array_batches` read it piece by piece.
+Each has `locate`, which finds its files or says what to fetch, and `open`, which lists what they hold; `images` and
+`array_batches` beside this module read it piece by piece.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gcflow.archived import Archived, Filter, Published, Splits, existing, index, require_count, require_images
+from gcflow.archives.base import Archived, Filter, Published, Splits, existing, index, require_count, require_images
 from gcflow.config import require
 from gcflow.errors import GcflowError
 
 if TYPE_CHECKING:
-    from gcflow.locators import Item, Locator, Report
+    from gcflow.archives.locators import Item, Locator, Report
 
 UNPACKED_IMAGENET = "train"
 CELEBA_FOLDER = "img_align_celeba"
@@ -60,7 +60,7 @@ class Cifar10(Archived):
 
     def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
         """The batches of both splits; the archive is read with the first of them."""
-        from gcflow.array_batches import ArrayBatches, cifar_batches
+        from gcflow.archives.array_batches import ArrayBatches, cifar_batches
 
         train = tuple(f"data_batch_{number}" for number in range(1, 6))
         return Splits(
@@ -114,7 +114,7 @@ class Imagenet32(Archived):
         Raises:
             GcflowError: the archive is truncated, or of another data set.
         """
-        from gcflow.archives import folder_members, labelled, nested_tar_members
+        from gcflow.archives.index import folder_members, labelled, nested_tar_members
 
         (path,) = files
         members = folder_members(path) if path.is_dir() else nested_tar_members(path)
@@ -169,7 +169,7 @@ class Imagenet32Downsampled(Archived):
 
     def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
         """The batches."""
-        from gcflow.array_batches import ArrayBatches, downsampled_batches
+        from gcflow.archives.array_batches import ArrayBatches, downsampled_batches
 
         archive = files[0] if len(files) == 1 else files[0].parent
         return Splits(ArrayBatches(archive, partial(downsampled_batches, files), self.images))
@@ -228,7 +228,7 @@ class Celeba64(Archived):
         Raises:
             GcflowError: the zip is truncated or of another data set, or the list is.
         """
-        from gcflow.archives import zip_members
+        from gcflow.archives.index import zip_members
 
         archive, partition = files
         members = zip_members(archive)
@@ -242,7 +242,7 @@ class Celeba64(Archived):
         return Splits(train, test if test.items else None)
 
     def _split(self, archive: Path, partition: Path, members: "dict[str, Locator]", split: str) -> "list[Item]":
-        from gcflow.locators import Item, shown
+        from gcflow.archives.locators import Item, shown
 
         items = []
         for number, line in enumerate(partition.read_text(errors="replace").splitlines(), 1):
@@ -311,8 +311,8 @@ class Church64(Archived):
         Raises:
             GcflowError: the archive is truncated, or of another data set.
         """
-        from gcflow.archives import lmdb_members, unpacked_lmdb
-        from gcflow.locators import Item
+        from gcflow.archives.index import lmdb_members, unpacked_lmdb
+        from gcflow.archives.locators import Item
 
         (path,) = files
         members = lmdb_members(unpacked_lmdb(path, scratch, report) if path.suffix == ".zip" else path.parent)
@@ -366,7 +366,7 @@ class Folder(Archived):
         Raises:
             GcflowError: the archive is truncated, of another kind, or holds no images or too few.
         """
-        from gcflow.archives import labelled, members_of
+        from gcflow.archives.index import labelled, members_of
 
         (path,) = files
         members = members_of(path, scratch, report)

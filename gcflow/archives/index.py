@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from gcflow.errors import GcflowError
-from gcflow.locators import (
+from gcflow.archives.locators import (
     BLOCK,
     FileBytes,
     Item,
@@ -28,6 +27,7 @@ from gcflow.locators import (
     shown,
     silent,
 )
+from gcflow.errors import GcflowError
 
 DAMAGED = "it is truncated or damaged; fetch it again"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

@@ -16,10 +16,10 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from gcflow.archives import DAMAGED, opened_zip
+from gcflow.archives.images import Block
+from gcflow.archives.index import DAMAGED, opened_zip
+from gcflow.archives.locators import shown
 from gcflow.errors import GcflowError
-from gcflow.images import Block
-from gcflow.locators import shown
 
 SIDE = 32
 ROWS = 1024

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import PIL
 
-from gcflow.archives import image_files
-from gcflow.array_batches import ArrayBatches
+from gcflow.archives.array_batches import ArrayBatches
+from gcflow.archives.images import Block, ImageIndex, available_cores, decoded
+from gcflow.archives.index import image_files
+from gcflow.archives.locators import BLOCK, Report, shown
+from gcflow.archives.staging import Rows, Shard, Staging, alone
 from gcflow.config import to_dict
 from gcflow.data import moments
 from gcflow.download import download as fetch
 from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
-from gcflow.images import Block, ImageIndex, available_cores, decoded
-from gcflow.locators import BLOCK, Report, shown
 from gcflow.sources import ArchivedSource
-from gcflow.staging import Rows, Shard, Staging, alone
 
 # Items of a shard: a multiple of the images of a chunk and of the rows of a block.
 SHARD = 8192

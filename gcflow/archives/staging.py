@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from gcflow.archives.locators import BLOCK, named
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
-from gcflow.locators import BLOCK, named
 
 STAGING = ".preparing"
 STATE = "state.json"

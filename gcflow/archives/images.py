@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from gcflow.archives.locators import DamagedMember, Item, OpenFiles
 from gcflow.errors import GcflowError
-from gcflow.locators import DamagedMember, Item, OpenFiles
 
 CHUNK = 64
 IN_FLIGHT = 4

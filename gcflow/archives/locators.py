@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import lmdb
 
 Report = Callable[[int, int, str], None]
-"""Called with what is done, the total (0: unknown), and what is counted: a key of `gcflow.locators.PHASES`."""
+"""Called with what is done, the total (0: unknown), and what is counted: a key of `gcflow.archives.locators.PHASES`."""
 
 PHASES = {"download": "bytes", "unpack": "bytes", "hash": "bytes", "images": "images", "held-out images": "images"}
 BLOCK = 1 << 20

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from gcflow.array_batches import ArrayBatches
-    from gcflow.images import ImageIndex
-    from gcflow.locators import Item
+    from gcflow.archives.array_batches import ArrayBatches
+    from gcflow.archives.images import ImageIndex
+    from gcflow.archives.locators import Item
     from gcflow.oracles import GaussianMixture
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -82,8 +82,8 @@ def require_images(images: int | None) -> None:
 
 
 def index(archive: Path, items: "list[Item]", filter_: Filter, size: int, crop_first: bool = True) -> "ImageIndex":
-    """Images of an archive, each to become a square of `size`; see `gcflow.images.Transform`."""
-    from gcflow.images import ImageIndex, Transform
+    """Images of an archive, each to become a square of `size`; see `gcflow.archives.images.Transform`."""
+    from gcflow.archives.images import ImageIndex, Transform
 
     return ImageIndex(archive, items, Transform(size, filter_, crop_first), archive.is_dir())
 

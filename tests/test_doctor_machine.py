@@ -104,26 +104,26 @@ def test_a_gpu_is_named_with_its_memory():
 # Disk and folders.
 
 
-def test_needed_bytes_are_the_arrays_and_snapshots_that_are_not_there_yet(tmp_path):
+def test_needed_bytes_are_what_is_not_there_yet(tmp_path):
     root = write_project(tmp_path)
     params = Params(root / "params.yaml")
     stages = Stages(params)
-    assert needed_bytes(params, [stages.prepare("digits")]) == 1797 * 64
-    assert needed_bytes(params, [stages.prepare("mixture2d")]) == 400 * 2 * 4
+    assert 1797 * 64 <= needed_bytes(params, [stages.prepare("digits")]) <= 1.2 * 1797 * 64
     (run,) = (run for run in params.runs() if run.name == "mixture2d/ic/0")
     before = needed_bytes(params, [stages.train(run)])
     prepare_data(root, "mixture2d")
     train_here(root, run.name)
-    snapshots = list((root / "results/mixture2d/ic/seed0/snapshots").iterdir())
-    # Safetensors and their headers against bare parameters, of which both EMA and raw weights are kept.
-    assert before == pytest.approx(sum(path.stat().st_size for path in snapshots), rel=0.5)
+    # What is published is linked to what lies in state/.
+    files = {path.stat().st_ino: path.stat().st_size for path in (root / "results/mixture2d/ic/seed0").rglob("*.*")}
+    written = sum(files.values())
+    assert before == pytest.approx(written, rel=0.2)
     assert needed_bytes(params, [stages.prepare("mixture2d"), stages.train(run)]) == 0
 
 
 def test_a_disk_that_is_too_small_is_broken(tmp_path):
     root = project(tmp_path, paper_params({"source": "synthetic", "shape": [3, 64, 64], "count": 10**12, "seed": 0}))
     (check,) = check_disk(asked(root, "prepare-photos"))
-    refused(check, "broken", "free", f"{12288 * 10**12 / 2**30:.1f} GiB to be written")
+    refused(check, "broken", "free", f"{(12288 + 8) * 10**12 / 2**30:.1f} GiB to be written")
 
 
 def test_folders_that_cannot_be_written_are_broken(tmp_path):

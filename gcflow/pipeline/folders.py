@@ -41,6 +41,11 @@ def run_folder(root: Path, run: Run) -> Path:
     return results_folder(root, run.dataset) / run.method / f"seed{run.seed}"
 
 
+def log_path(root: Path, run: Run, verb: str) -> Path:
+    """What the last job that trained (`train`) or measured (`evaluate`) a run has written."""
+    return results_folder(root, run.dataset) / "logs" / f"{verb}-{run.method}-{run.seed}.log"
+
+
 def claims_path(root: Path, suffix: str) -> Path:
     """The ledger of claims over all data sets, in one of CLAIMS_FORMATS."""
     return root / "results" / f"claims.{suffix}"

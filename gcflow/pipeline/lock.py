@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.progress import say
@@ -95,6 +95,43 @@ def _runs(pid: int, started: int | None) -> bool:
     except PermissionError:
         pass
     return started is None or _started(pid) in {None, started}
+
+
+class Lease(NamedTuple):
+    """The newest lock of a run as others see it.
+
+    attempt: how often the lock was taken. released: whether the holder gave it back. held: whether it may still run.
+    silence: seconds since its last sign of life. changed: when the file last was, in seconds since the epoch.
+    """
+
+    holder: Holder
+    attempt: int
+    released: bool
+    held: bool
+    silence: float
+    changed: float
+
+
+def newest_lease(folder: Path, stale: float = STALE_SECONDS) -> Lease | None:
+    """Who holds or last held the lock of a folder, without touching it; None if nobody ever did."""
+    while folder.is_dir() and (numbers := _numbers(folder)):
+        path = _path(folder, numbers[-1])
+        # Taken over, and removed, since the listing.
+        with suppress(FileNotFoundError):
+            holder, found = Holder.read(path), path.stat()
+            silence, released = max(0.0, time.time() - found.st_mtime), found.st_mtime == 0
+            held = not released and not holder.dead(silence, stale)
+            return Lease(holder, numbers[-1], released, held, silence, found.st_ctime)
+    return None
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lock.{number:08d}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"lock\.(\d{8,})", name) for name in os.listdir(folder))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def _write(path: Path, text: str) -> None:
@@ -193,11 +230,10 @@ class RunLock:
             raise GcflowError(f"{self.folder}: its lock cannot be checked ({error.strerror})") from None
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"lock.{number:08d}"
+        return _path(self.folder, number)
 
     def _numbers(self) -> list[int]:
-        found = (re.fullmatch(r"lock\.(\d{8,})", name) for name in os.listdir(self.folder))
-        return sorted(int(match[1]) for match in found if match)
+        return _numbers(self.folder)
 
     def _held(self) -> bool:
         # The text too: a folder that was deleted and made again counts from 1 again.

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -82,7 +83,7 @@ class Params:
     def _validated(self, kind: Any, document: Any, prefix: tuple[str, ...]) -> Any:
         try:
             # Through JSON, so that lists may become tuples while strings stay strings.
-            return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+            return _adapter(kind).validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
             raise GcflowError(
                 "\n".join(f"{self.path}: {line}" for line in _mistakes(error, document, prefix))
@@ -288,6 +289,12 @@ def published_tables() -> dict[str, Any]:
     """Published numbers: table (`table1`) to `source`, and `datasets`: data set to method to metric to [mean, std]."""
     document: dict[str, Any] = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
     return document
+
+
+@cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    # Building one takes longer than validating a hundred runs with it.
+    return TypeAdapter(kind)
 
 
 class _Loader(yaml.SafeLoader):

@@ -295,6 +295,22 @@ class Stages:
         if self.params.claims:
             yield self.claims()
 
+    def named(self, target: str) -> list[Stage] | None:
+        """The stages that a target names: a view of the paper, a data set, a run or a stage; None if nothing does.
+
+        Raises:
+            GcflowError: it has the form of a run and is none.
+        """
+        if "/" in target:
+            run = self.params.parse_run(target)
+            return [self.train(run), self.evaluate(run)]
+        if target in self.datasets:
+            return list(self.of_dataset(target))
+        views = self.views()
+        if target in views:
+            return views[target]
+        return [stage for stage in self if stage.name == target] or None
+
     def views(self) -> dict[str, list[Stage]]:
         """The paper's tables and figures (`table1`, `figure5`) to the stages that answer them.
 

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
 from gcflow.precision import tune
 from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.scratch import load_near
 from gcflow.training import Helpers, Observer, TrainingState, initial_state, train
 from gcflow.weights import is_denoiser, load_model, load_run_model, load_tensors, weights_metadata
 
@@ -88,13 +91,13 @@ class Inputs(NamedTuple):
     hashes: dict[str, str]
 
 
-def find_inputs(params: Params, run: Run) -> Inputs:
-    """The data and weights of a run.
+def find_inputs(params: Params, run: Run, load: Callable[[Path], Dataset] = load_dataset) -> Inputs:
+    """The data and weights of a run. load: reads and verifies a folder of prepared data.
 
     Raises:
         GcflowError: one is missing or damaged.
     """
-    dataset = load_dataset(data_folder(params.root, run.dataset))
+    dataset = load(data_folder(params.root, run.dataset))
     weights = {role: params.root / file for role, file in params.needed_files(run).items()}
     for role, (needed, step) in params.needed_runs(run).items():
         weights[role] = snapshot(run_folder(params.root, needed), step)
@@ -145,6 +148,7 @@ def train_run(
     restart: bool = False,
     wait: bool = False,
     data_share: float = 0.5,
+    scratch: Path | None = None,
 ) -> None:
     """Trains a run to its end, from its newest checkpoint if it has one, and publishes its outputs.
 
@@ -158,6 +162,7 @@ def train_run(
         restart: forget the run's state first.
         wait: wait for another process that trains this run, instead of refusing.
         data_share: share of the device's memory that the data may take; larger data are streamed.
+        scratch: folder on the node's own disk, to which the data are copied and from which they are read.
 
     Raises:
         GcflowError: bad input, a run that is locked, a checkpoint of another configuration, a device out of memory.
@@ -173,7 +178,7 @@ def train_run(
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((params.root / ".cache" / "inductor").resolve()))
     try:
         with joined(device) as (world, own_device):
-            _train_shared(params, run, own_device, deadline, world, restart, wait, data_share)
+            _train_shared(params, run, own_device, deadline, world, restart, wait, data_share, scratch)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             size = training.micro_batch or training.batch
@@ -195,9 +200,16 @@ def _train_shared(
     restart: bool,
     wait: bool,
     data_share: float,
+    scratch: Path | None,
 ) -> None:
+    def while_copying() -> None:
+        reason = deadline.stop_requested()
+        if reason is not None:
+            raise Preempted(f"{run.name}: {reason} while its data were copied; nothing was begun")
+
     config, folder = params.run_config(run.name), run_folder(params.root, run)
-    inputs = find_inputs(params, run)
+    tell = say if world.first else lambda text: None
+    inputs = find_inputs(params, run, partial(load_near, scratch=scratch, say=tell, meanwhile=while_copying))
     shape = inputs.dataset.shape
     world.share(config.training.batch)
     document = {"config": to_dict(config), "inputs": inputs.hashes}

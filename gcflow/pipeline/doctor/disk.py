@@ -1,18 +1,15 @@
 """Folders that stages write to, and the space that they need."""
 
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcflow.pipeline.doctor.check import Check, Target, size
 
 if TYPE_CHECKING:
-    from gcflow.config import NetworkConfig
     from gcflow.pipeline.params import Params
     from gcflow.pipeline.stages import Stage
 
@@ -46,32 +43,16 @@ def check_folders(root: Path) -> Iterator[Check]:
             yield Check("hard links", "OK", "results can be linked, so recording them copies nothing")
 
 
-@lru_cache
-def _parameter_bytes(network: "NetworkConfig", shape: tuple[int, ...]) -> int:
-    import torch
-
-    from gcflow.networks import build_network
-
-    with torch.device("meta"):
-        return sum(4 * parameter.numel() for parameter in build_network(network, shape).parameters())
-
-
 def needed_bytes(params: "Params", stages: "Iterable[Stage]") -> int:
-    """An estimate of what stages that are not complete will write: arrays of data, and snapshots of runs."""
-    from gcflow.pipeline.stages import Stages
+    """What stages that are not complete will write, checkpoints included, as `gcflow plan` counts it."""
+    from gcflow.pipeline.planning.disk import space_of
+    from gcflow.pipeline.planning.jobs import Graph
 
-    every, total = Stages(params, "all"), 0
-    todo = {stage for stage in stages if not all((params.root / out).exists() for out in stage.outs)}
-    for name, entry in params.datasets.items():
-        if every.prepare(name) in todo:
-            # Images are bytes, points are float32.
-            total += (entry.data.count or 0) * math.prod(entry.data.shape) * (1 if len(entry.data.shape) == 3 else 4)
-    for run in params.runs():
-        if every.train(run) in todo:
-            config = params.run_config(run.name)
-            weights = _parameter_bytes(config.network, params.dataset(run.dataset).data.shape)
-            total += 2 * weights * len(config.training.snapshot_steps)
-    return total
+    graph = Graph(params, "all")
+    wanted = {stage.name for stage in stages} & set(graph.jobs)
+    todo = wanted - graph.done(graph.closure(sorted(wanted)))
+    spaces = [space_of(params, graph.jobs[name]) for name in todo]
+    return sum(space.outputs + space.state for space in spaces)
 
 
 def check_disk(target: Target) -> Iterator[Check]:

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 def _stages_of(stages: "Stages", target: str | None) -> "list[Stage] | None":
     """The stages that a target names; None if nothing has this name."""
-    if target is None:
-        return list(stages)
-    if target in stages.views():
-        return stages.views()[target]
-    if target in stages.datasets:
-        return list(stages.of_dataset(target))
-    return [stage for stage in stages if stage.name == target] or None
+    return list(stages) if target is None else stages.named(target)
 
 
 def resolve(request: Request, params: "Params") -> Target:

@@ -90,19 +90,18 @@ class Graph:
         return [name for name in self.jobs if name in wanted]
 
     def target(self, target: str) -> list[str]:
-        """The jobs of a view of the paper, a data set, a stage, or of the whole scale (`all`).
+        """The jobs of a view of the paper, a data set, a run, a stage, or of the whole scale (`all`).
 
         Raises:
             GcflowError: there is no such target.
         """
         if target == "all":
             return self.whole
-        if target in self.views:
-            return self.views[target]
-        if target in self.params.datasets:
-            return self.closure([name for name, job in self.jobs.items() if job.dataset == target])
-        if target in self.jobs:
-            return self.closure([target])
+        # A view means the scale's own data sets first; every other name is the same at all scales.
+        for stages in (self._stages, Stages(self.params, "all")):
+            named = stages.named(target)
+            if named is not None:
+                return self.closure([stage.name for stage in named])
         close = difflib.get_close_matches(target, self.jobs, 3) or list(self.jobs)[:3]
         raise GcflowError(
             f"target {target!r}: known are all; the views {', '.join(self.views) or '(none)'}; the data sets "

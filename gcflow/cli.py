@@ -172,7 +172,7 @@ def features(context: click.Context, dataset: str, archives: Path, download: boo
 def reference(context: click.Context, dataset: str, protocol: str | None, device: str) -> None:
     params = _load(context)
     params.dataset(dataset)
-    from gcflow.pipeline.extractors import compute_reference
+    from gcflow.pipeline.reference import compute_reference
 
     compute_reference(params, dataset, protocol, _device(device))
 
@@ -219,6 +219,14 @@ def pretrained(context: click.Context, name: str, archives: Path, download: bool
     show_envvar=True,
     help="Share of the device's memory that the data may take; larger data are streamed from the file.",
 )
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    envvar="GCFLOW_SCRATCH",
+    show_envvar=True,
+    help="On this node's own disk: the data are copied there, once for all jobs of the node, and read from there.",
+)
 @click.pass_context
 def train(
     context: click.Context,
@@ -229,6 +237,7 @@ def train(
     wait: bool,
     processes: int,
     data_share: float,
+    scratch: Path | None,
 ) -> None:
     params = _load(context)
     params.parse_run(run)
@@ -238,7 +247,7 @@ def train(
         sys.exit(launch(processes))
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, _device(device), time_budget, restart, wait, data_share)
+    train_run(params, run, _device(device), time_budget, restart, wait, data_share, scratch)
 
 
 @verb(
@@ -511,6 +520,28 @@ def doctor(
         out.write_text(f"{json.dumps(document(request, checks), indent=2)}\n")
     if any(check.fails for check in checks):
         sys.exit(2)
+
+
+@verb(
+    "Which run of TARGET is at which step, where, how fast, or why it is not: from the runs' own files, whatever "
+    "schedules them. TARGET is a table or figure of the paper (table1), a data set, a run, a stage, or all of the "
+    "scale.",
+    "gcflow status table1 --scale paper --watch",
+)
+@click.argument("target", default="all")
+@SCALE
+@click.option("--watch", is_flag=True, help="Draw it again every few seconds, until all is done or Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="For programs, once.")
+@click.pass_context
+def status(context: click.Context, target: str, scale: str, watch: bool, as_json: bool) -> None:
+    if watch and as_json:
+        raise GcflowError("--watch and --json: give one of them")
+    from gcflow.pipeline.status.screen import show, show_json
+    from gcflow.pipeline.status.screen import watch as keep_showing
+    from gcflow.pipeline.status.survey import Survey
+
+    survey = Survey(_load(context), target, scale)
+    (keep_showing if watch else show_json if as_json else show)(survey)
 
 
 @verb("Mirror every finished run to MLflow; calling it again sends only what is missing.", "gcflow track")

@@ -10,7 +10,7 @@ from projects import error_line, gcflow, prepare_data, run_folder, tiny_params, 
 import gcflow as package
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
-from gcflow.pipeline.extractors import compute_reference, make_features
+from gcflow.pipeline.extractors import make_features
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.disk import cache_folder, second_copy, snapshot_bytes, space_of
 from gcflow.pipeline.planning.jobs import Graph
@@ -18,6 +18,7 @@ from gcflow.pipeline.planning.report import document, plan, size, text
 from gcflow.pipeline.planning.schedule import Task, critical_path, makespan
 from gcflow.pipeline.planning.seconds import actual_seconds, benchmark_path
 from gcflow.pipeline.planning.work import mean_passes_per_sample, without_dropout
+from gcflow.pipeline.reference import compute_reference
 from gcflow.pipeline.stages import Stages
 
 SHIPPED = Path(package.__file__).parents[1] / "params.yaml"

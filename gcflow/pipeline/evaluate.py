@@ -14,8 +14,8 @@ from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.data import load_dataset
 from gcflow.files import atomic_path, read_json, write_json
 from gcflow.inception import PIXELS
+from gcflow.pipeline.comparison import Reference, load_references
 from gcflow.pipeline.drawing import save_samples
-from gcflow.pipeline.extractors import Reference, load_references
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress

@@ -16,7 +16,7 @@ from gcflow.classifier import FEATURES as CLASSIFIER_FEATURES
 from gcflow.config import RunConfig, TrainingConfig, digest, to_dict
 from gcflow.inception import FEATURES as INCEPTION_FEATURES
 from gcflow.optimizers import make_optimizer
-from gcflow.pipeline.extractors import KID_POOL
+from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.folders import DATA_FILES, data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.jobs import Job

@@ -29,12 +29,8 @@ from gcflow.errors import GcflowError
 from gcflow.inception import Inception, write_surrogate
 from gcflow.metrics import FeatureSet, FeatureStatistics, frechet_distance, kernel_inception_distance
 from gcflow.oracles import LARGEST_EXACT_DATA
-from gcflow.pipeline.extractors import (
-    InceptionComparison,
-    SmallComparison,
-    SmallExtractor,
-    metric_names,
-)
+from gcflow.pipeline.comparison import InceptionComparison, SmallComparison, metric_names
+from gcflow.pipeline.extractors import SmallExtractor
 from gcflow.pipeline.folders import extractor_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.disk import sample_counts

@@ -1,0 +1,185 @@
+"""Samples compared with the real data in a network's features, under the protocols of a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gcflow.errors import GcflowError
+from gcflow.inception import PIXELS, Inception
+from gcflow.metrics import (
+    FeatureSet,
+    FeatureStatistics,
+    InceptionScore,
+    frechet_distance,
+    kernel_inception_distance,
+)
+from gcflow.pipeline.extractors import SmallExtractor, load_network
+from gcflow.pipeline.folders import reference_path
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.schema import Protocol as InceptionProtocol
+from gcflow.weights import load_tensors
+
+# Images of a set whose features are kept for KID, which compares subsets of them.
+KID_POOL = 50_000
+
+
+class Comparison(Protocol):
+    """Samples as they are generated, compared with a reference when all have come."""
+
+    def update(self, output: Tensor) -> None:
+        """Takes images [n, C, H, W] as a model gives them, around [-1, 1] and not clipped, or points [n, d]."""
+
+    def values(self) -> dict[str, float]:
+        """Metric to value."""
+
+
+class SmallComparison:
+    """Keeps every sample, and compares them in a small network's features."""
+
+    def __init__(self, extractor: SmallExtractor, reference: FeatureSet, images: bool) -> None:
+        self.extractor, self.reference, self.images = extractor, reference, images
+        self.parts: list[Tensor] = []
+
+    def update(self, output: Tensor) -> None:
+        """Takes samples."""
+        self.parts.append(PIXELS["clip"](output) if self.images else output)
+
+    def values(self) -> dict[str, float]:
+        """Distances, and the score where there are classes."""
+        features, probabilities = self.extractor(torch.cat(self.parts))
+        return self.extractor.compare(features, probabilities, self.reference)
+
+
+class InceptionComparison:
+    """Streams images through Inception once, and keeps statistics, and features for KID."""
+
+    def __init__(
+        self,
+        network: Inception,
+        protocol: InceptionProtocol,
+        names: tuple[str, str, str],
+        reference: FeatureStatistics,
+        pool: Tensor,
+        total: int,
+    ) -> None:
+        self.network, self.protocol, self.names = network, protocol, names
+        self.reference, self.pool = reference, pool
+        self.statistics = FeatureStatistics()
+        self.score = InceptionScore(total, protocol.score_splits)
+        self.features: list[Tensor] = []
+
+    def update(self, output: Tensor) -> None:
+        """Takes images."""
+        features, probabilities = self.network(PIXELS[self.protocol.pixels](output), self.protocol.resize)
+        self.statistics.update(features)
+        self.score.update(probabilities)
+        self.features.append(features.cpu())
+
+    def values(self) -> dict[str, float]:
+        """FID, KID and IS."""
+        protocol = self.protocol
+        generated = torch.cat(self.features)[:KID_POOL]
+        kid, _ = kernel_inception_distance(
+            generated.to(self.pool.device), self.pool, protocol.kid_subsets, protocol.kid_subset_size, protocol.kid_seed
+        )
+        measured = (frechet_distance(self.statistics, self.reference), kid, self.score.value[0])
+        return dict(zip(self.names, measured, strict=True))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What generated samples are compared with under one protocol.
+
+    protocol: its name. compare: begins a comparison of so many samples. description: the protocol record.
+    """
+
+    protocol: str
+    compare: Callable[[int], Comparison]
+    description: dict[str, Any]
+
+
+def metric_names(kind: str) -> tuple[str, str, str]:
+    """How the Fréchet distance, the kernel distance and the score are called: FID only where it is Inception's."""
+    return ("fid", "kid", "is") if kind == "inception" else (f"{kind}-fd", f"{kind}-kd", f"{kind}-score")
+
+
+def load_references(params: Params, dataset: str, images: bool, device: str) -> list[Reference]:
+    """The references of every protocol of a data set.
+
+    Raises:
+        GcflowError: one is missing, damaged, or was made by another network or for another protocol.
+    """
+    settings, network = params.dataset(dataset).features, load_network(params, dataset, device)
+    found = []
+    for name, protocol in settings.protocols.items():
+        path = reference_path(params.root, dataset, name)
+        tensors, record = load_tensors(path)
+        again = f"run gcflow reference {dataset} {name}"
+        if record["extractor_sha256"] != network.sha256:
+            raise GcflowError(f"{path}: made with another {settings.kind}; {again}")
+        description = {
+            "protocol": name,
+            "extractor_sha256": network.sha256,
+            "reference": record["count"],
+            "reference_split": record["split"],
+        }
+        if isinstance(network, SmallExtractor):
+            compare = _small_comparison(network, FeatureSet(tensors["features"]), images)
+            description |= _small_space(images)
+        else:
+            assert protocol is not None
+            for key, value in reference_settings(protocol).items():
+                if record["protocol"].get(key) != value:
+                    raise GcflowError(f"{path}: made for {key} {record['protocol'].get(key)}, not {value}; {again}")
+            compare = _inception_comparison(network, protocol, metric_names(settings.kind), tensors, device)
+            description |= _inception_space(protocol)
+        found.append(Reference(name, compare, description))
+    return found
+
+
+def _small_comparison(network: SmallExtractor, real: FeatureSet, images: bool) -> Callable[[int], Comparison]:
+    def compare(_: int) -> Comparison:
+        return SmallComparison(network, real, images)
+
+    return compare
+
+
+def _inception_comparison(
+    network: Inception,
+    protocol: InceptionProtocol,
+    names: tuple[str, str, str],
+    tensors: dict[str, Tensor],
+    device: str,
+) -> Callable[[int], Comparison]:
+    pool = tensors.pop("kid_pool").to(device)
+    statistics = FeatureStatistics.of(tensors, device)
+
+    def compare(total: int) -> Comparison:
+        return InceptionComparison(network, protocol, names, statistics, pool, total)
+
+    return compare
+
+
+def _small_space(images: bool) -> dict[str, Any]:
+    if images:
+        return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}
+    return {"clipping": "none", "quantisation": "none", "resize": "none"}
+
+
+def _inception_space(protocol: InceptionProtocol) -> dict[str, Any]:
+    clipping = {"clip": "[-1, 1]", "batch-min-max": "none; each batch scaled by its own minimum and maximum"}
+    return {
+        "clipping": clipping[protocol.pixels],
+        "quantisation": "uint8, rounded" if protocol.pixels == "clip" else "uint8, truncated",
+        "resize": protocol.resize,
+        "kid": f"{protocol.kid_subsets} subsets of {protocol.kid_subset_size}, seed {protocol.kid_seed}",
+        "score_splits": protocol.score_splits,
+    }
+
+
+def reference_settings(protocol: InceptionProtocol) -> dict[str, Any]:
+    """What of a protocol decides the reference."""
+    return {"resize": protocol.resize, "split": protocol.split, "reference_images": protocol.reference_images}

@@ -1,5 +1,6 @@
 """`gcflow plan`: the jobs of a target with their time and disk, in rows and in total, and what those done took."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def plan(params: Params, target: str, scale: str, gpus: int | None = None) -> Pl
         job = graph.jobs[name]
         actual = actual_seconds(benchmark_path(params.root, job)) if name in done else None
         entries[name] = Entry(job, name in done, machine.estimate(job), space_of(params, job), actual)
-    return Plan(target, graph, entries, (gpus,) if gpus else USUAL_GPUS, machine.cores or 1)
+    return Plan(target, graph, entries, (gpus,) if gpus else USUAL_GPUS, machine.cores or os.cpu_count() or 1)
 
 
 def _rows(planned: Plan) -> dict[str, list[str]]:
@@ -257,7 +258,7 @@ def _times(found: dict[str, Any]) -> list[str]:
     names = path["jobs"]
     shown = names if len(names) <= SHOWN_OF_PATH else [*names[: SHOWN_OF_PATH - 1], "...", names[-1]]
     lower = {"value": path["hours"], "exact": path["exact"]}
-    lines = [f"Wall clock, with {found['cores']} cores for what takes no GPU: {', '.join(clocks)}"]
+    lines = [f"Wall clock, with {found['cores']} CPU cores for what takes no GPU: {', '.join(clocks)}"]
     # Of a chain with jobs of unknown length it is not known that it is the longest.
     if names and path["hours"] > 0 and all(job["seconds_left"] is not None for job in found["jobs"]):
         lines.append(f"No number of them is faster than {_hours(lower).removeprefix('>= ')}: {' > '.join(shown)}")

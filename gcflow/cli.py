@@ -200,7 +200,13 @@ def pretrained(context: click.Context, name: str, archives: Path, download: bool
 @DEVICE
 @click.option("--time-budget", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
 @click.option("--restart", is_flag=True, help="Forget the checkpoints of this configuration and begin anew.")
-@click.option("--wait", is_flag=True, help="Wait while another process trains this run, instead of refusing.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    envvar="GCFLOW_WAIT",
+    show_envvar=True,
+    help="Wait while another process trains this run, instead of refusing.",
+)
 @click.option(
     "--processes",
     default=1,

@@ -41,6 +41,7 @@ VERBS = {
     "figure",
     "import-edm",
     "plan",
+    "status",
     "prepare",
     "pretrained",
     "record",

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
-from gcflow.data import load_dataset
 from gcflow.files import atomic_path, read_json, write_json
 from gcflow.inception import PIXELS
 from gcflow.pipeline.comparison import Reference, load_references
 from gcflow.pipeline.drawing import save_samples
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.progress import Progress
+from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
+from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import load_run_model
 
 SECONDS_BETWEEN_SAVES = 30.0
@@ -135,7 +135,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     entry, config = params.dataset(run.dataset), params.run_config(name)
     torch.set_num_threads(config.training.cpu_threads)
     folder, settings = run_folder(params.root, run), entry.evaluation
-    dataset = load_dataset(data_folder(params.root, run.dataset))
+    dataset = load_near(data_folder(params.root, run.dataset), scratch_folder(), say)
     images = dataset.samples.dtype == torch.uint8
     references = load_references(params, run.dataset, images, device)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcflow.data import Dataset, load_dataset
+from gcflow.data import Dataset
 from gcflow.errors import GcflowError
 from gcflow.inception import Inception
 from gcflow.metrics import FeatureSet, FeatureStatistics, InceptionScore, frechet_distance, kernel_inception_distance
@@ -13,9 +13,10 @@ from gcflow.pipeline.comparison import KID_POOL, metric_names, reference_setting
 from gcflow.pipeline.extractors import SmallExtractor, load_network
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.progress import Progress
+from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
 from gcflow.randomness import generator
+from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import save_tensors
 
 REFERENCE_BATCH = 500
@@ -36,7 +37,8 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
         known = ", ".join(settings.protocols)
         raise GcflowError(f"{params.path}: datasets.{dataset}.features.protocols has no {protocol!r}; known: {known}")
     torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
-    data, network = load_dataset(data_folder(params.root, dataset)), load_network(params, dataset, device)
+    data = load_near(data_folder(params.root, dataset), scratch_folder(), say)
+    network = load_network(params, dataset, device)
     path = reference_path(params.root, dataset, protocol)
     if isinstance(network, SmallExtractor):
         tensors, record = _small_reference(network, data)

@@ -56,6 +56,16 @@ class Deadline(Observer):
             return f"time budget of {self.minutes:g} minutes spent"
         return None
 
+    def check(self, message: str) -> None:
+        """Ends a job that has saved nothing. message: with a place for the reason.
+
+        Raises:
+            Preempted: there is a reason to stop.
+        """
+        reason = self.stop_requested()
+        if reason is not None:
+            raise Preempted(message.format(reason))
+
 
 class _Watcher(Observer):
     """Saves what the loop offers, shows progress, and turns SIGTERM or the time budget into an orderly stop."""
@@ -202,14 +212,10 @@ def _train_shared(
     data_share: float,
     scratch: Path | None,
 ) -> None:
-    def while_copying() -> None:
-        reason = deadline.stop_requested()
-        if reason is not None:
-            raise Preempted(f"{run.name}: {reason} while its data were copied; nothing was begun")
-
     config, folder = params.run_config(run.name), run_folder(params.root, run)
     tell = say if world.first else lambda text: None
-    inputs = find_inputs(params, run, partial(load_near, scratch=scratch, say=tell, meanwhile=while_copying))
+    meanwhile_copying = partial(deadline.check, f"{run.name}: {{}} while its data were copied; nothing was begun")
+    inputs = find_inputs(params, run, partial(load_near, scratch=scratch, say=tell, meanwhile=meanwhile_copying))
     shape = inputs.dataset.shape
     world.share(config.training.batch)
     document = {"config": to_dict(config), "inputs": inputs.hashes}

@@ -1,0 +1,1 @@
+"""`gcflow status`: which job trains what, and how far it is."""

@@ -16,8 +16,8 @@ reproduce: .venv/complete  ## data, training, evaluation, tables, figures and re
 
 .PHONY: test
 test: .venv/complete lint  ## lint, then every test
-	# The longest file first, and whole to one process: it shares one finished workflow.
-	pytest -n 2 --dist loadfile tests/test_workflow.py tests
+	# The longest files first, each whole to one process: it shares finished workflows. Those on Slurm mostly wait.
+	pytest -n 3 --dist loadfile tests/test_slurm.py tests/test_workflow.py tests
 
 .PHONY: lint
 lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint, and dvc.yaml against params.yaml

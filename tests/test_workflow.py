@@ -170,7 +170,7 @@ def snakemake_jobs(folder):
             if record["rule"] in ("all", "track"):
                 continue
             output = base64.b64decode("".join(path.relative_to(folder / ".snakemake/metadata").parts)).decode()
-            command = record["shellcmd"].split(" 2>&1 | tee ")[0]
+            command = record["shellcmd"].removeprefix("trap '' TERM; ").split(" 2>&1 | tee ")[0]
             job = jobs.setdefault(command, {"inputs": record["input"], "params": record["params"], "outputs": set()})
             job["outputs"].add(output)
     return jobs

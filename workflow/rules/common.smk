@@ -16,6 +16,9 @@ from gcflow.pipeline.stages import Stages
 # Which data sets `all` means: `--config scale=paper`, GCFLOW_SCALE, or else what runs anywhere.
 SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))
 
+# Jobs in a cluster outlive a Snakemake that was killed: the one that is submitted again waits for the end of the first.
+os.environ.setdefault("GCFLOW_WAIT", "1")
+
 try:
     PARAMS = Params(Path("params.yaml"))
     STAGES = Stages(PARAMS, SCALE)

@@ -11,6 +11,10 @@ rule prepare:
         "results/{dataset}/logs/prepare.log",
     benchmark:
         "results/{dataset}/benchmarks/prepare.tsv"
+    resources:
+        cpus_per_task=prepare_cpus,
+        mem_mb=memory,
+        runtime=prepare_minutes,
     params:
         slice=prepare_slice,
     shell:
@@ -41,6 +45,12 @@ rule reference:
         "results/{dataset}/logs/reference-{protocol}.log",
     benchmark:
         "results/{dataset}/benchmarks/reference-{protocol}.tsv"
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
+        mem_mb=memory,
+        runtime=minutes,
+        slurm_partition=partition,
     params:
         slice=reference_slice,
     shell:

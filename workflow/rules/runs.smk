@@ -16,10 +16,18 @@ rule train:
     # The longest jobs first, so that the short ones fill the end.
     priority: 1
     threads: train_threads
+    resources:
+        gpu=train_gpus,
+        cpus_per_task=train_cpus,
+        mem_mb=train_memory,
+        runtime=train_minutes,
+        slurm_partition=partition,
     params:
         slice=train_slice,
+    # A scheduler's SIGTERM reaches every process of a job. It is for `gcflow`, which saves and says how it ended: without
+    # a shell that waits for it, the job would be over, and its processes killed, before the save is.
     shell:
-        "gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+        "trap '' TERM; gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
 
 
 rule evaluate:
@@ -39,6 +47,12 @@ rule evaluate:
         "results/{dataset}/logs/evaluate-{method}-{seed}.log",
     benchmark:
         "results/{dataset}/benchmarks/evaluate-{method}-{seed}.tsv"
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
+        mem_mb=memory,
+        runtime=minutes,
+        slurm_partition=partition,
     params:
         slice=evaluate_slice,
     shell:
@@ -54,6 +68,12 @@ rule transport:
         "results/{dataset}/logs/transport.log",
     benchmark:
         "results/{dataset}/benchmarks/transport.tsv"
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
+        mem_mb=memory,
+        runtime=minutes,
+        slurm_partition=partition,
     params:
         slice=transport_slice,
     shell:
@@ -69,6 +89,12 @@ rule discrepancy:
         "results/{dataset}/logs/discrepancy-{method}-{seed}.log",
     benchmark:
         "results/{dataset}/benchmarks/discrepancy-{method}-{seed}.tsv"
+    resources:
+        gpu=gpus,
+        cpus_per_task=cpus,
+        mem_mb=memory,
+        runtime=minutes,
+        slurm_partition=partition,
     params:
         slice=discrepancy_slice,
     shell:

@@ -19,6 +19,7 @@ rule table:
         "results/{dataset}/logs/table-{name}.log",
     benchmark:
         "results/{dataset}/benchmarks/table-{name}.tsv"
+    localrule: True
     params:
         slice=table_slice,
         title=table_title,
@@ -42,6 +43,7 @@ rule figure:
         "results/{dataset}/logs/figure-{name}.log",
     benchmark:
         "results/{dataset}/benchmarks/figure-{name}.tsv"
+    localrule: True
     params:
         slice=figure_slice,
         title=figure_title,
@@ -72,6 +74,7 @@ rule claims:
         "results/logs/claims.log",
     benchmark:
         "results/benchmarks/claims.tsv"
+    localrule: True
     params:
         slice=claims_slice,
         scale=SCALE,

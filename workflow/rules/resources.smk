@@ -1,0 +1,87 @@
+# What a job asks a cluster for, as its size demands. One machine reads none of it.
+
+from math import prod
+
+# Per process of a GPU job: CUDA's libraries alone take several gigabytes of it.
+GPU_PROCESS_MB = 12_000
+CPU_PROCESS_MB = 3_000
+# For the background thread of the pairings, and what feeds the GPU.
+CPUS_PER_GPU = 4
+# A folder of images of the user's own says how many there are only once it was read.
+UNKNOWN_DATA_MB = 16_000
+PREPARE_WORKERS = 8
+
+
+def on_gpu(wildcards):
+    """Whether the networks of a data set are worth a GPU; an MLP on points or 8x8 images is not."""
+    return PARAMS.dataset(wildcards.dataset).network.architecture != "mlp"
+
+
+def data_mb(wildcards):
+    source = PARAMS.dataset(wildcards.dataset).data
+    if source.count is None:
+        return UNKNOWN_DATA_MB
+    return source.count * prod(source.shape) // 2**20
+
+
+def time_limit():
+    """Minutes that a job may ask for at most: a run that takes longer goes on in the next one."""
+    return int(os.environ.get("GCFLOW_SLURM_MINUTES", 24 * 60))
+
+
+def train_processes(wildcards):
+    return int(os.environ.get("GCFLOW_PROCESSES", 1)) if on_gpu(wildcards) else 1
+
+
+def train_gpus(wildcards):
+    return train_processes(wildcards) if on_gpu(wildcards) else 0
+
+
+def train_cpus(wildcards):
+    return max(train_threads(wildcards), CPUS_PER_GPU * train_gpus(wildcards))
+
+
+def train_memory(wildcards):
+    per_process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
+    return per_process * train_processes(wildcards) + 2 * data_mb(wildcards)
+
+
+def train_minutes(wildcards):
+    return time_limit() if on_gpu(wildcards) else min(120, time_limit())
+
+
+def gpus(wildcards):
+    return int(on_gpu(wildcards))
+
+
+def cpus(wildcards):
+    return CPUS_PER_GPU if on_gpu(wildcards) else 1
+
+
+def memory(wildcards, attempt):
+    """A job that ended for lack of memory gets more; it ends early, unlike a training that is continued."""
+    process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
+    return (process + 2 * data_mb(wildcards)) * min(attempt, 4)
+
+
+def minutes(wildcards, attempt):
+    return min((240 if on_gpu(wildcards) else 60) * attempt, time_limit())
+
+
+def prepare_cpus(wildcards):
+    """Archives of photographs are decoded by as many processes; points and 8x8 images take a second."""
+    return PREPARE_WORKERS if on_gpu(wildcards) else 1
+
+
+def prepare_minutes(wildcards):
+    return time_limit() if on_gpu(wildcards) else min(60, time_limit())
+
+
+def partition(wildcards):
+    """Where a job of a data set goes; an empty name is the cluster's default."""
+    everything = os.environ.get("GCFLOW_SLURM_PARTITION", "")
+    return (
+        os.environ.get("GCFLOW_SLURM_GPU_PARTITION", everything)
+        if on_gpu(wildcards)
+        else everything
+    )

@@ -236,7 +236,7 @@ def test_without_a_snakefile_there_is_nothing_to_schedule(tmp_path):
 
 
 def test_a_check_that_fails_or_hangs_is_broken_and_the_others_are_made(monkeypatch):
-    monkeypatch.setattr(diagnose, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(diagnose, "PATIENCE_SECONDS", 1.0)
 
     def failing() -> list[Check]:
         raise RuntimeError("first\nsecond")

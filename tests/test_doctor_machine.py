@@ -19,13 +19,20 @@ import torch
 from doctor_projects import FOLDER, asked, paper_params, project, refused
 from projects import prepare_data, train_here, write_project
 
-from gcflow.pipeline.doctor import asking
+from gcflow.pipeline.doctor import asking, services
 from gcflow.pipeline.doctor.check import Check
 from gcflow.pipeline.doctor.disk import check_disk, check_folders, needed_bytes
 from gcflow.pipeline.doctor.machine import check_device, check_packages, check_python
 from gcflow.pipeline.doctor.services import check_dvc, check_slurm, check_tracking
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """On a machine that other tests keep busy, a command takes longer to answer than a person would wait."""
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(services, "PATIENCE_SECONDS", 120.0)
 
 
 @pytest.fixture

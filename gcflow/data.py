@@ -41,11 +41,14 @@ def moments(samples: np.ndarray) -> dict[str, Any]:
     """
     if samples.dtype == np.uint8:
         total, squares = (np.zeros(samples.shape[1], np.int64) for _ in range(2))
-        for first in range(0, len(samples), MOMENT_ROWS):
-            part = samples[first : first + MOMENT_ROWS]
-            total += part.sum((0, 2, 3), dtype=np.int64)
-            squares += np.square(part, dtype=np.uint16).sum((0, 2, 3), dtype=np.int64)
-        pixels = len(samples) * math.prod(samples.shape[2:])
+        flat = samples.reshape(*samples.shape[:2], -1)
+        # Sums of an image's channel first: narrow integers, in which they are exact, take a sixth of the time.
+        narrow = np.uint32 if flat.shape[2] <= 2**16 else np.uint64
+        for first in range(0, len(flat), MOMENT_ROWS):
+            part = flat[first : first + MOMENT_ROWS]
+            total += part.sum(2, dtype=narrow).sum(0, dtype=np.int64)
+            squares += np.square(part, dtype=np.uint16).sum(2, dtype=narrow).sum(0, dtype=np.int64)
+        pixels = len(samples) * flat.shape[2]
         mean = total / pixels / 127.5 - 1
         deviation = np.sqrt(np.maximum(squares / pixels - (total / pixels) ** 2, 0)) / 127.5
         overall = math.sqrt(float(np.mean(deviation**2) + mean.var()))

@@ -3,7 +3,7 @@
 Snakemake's rules take inputs and parameter slices from here and dvc.yaml is written from here, so the two cannot drift.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Stages:
         self.scale = scale
         self.datasets = params.at_scale(scale)
         self.root = Path()
+        self._of_runs: dict[tuple[str, Run], Stage] = {}
 
     def _keys(self, dataset: str, *names: str) -> tuple[str, ...]:
         document = self.params.document["datasets"][dataset]
@@ -127,6 +128,19 @@ class Stages:
 
     def train(self, run: Run) -> Stage:
         """A run."""
+        return self._once("train", run, self._train)
+
+    def evaluate(self, run: Run) -> Stage:
+        """Metrics and samples of a run."""
+        return self._once("evaluate", run, self._evaluate)
+
+    def _once(self, kind: str, run: Run, make: Callable[[Run], Stage]) -> Stage:
+        """The stage of a run, made only once: a scheduler asks for each again and again, and grids have thousands."""
+        if (kind, run) not in self._of_runs:
+            self._of_runs[kind, run] = make(run)
+        return self._of_runs[kind, run]
+
+    def _train(self, run: Run) -> Stage:
         folder = run_folder(self.root, run)
         runs = sorted({self._snapshots(needed) for needed, _ in self.params.needed_runs(run).values()})
         files = sorted(set(self.params.needed_files(run).values()))
@@ -143,8 +157,7 @@ class Stages:
             ),
         )
 
-    def evaluate(self, run: Run) -> Stage:
-        """Metrics and samples of a run."""
+    def _evaluate(self, run: Run) -> Stage:
         folder = run_folder(self.root, run) / "evaluation"
         return Stage(
             f"evaluate-{run.dataset}-{run.method}-{run.seed}",
@@ -287,11 +300,11 @@ class Stages:
 
     def __iter__(self) -> Iterator[Stage]:
         """All stages of the scale, in an order in which they could run."""
-        needed = {file for dataset in self.datasets for stage in self.of_dataset(dataset) for file in stage.deps}
+        stages = [stage for dataset in self.datasets for stage in self.of_dataset(dataset)]
+        needed = {file for stage in stages for file in stage.deps}
         published = (self.pretrained(name) for name in self.params.pretrained)
         yield from (stage for stage in published if needed.intersection(stage.outs))
-        for dataset in self.datasets:
-            yield from self.of_dataset(dataset)
+        yield from stages
         if self.params.claims:
             yield self.claims()
 

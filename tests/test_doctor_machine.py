@@ -284,9 +284,11 @@ def test_dvc_and_each_of_its_remotes(tmp_path, server):
     assert remotes(tmp_path)["DVC"].verdict == "missing"
     dvc(tmp_path, "init", "--no-scm", "--quiet")
     assert remotes(tmp_path)["DVC remote"].verdict == "skipped"
-    (tmp_path / "a store").mkdir()
+    # Longer than a line of any terminal.
+    store = f"a store {'x' * 100}"
+    (tmp_path / store).mkdir()
     urls = {
-        "near": "../a store",
+        "near": f"../{store}",
         "gone": "/no/such/folder",
         "web": f"{server}/store",
         "down": "http://127.0.0.1:9/store",
@@ -295,7 +297,7 @@ def test_dvc_and_each_of_its_remotes(tmp_path, server):
     blocks = (f"['remote \"{name}\"']\n    url = {url}\n" for name, url in urls.items())
     (tmp_path / ".dvc" / "config").write_text(f"[core]\n    no_scm = true\n    remote = near\n{''.join(blocks)}")
     found = remotes(tmp_path)
-    assert found["DVC remote near"].found == str(tmp_path / "a store")
+    assert found["DVC remote near"].found == str(tmp_path / store)
     assert {name: check.verdict for name, check in found.items()} == {
         "DVC": "OK",
         "DVC remote near": "OK",

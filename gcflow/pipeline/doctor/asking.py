@@ -1,5 +1,6 @@
 """Questions to other programs and to servers, none of which is waited for without end."""
 
+import os
 import subprocess
 import urllib.error
 import urllib.request
@@ -25,7 +26,11 @@ def output(*command: str, seconds: float | None = None, folder: Path | None = No
     """What a command prints; a GcflowError with its last words if it fails, or runs for longer."""
     seconds = seconds or ANSWER_SECONDS
     try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
+        # Programs that draw tables, as `dvc remote list` does, break lines at the width of the terminal.
+        wide = os.environ | {"COLUMNS": "10000"}
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=seconds, env=wide, check=False
+        )
     except subprocess.TimeoutExpired:
         raise GcflowError(f"no answer within {seconds:.0f} s") from None
     if result.returncode != 0:

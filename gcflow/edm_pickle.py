@@ -71,7 +71,7 @@ def one_line(path: Path, otherwise: str) -> Iterator[None]:
         raise GcflowError(f"{path}: {otherwise}") from None
 
 
-class _Callable:
+class InertFunction:
     """What REDUCE may call. BUILD can change nothing of it: no __dict__, no settable attribute."""
 
     __slots__ = ("_answer",)
@@ -81,6 +81,7 @@ class _Callable:
         object.__setattr__(self, "_answer", answer)
 
     def __call__(self, *arguments: Any) -> Any:
+        """The answer that stands in for the function's own."""
         return self._answer(*arguments)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -172,18 +173,18 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 ANSWERS: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Callable(_persistent),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): InertFunction(_persistent),
     ("dnnlib.util", "EasyDict"): _Dict,
-    ("collections", "OrderedDict"): _Callable(dict),
-    ("builtins", "set"): _Callable(set),
+    ("collections", "OrderedDict"): InertFunction(dict),
+    ("builtins", "set"): InertFunction(set),
     ("torch.nn.modules.container", "ModuleDict"): _Container,
     ("torch.nn.modules.container", "ModuleList"): _Container,
-    ("torch._utils", "_rebuild_parameter"): _Callable(_parameter),
-    ("torch._utils", "_rebuild_tensor_v2"): _Callable(_stored),
-    ("torch.storage", "_load_from_bytes"): _Callable(_storage),
-    ("numpy", "dtype"): _Callable(lambda code, *_: _ScalarType(code)),
-    ("numpy.core.multiarray", "scalar"): _Callable(_scalar),
-    ("numpy._core.multiarray", "scalar"): _Callable(_scalar),
+    ("torch._utils", "_rebuild_parameter"): InertFunction(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): InertFunction(_stored),
+    ("torch.storage", "_load_from_bytes"): InertFunction(_storage),
+    ("numpy", "dtype"): InertFunction(lambda code, *_: _ScalarType(code)),
+    ("numpy.core.multiarray", "scalar"): InertFunction(_scalar),
+    ("numpy._core.multiarray", "scalar"): InertFunction(_scalar),
 }
 
 

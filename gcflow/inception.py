@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, sha256_of
+from gcflow.preconditioning import clip_pixels
 from gcflow.randomness import derived_seed
 
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
@@ -30,11 +31,6 @@ FEATURES, CLASSES = 2048, 1008
 CPU_BATCH, GPU_BATCH = 16, 128
 
 Resize = Literal["clean", "legacy-pytorch", "legacy-tensorflow"]
-
-
-def clip_pixels(x: Tensor) -> Tensor:
-    """Float [n, C, H, W] to uint8: clipped to [-1, 1], which is mapped to 0 .. 255, and rounded."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def batch_min_max_pixels(x: Tensor) -> Tensor:

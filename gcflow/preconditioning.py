@@ -88,12 +88,17 @@ def to_model_space(data: Tensor, process: NoiseProcess) -> Tensor:
     return scaled - process.data_mean
 
 
+def clip_pixels(x: Tensor) -> Tensor:
+    """Float [n, C, H, W] to uint8: clipped to [-1, 1], which is mapped to 0 .. 255, and rounded."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def from_model_space(x: Tensor, process: NoiseProcess, dtype: torch.dtype) -> Tensor:
     """Model output to stored form: clipped to [-1, 1] and rounded for uint8, as it is for float."""
     shifted = x + process.data_mean
     if dtype != torch.uint8:
         return shifted
-    return ((shifted.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return clip_pixels(shifted)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

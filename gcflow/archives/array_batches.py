@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from gcflow.archives.images import Block
 from gcflow.archives.index import DAMAGED, opened_zip
 from gcflow.archives.locators import shown
+from gcflow.edm_pickle import InertFunction
 from gcflow.errors import GcflowError
 
 SIDE = 32
@@ -33,22 +34,6 @@ TYPES = {"u1": np.uint8, "i4": np.int32, "i8": np.int64}
 
 class Refusal(ValueError):
     """Why a batch cannot be read; the reader puts the file's name before it."""
-
-
-class _Function:
-    """What REDUCE may call. BUILD can change nothing of it: no __dict__, no settable attribute."""
-
-    __slots__ = ("_answer",)
-    _answer: Callable[..., Any]
-
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_answer", answer)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._answer(*arguments)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise TypeError("immutable")
 
 
 class _Type:
@@ -95,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
         """An inert stand-in for a part of a numpy array; nothing else."""
         if (module, name) not in ARRAY_PARTS:
             raise Refusal(f"asks for {shown(module)}.{shown(name)}, which no batch of images needs; do not trust it")
-        return _Function({"_reconstruct": _Array, "ndarray": _Array, "dtype": _Type}[name])
+        return InertFunction({"_reconstruct": _Array, "ndarray": _Array, "dtype": _Type}[name])
 
 
 class Batch(NamedTuple):

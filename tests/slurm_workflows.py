@@ -13,7 +13,7 @@ from typing import Any
 
 from projects import alive, environment, prepare_data, run_folder, tiny_params, wait_until
 from slurm_cluster import Cluster
-from test_workflow import clone
+from workflows import clone
 
 RUN = "digits/ic"
 

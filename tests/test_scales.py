@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from projects import environment
-from test_workflow import SCRIPTS
+from workflows import SCRIPTS
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document

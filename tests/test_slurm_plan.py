@@ -7,7 +7,7 @@ import pytest
 import yaml
 from projects import write_project
 from test_scales import ROOT
-from test_workflow import run
+from workflows import run
 
 from gcflow.pipeline.params import Params
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from matplotlib import image
 from projects import contents, error_line, gcflow, tiny_params, write_project
 from scipy import integrate, stats
-from test_workflow import clone, snakemake
 from torch import nn
+from workflows import clone, snakemake
 
 from gcflow.cli import main
 from gcflow.errors import GcflowError

@@ -3,75 +3,20 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
-from projects import contents, environment, gcflow, tiny_params, write_project
+from projects import contents, gcflow, tiny_params, write_project
+from workflows import clone, duplicate, dvc, snakemake
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = sysconfig.get_path("scripts")
-
-
-def run(folder, *command, check=True):
-    path = f"{SCRIPTS}:{environment()['PATH']}"
-    result = subprocess.run(
-        command, cwd=folder, env=environment({"PATH": path}), capture_output=True, text=True, check=False
-    )
-    if check and result.returncode != 0:
-        raise AssertionError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
-    return result.stdout + result.stderr
-
-
-def snakemake(folder, *arguments, check=True):
-    return run(folder, "snakemake", "--profile", "local", *arguments, check=check)
-
-
-def dvc(folder, *arguments):
-    return run(folder, sys.executable, "-m", "dvc", *arguments)
-
-
-def clone(folder, params):
-    folder.mkdir()
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        source, target = ROOT / name, folder / name
-        if source.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target, follow_symlinks=False)
-    write_project(folder, params)
-    gcflow(folder, "stages")
-    run(folder, "git", "init", "--quiet")
-    run(folder, "git", "add", "--all")
-    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "tiny")
-    return folder
-
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory):
-    folder = clone(tmp_path_factory.mktemp("workflow") / "project", tiny_params())
-    snakemake(folder, "--report-after-run", "--report", "results/report.html", "all")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def recorded(project):
-    gcflow(project, "record")
-    return project
+def project(finished, tmp_path_factory):
+    return duplicate(finished, tmp_path_factory.mktemp("workflow") / "project")
 
 
 def test_every_declared_file_of_every_stage_exists(project):
@@ -138,26 +83,26 @@ def test_table_cells_are_the_mean_and_deviation_of_the_records(project):
     assert f"{mean:.2f} ± {deviation:.2f}" in row
 
 
-def test_dvc_is_clean_and_idle_after_recording(recorded):
-    assert dvc(recorded, "status").strip() == "Data and pipelines are up to date."
-    output = dvc(recorded, "repro")
+def test_dvc_is_clean_and_idle_after_recording(project):
+    assert dvc(project, "status").strip() == "Data and pipelines are up to date."
+    output = dvc(project, "repro")
     assert "Running stage" not in output
     assert "Data and pipelines are up to date." in output
 
 
-def test_recording_changes_no_byte_and_leaves_snakemake_idle(recorded):
-    lock, before = (recorded / "dvc.lock").read_bytes(), contents(recorded / "results")
-    gcflow(recorded, "record")
-    assert (recorded / "dvc.lock").read_bytes() == lock
-    assert contents(recorded / "results") == before
-    assert "Nothing to be done" in snakemake(recorded, "-n", "all")
+def test_recording_changes_no_byte_and_leaves_snakemake_idle(project):
+    lock, before = (project / "dvc.lock").read_bytes(), contents(project / "results")
+    gcflow(project, "record")
+    assert (project / "dvc.lock").read_bytes() == lock
+    assert contents(project / "results") == before
+    assert "Nothing to be done" in snakemake(project, "-n", "all")
 
 
-def test_recorded_weights_are_on_disk_once(recorded):
-    weights = recorded / "results/digits/ic/seed0/weights.safetensors"
-    names = [weights, *recorded.glob("results/digits/ic/seed0/**/snapshots/00000040.safetensors")]
+def test_recorded_weights_are_on_disk_once(project):
+    weights = project / "results/digits/ic/seed0/weights.safetensors"
+    names = [weights, *project.glob("results/digits/ic/seed0/**/snapshots/00000040.safetensors")]
     assert len({path.stat().st_ino for path in names}) == 1
-    cached = [path for path in (recorded / ".dvc/cache").rglob("*") if path.is_file()]
+    cached = [path for path in (project / ".dvc/cache").rglob("*") if path.is_file()]
     assert weights.stat().st_ino in {path.stat().st_ino for path in cached}
 
 
@@ -220,10 +165,9 @@ def test_tracking_again_sends_nothing_twice(project):
 
 
 @pytest.fixture(scope="session")
-def changed(recorded, tmp_path_factory):
+def changed(project, tmp_path_factory):
     """A copy of the recorded project in which one method's mu is another."""
-    folder = tmp_path_factory.mktemp("changed") / "project"
-    shutil.copytree(recorded, folder, symlinks=True)
+    folder = duplicate(project, tmp_path_factory.mktemp("changed") / "project")
     params = tiny_params()
     params["datasets"]["digits"]["methods"]["gc"]["mu"] = [0.0, 0.5]
     write_project(folder, params)
@@ -249,9 +193,8 @@ def test_dvc_repro_runs_a_single_changed_stage(changed):
     assert config["config"]["method"]["mu"] == [0.0, 0.5]
 
 
-def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(recorded, tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(recorded, folder, symlinks=True)
+def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(project, tmp_path):
+    folder = duplicate(project, tmp_path / "project")
     table = folder / "results/digits/tables/table1.md"
     before = table.read_bytes()
     table.unlink()

@@ -1,0 +1,85 @@
+"""Clones of the repository with a tiny grid, and Snakemake, DVC and git as real processes in them."""
+
+import fcntl
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from shutil import copy
+from typing import Any
+
+from projects import environment, gcflow, tiny_params, write_project
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sysconfig.get_path("scripts")
+
+
+def run(folder: Path, *command: str | Path, check: bool = True, env: dict[str, str] | None = None) -> str:
+    """What a command says; with `check` a failure is raised and shows it."""
+    extra = {"PATH": f"{SCRIPTS}:{environment()['PATH']}"} | (env or {})
+    result = subprocess.run(command, cwd=folder, env=environment(extra), capture_output=True, text=True, check=False)
+    if check and result.returncode != 0:
+        words = " ".join(map(str, command))
+        raise AssertionError(f"{words} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
+    return run(folder, "snakemake", "--profile", "local", *arguments, check=check, env=env)
+
+
+def dvc(folder: Path, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
+    return run(folder, sys.executable, "-m", "dvc", *arguments, check=check, env=env)
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commits everything that git does not ignore."""
+    run(folder, "git", "add", "--all")
+    name = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    run(folder, "git", *name, "commit", "--quiet", "--message", message)
+
+
+def clone(folder: Path, params: dict[str, Any]) -> Path:
+    """The repository as it is now, with another params.yaml, as a git repository of one commit."""
+    folder.mkdir()
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        source, target = ROOT / name, folder / name
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy(source, target, follow_symlinks=False)
+    write_project(folder, params)
+    gcflow(folder, "stages")
+    run(folder, "git", "init", "--quiet", "--initial-branch", "main")
+    commit(folder, "tiny")
+    return folder
+
+
+def duplicate(project: Path, folder: Path) -> Path:
+    """A copy that can be changed; times and the links between files stay."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    run(project, "cp", "--archive", str(project), str(folder))
+    return folder
+
+
+def finished_project(shared: Path) -> Path:
+    """A clone on which `all`, the report and `gcflow record` have run, and dvc.lock is committed.
+
+    Made once for all the processes of a test session, which must not change it. shared: their common folder.
+    """
+    folder = shared / "finished"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "finished.done").exists():
+            clone(folder, tiny_params())
+            snakemake(folder, "--report-after-run", "--report", "results/report.html", "all")
+            gcflow(folder, "record")
+            commit(folder, "recorded")
+            (shared / "finished.done").touch()
+    return folder

@@ -34,14 +34,28 @@ format: .venv/complete  ## ruff and snakefmt in place
 	ruff format .
 	snakefmt Snakefile workflow
 
+.PHONY: plan
+plan: .venv/complete  ## what the paper's scale costs: jobs, GPU-hours, disk
+	gcflow plan --scale paper
+
+.PHONY: doctor
+doctor: .venv/complete  ## what this machine lacks for the paper's scale
+	gcflow doctor --scale paper
+
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
-	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	@echo "The runs: http://127.0.0.1:5000"
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 .PHONY: record
 record: .venv/complete  ## write what is complete to dvc.lock
 	gcflow record
+
+.PHONY: sync
+sync: .venv/complete  ## fetch what dvc.lock names, let Snakemake accept it, complete MLflow
+	dvc pull
+	gcflow adopt
+	gcflow track sync
 
 .PHONY: bench
 bench: .venv/complete  ## images per second of training, sampling and evaluation, at the embedded scale

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig
-from gcflow.couplings import COUPLINGS
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.objectives import Batch, mu_at
 from gcflow.preconditioning import to_model_space
-from gcflow.randomness import batch_indices, generator
+from gcflow.randomness import batch_indices, coupling_uniforms, generator
 from gcflow.schedules import draw_levels, uniforms
 
 STEPS_AHEAD = 2
@@ -83,11 +82,11 @@ class Batches:
         self.config, self.data, self.device = config, data, device
         self.batch = config.training.batch
         self.mine = world.share(self.batch)
-        self.assignment = COUPLINGS[config.method.coupling].assignment
+        self.coupling = config.method.pairing
         self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.mine
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         steps = config.training.steps
-        self.assignments = Ahead(self._assign, steps) if self.assignment else None
+        self.assignments = Ahead(self._assign, steps) if self.coupling.assigns else None
         self.streamed = Ahead(self._read, steps) if data.device.type != device.type else None
 
     def __enter__(self) -> Self:
@@ -112,10 +111,10 @@ class Batches:
         return samples.pin_memory() if self.device.type == "cuda" else samples
 
     def _assign(self, step: int) -> Tensor:
-        assert self.assignment is not None
         with torch.cuda.stream(self.side_stream):
             samples = self.data[self._indices(step, self.paired).to(self.data.device)].to(self.device)
-            return self.assignment(to_model_space(samples, self.config.process), self._noise(step)[self.paired])
+            x, z = to_model_space(samples, self.config.process), self._noise(step)[self.paired]
+            return self.coupling.assignment(x, z, coupling_uniforms(self.config.seed, step, self.batch)[self.paired])
 
     def _samples(self, step: int) -> Tensor:
         if self.streamed is not None:

@@ -81,7 +81,9 @@ DOWNLOAD = click.option(
 )
 
 
-def verb(help_text: str, example: str) -> Callable[[Callable[..., None]], click.Command]:
+def verb(
+    help_text: str, example: str, group: click.Group | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
     """A subcommand whose errors are one line each, and whose help ends with an example."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -100,7 +102,7 @@ def verb(help_text: str, example: str) -> Callable[[Callable[..., None]], click.
                 click.echo(f"gcflow: error: {named}{error.strerror or error}; nothing was overwritten", err=True)
                 sys.exit(2)
 
-        command: click.Command = main.command(help=help_text, epilog=f"Example: {example}")(guarded)
+        command: click.Command = (group or main).command(help=help_text, epilog=f"Example: {example}")(guarded)
         return command
 
     return decorate
@@ -327,6 +329,7 @@ def sample(
     "--keep-embeddings", is_flag=True, help="Keep class and augmentation embeddings, which are left out else."
 )
 def import_edm(file: Path, out: Path, preconditioning: "Preconditioning | None", keep_embeddings: bool) -> None:
+    from gcflow.config import NetworkConfig
     from gcflow.edm import import_edm as convert
     from gcflow.pipeline.progress import say
 
@@ -334,6 +337,7 @@ def import_edm(file: Path, out: Path, preconditioning: "Preconditioning | None",
     for note in model.notes:
         say(f"  note: {note}")
     network = model.spec.network
+    assert isinstance(network, NetworkConfig)
     say(
         f"  {out}: {network.architecture}, {network.channels} channels x {list(network.multipliers)}, "
         f"{model.spec.preconditioning} preconditioning, samples of shape {list(model.spec.shape)}"
@@ -406,7 +410,7 @@ def table(context: click.Context, dataset: str, name: str) -> None:
     write_table(params, dataset, name)
 
 
-@verb("Draw the figure NAME of DATASET as PNG and SVG.", "gcflow figure digits convergence-mu")
+@verb("Draw the figure NAME of DATASET as PNG and SVG, its numbers as CSV.", "gcflow figure digits convergence-mu")
 @click.argument("dataset")
 @click.argument("name")
 @click.pass_context
@@ -493,6 +497,20 @@ def claims(context: click.Context, scale: str) -> None:
 
 
 @verb(
+    "Write results/report.html: all that was measured at a scale, in one file that opens anywhere. What is not made yet "
+    "is named there.",
+    "gcflow report",
+)
+@SCALE
+@click.pass_context
+def report(context: click.Context, scale: str) -> None:
+    params = _load(context)
+    from gcflow.pipeline.report.write import write_report
+
+    write_report(params, scale)
+
+
+@verb(
     "Say whether this machine can run TARGET (a table or figure of the paper, a data set, a stage; default: the whole "
     "scale), and what to do where it cannot.",
     "gcflow doctor table1 --scale paper",
@@ -550,13 +568,63 @@ def status(context: click.Context, target: str, scale: str, watch: bool, as_json
     (keep_showing if watch else show_json if as_json else show)(survey)
 
 
-@verb("Mirror every finished run to MLflow; calling it again sends only what is missing.", "gcflow track")
+@verb(
+    "Compare the bytes of every file of TARGETs, and of all that they need, with everyone who knows a hash of them: "
+    "manifests, headers, configurations, protocol records, dvc.lock, DVC's cache. Says of each that differs what to run, "
+    "and what was made from it. A TARGET is a table or figure of the paper (table1), a data set, a run, a stage, or all "
+    "of the scale. Exits with 2 if a file is damaged or missing; one made with other settings than now is no damage.",
+    "gcflow verify digits/gc/0 table1",
+)
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@SCALE
+@ARCHIVES
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
-def track(context: click.Context) -> None:
+def verify(context: click.Context, targets: tuple[str, ...], scale: str, archives: Path, as_json: bool) -> None:
     params = _load(context)
-    from gcflow.pipeline.track import track as mirror
+    from gcflow.pipeline.verify.inspection import Inspection
+    from gcflow.pipeline.verify.screen import document, screen
 
-    mirror(params)
+    targets = targets or ("all",)
+    report = Inspection(params, targets, scale, archives).report()
+    shown = json.dumps(document(targets, scale, report), indent=2) if as_json else screen(targets, scale, report)
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(shown.encode(encoding, "replace").decode(encoding))
+    if not report.whole:
+        sys.exit(2)
+
+
+@main.group(help="MLflow: a mirror of the runs' own files.", epilog="Example: gcflow track sync")
+def track() -> None:
+    pass
+
+
+@verb(
+    "Send to MLflow what it lacks of every run, finished or not, with tables, figures and the report.",
+    "gcflow track sync",
+    track,
+)
+@SCALE
+@click.pass_context
+def sync(context: click.Context, scale: str) -> None:
+    params = _load(context)
+    from gcflow.pipeline.tracking.sync import sync as send
+
+    send(params, scale)
+
+
+@verb(
+    "Mirror RUN to MLflow until standard input ends, as a job that lasts starts it by itself.",
+    "gcflow track follow digits/gc/0",
+    track,
+)
+@click.argument("run")
+@click.pass_context
+def follow(context: click.Context, run: str) -> None:
+    params = _load(context)
+    from gcflow.pipeline.tracking.follow import follow as mirror
+
+    mirror(params, params.parse_run(run), sys.stdin)
 
 
 @verb("Write dvc.yaml from params.yaml; --check only compares.", "gcflow stages --check")
@@ -575,7 +643,7 @@ def stages(context: click.Context, check: bool, scale: str) -> None:
         raise GcflowError(f"{path} is not what params.yaml gives; run gcflow stages --scale {scale}")
 
 
-@verb("Record in dvc.lock what is complete, so that `dvc status` is clean.", "gcflow record")
+@verb("Record in dvc.lock what Snakemake has made, so that `dvc status` is clean; also while it runs.", "gcflow record")
 @SCALE
 @click.pass_context
 def record(context: click.Context, scale: str) -> None:
@@ -583,3 +651,29 @@ def record(context: click.Context, scale: str) -> None:
     from gcflow.pipeline.record import record as commit
 
     commit(params, scale)
+
+
+@verb(
+    "Make Snakemake accept what `dvc pull` fetched or `dvc repro` made, as far as dvc.lock vouches for it.",
+    "gcflow adopt",
+)
+@SCALE
+@click.pass_context
+def adopt(context: click.Context, scale: str) -> None:
+    params = _load(context)
+    from gcflow.pipeline.adopt import adopt as accept
+
+    accept(params, scale)
+
+
+@verb(
+    "Tell what published runs and DVC's cache hold that nothing needs any more, in bytes; --yes removes it.",
+    "gcflow clean --yes",
+)
+@click.option("--yes", "act", is_flag=True, help="Remove it.")
+@click.pass_context
+def clean(context: click.Context, act: bool) -> None:
+    params = _load(context)
+    from gcflow.pipeline.clean import clean as remove
+
+    remove(params, act)

@@ -9,24 +9,20 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from gcflow import register
+from gcflow.options import Strict, require
+from gcflow.register import Coupling, Network
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Weights = Literal["ema", "raw"]
 Preconditioning = Literal["consistency", "edm", "vp", "ve"]
 # Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
 SINGLE_PRECISION_BITS = 20
-
-
-def require(condition: bool, key: str, value: object, expected: str) -> None:
-    """Raises ValueError("key is value, expected ...") unless `condition` holds."""
-    if not condition:
-        raise ValueError(f"{key} is {value!r}, expected {expected}")
-
-
-class Strict:
-    """Makes pydantic refuse unknown keys and silent type conversions."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 class ByKind:
@@ -60,9 +56,10 @@ class NoiseProcess(Strict):
         require(self.sigma_data > 0, "sigma_data", self.sigma_data, "a number > 0")
 
 
+@register.network
 @dataclass(frozen=True)
-class NetworkConfig(Strict):
-    """The network inside the preconditioning.
+class NetworkConfig(Network):
+    """gcflow's own networks (`gcflow.networks`).
 
     `ddpm++`, `ncsn++`: the two U-Nets of EDM (`gcflow.songunet`), for images. `mlp`: residual MLP on the flat sample.
     blocks, dropout: one value, or one per resolution level (U-Nets only), from the finest.
@@ -114,6 +111,23 @@ class NetworkConfig(Strict):
     def dropout_per_level(self) -> tuple[float, ...]:
         """Dropout rate of each level."""
         return self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * len(self.multipliers)
+
+    def build(self, shape: tuple[int, ...]) -> "nn.Module":
+        """The network for images [C, H, W] or points [d].
+
+        Raises:
+            ValueError: a U-Net for data that are not images, or whose size its levels cannot halve.
+        """
+        from gcflow.networks import build_network
+
+        return build_network(self, shape)
+
+
+def without_dropout(network: Network) -> Network:
+    """The same network as far as its speed and its weights go."""
+    if any(option.name == "dropout" for option in dataclasses.fields(network)):  # type: ignore[arg-type]
+        return dataclasses.replace(network, dropout=0.0)  # type: ignore[type-var]
+    return network
 
 
 @dataclass(frozen=True)
@@ -281,6 +295,7 @@ FrozenWeights = Annotated[RunReference | CheckpointFile, ByForm()]
 class MethodConfig(Strict):
     """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
 
+    coupling: the name of one, or one with its options.
     mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
     mu_from_step: before this training step every pair is independent, from it on `mu` holds; null means from the start.
     predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights. A
@@ -292,7 +307,7 @@ class MethodConfig(Strict):
     """
 
     objective: Literal["consistency", "distillation", "denoising"]
-    coupling: Literal["ic", "ot", "gc"] = "ic"
+    coupling: str | Annotated[Coupling, register.coupling] = "ic"
     mu: float | tuple[float, float] | None = None
     mu_from_step: int | None = None
     predictor: Literal["ema", "online"] | FrozenWeights | None = None
@@ -301,14 +316,17 @@ class MethodConfig(Strict):
     preconditioning: Preconditioning | None = None
 
     def __post_init__(self) -> None:
-        if self.coupling == "gc":
-            require(self.objective != "distillation", "coupling", "gc", "ic or ot, because objective is distillation")
-            require(self.mu is not None, "mu", None, "a number in [0, 1], or [start, end], because coupling is gc")
+        if self.pairing.predicts:
+            named = self.coupling if isinstance(self.coupling, str) else to_dict(self.coupling)["kind"]
+            require(self.objective != "distillation", "coupling", named, "ic or ot, because objective is distillation")
+            expected = f"a number in [0, 1], or [start, end], because coupling is {named}"
+            require(self.mu is not None, "mu", None, expected)
             if self.objective == "denoising":
                 expected = "a consistency run or a file, because a denoiser predicts no endpoints"
                 require("predictor" in self.frozen, "predictor", self.predictor, expected)
             else:
-                require(self.predictor is not None, "predictor", None, "ema, online or a run, because coupling is gc")
+                expected = f"ema, online or a run, because coupling is {named}"
+                require(self.predictor is not None, "predictor", None, expected)
             require(
                 all(0 <= m <= 1 for m in self.mu_range), "mu", self.mu, "a number in [0, 1], or [start, end] in [0, 1]"
             )
@@ -325,6 +343,23 @@ class MethodConfig(Strict):
         if self.objective == "denoising":
             other = self.preconditioning != "consistency"
             require(other, "preconditioning", self.preconditioning, "edm, vp or ve for a denoiser")
+
+    @cached_property
+    def pairing(self) -> Coupling:
+        """The coupling itself.
+
+        Raises:
+            ValueError: there is none of this name, or it cannot do without options.
+        """
+        if isinstance(self.coupling, Coupling):
+            return self.coupling
+        try:
+            return register.coupling[self.coupling]()
+        except register.UnknownName as error:
+            raise register.UnknownName(f"coupling{str(error).removeprefix('kind')}") from None
+        except TypeError:
+            expected = f"{{kind: {self.coupling}, ...}}, because it has options without a default"
+            raise ValueError(f"coupling is {self.coupling!r}, expected {expected}") from None
 
     @property
     def mu_range(self) -> tuple[float, float]:
@@ -348,7 +383,7 @@ class RunConfig(Strict):
     method_name: str
     seed: int
     process: NoiseProcess
-    network: NetworkConfig
+    network: Network
     training: TrainingConfig
     method: MethodConfig
 
@@ -386,9 +421,7 @@ class RunConfig(Strict):
         return f"{self.dataset}/{self.method_name}/{self.seed}"
 
 
-def check_start(
-    network: NetworkConfig, preconditioning: Preconditioning, process: NoiseProcess, config: RunConfig
-) -> None:
+def check_start(network: Network, preconditioning: Preconditioning, process: NoiseProcess, config: RunConfig) -> None:
     """Whether weights of such a model can start the run `config`.
 
     The consistency and the EDM preconditioning differ by the boundary alone (sigma_min or 0) and count as equal.
@@ -396,8 +429,7 @@ def check_start(
     Raises:
         ValueError: they cannot; the message says why, and what to set.
     """
-    ours = dataclasses.replace(config.network, dropout=0.0)
-    if dataclasses.replace(network, dropout=0.0) != ours:
+    if without_dropout(network) != without_dropout(config.network):
         raise ValueError("whose network has another shape; give both the same network (dropout may differ)")
     same = {"consistency": "edm"}
     if same.get(preconditioning, preconditioning) != same.get(config.preconditioning, config.preconditioning):
@@ -421,7 +453,11 @@ def digest(document: Any) -> str:
 
 
 def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
-    """The inverse of `to_dict` for a run's configuration, as weights files carry it."""
+    """The inverse of `to_dict` for a run's configuration, as weights files carry it.
+
+    Raises:
+        UnknownName: its coupling or network is of an extension that was not read.
+    """
     schedule = document["training"]["schedule"]
     training = {**document["training"], "schedule": SCHEDULES[schedule["kind"]](**schedule)}
     method = {**document["method"]}
@@ -431,18 +467,14 @@ def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
             method[role] = kind(**method[role])
     if isinstance(method["mu"], list):
         method["mu"] = tuple(method["mu"])
+    if isinstance(method["coupling"], dict):
+        method["coupling"] = register.coupling.of(method["coupling"])
     return RunConfig(
         dataset=document["dataset"],
         method_name=document["method_name"],
         seed=document["seed"],
         process=NoiseProcess(**document["process"]),
-        network=network_from_dict(document["network"]),
+        network=register.network.of(document["network"]),
         training=TrainingConfig(**training),
         method=MethodConfig(**method),
     )
-
-
-def network_from_dict(document: dict[str, Any]) -> NetworkConfig:
-    """The inverse of `to_dict` for a network."""
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
-    return NetworkConfig(**plain)

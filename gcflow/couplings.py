@@ -1,53 +1,27 @@
 """Couplings: which clean endpoint goes with which noise.
 
 A coupling re-pairs the noises of a batch with its data (`assignment`), replaces endpoints by predictions
-(`endpoints`), or does neither. A new one is a function and an entry in `COUPLINGS`.
+(`endpoints`), or does neither. `gcflow.register` has the contract. torch is imported when batches are made, so that
+the grid can be read in an instant.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from gcflow import register
+from gcflow.register import Coupling, CouplingContext
 
-EndpointPredictor = Callable[[Tensor, Tensor], Tensor]
-Assignment = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-@dataclass(frozen=True)
-class CouplingContext:
-    """What a coupling may look at besides data and noise.
-
-    sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
-    take_gc: [B] bool on the CPU, which samples take the generator-augmented coupling.
-    predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
-    multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.
-    """
-
-    sigma_low: Tensor
-    take_gc: Tensor
-    predict: EndpointPredictor
-    multiple: int = 1
+EndpointPredictor = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-Endpoints = Callable[[Tensor, Tensor, CouplingContext], Tensor]
-
-
-class Coupling(NamedTuple):
-    """What a coupling does to a batch.
-
-    assignment: (x [B, ...], z [B, ...]) to the index of the noise that each sample takes, int64 [B] on the CPU. It
-    depends on data and noise alone, and is computed ahead, beside the steps before.
-    endpoints: (x, z, context) to the endpoints in the place of x.
-    """
-
-    assignment: Assignment | None = None
-    endpoints: Endpoints | None = None
-
-
-def optimal_assignment(x: Tensor, z: Tensor) -> Tensor:
+def optimal_assignment(x: "Tensor", z: "Tensor") -> "Tensor":
     """OT: the permutation of the noises of least sum of ||x - z||^2 (exact), int64 [B]."""
+    import torch
+
     # Here, because it takes a third of a second that only this coupling needs.
     from scipy.optimize import linear_sum_assignment
 
@@ -57,11 +31,13 @@ def optimal_assignment(x: Tensor, z: Tensor) -> Tensor:
     return torch.from_numpy(columns)
 
 
-def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
+def generator_augmented(x: "Tensor", z: "Tensor", context: CouplingContext) -> "Tensor":
     """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low) (paper, Algorithm 1).
 
     The prediction is computed only for those samples; their noise is kept.
     """
+    import torch
+
     chosen = context.take_gc.nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
@@ -74,8 +50,33 @@ def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tenso
     return endpoints
 
 
-COUPLINGS: dict[str, Coupling] = {
-    "ic": Coupling(),
-    "ot": Coupling(assignment=optimal_assignment),
-    "gc": Coupling(endpoints=generator_augmented),
-}
+@register.coupling
+@dataclass(frozen=True)
+class Independent(Coupling):
+    """IC: every pair as it was drawn."""
+
+    kind: Literal["ic"] = "ic"
+
+
+@register.coupling
+@dataclass(frozen=True)
+class OptimalTransport(Coupling):
+    """OT within the batch."""
+
+    kind: Literal["ot"] = "ot"
+
+    def assignment(self, x: "Tensor", z: "Tensor", uniform: "Tensor") -> "Tensor":
+        """See `optimal_assignment`."""
+        return optimal_assignment(x, z)
+
+
+@register.coupling
+@dataclass(frozen=True)
+class GeneratorAugmented(Coupling):
+    """GC(mu)."""
+
+    kind: Literal["gc"] = "gc"
+
+    def endpoints(self, x: "Tensor", z: "Tensor", context: CouplingContext) -> "Tensor":
+        """See `generator_augmented`."""
+        return generator_augmented(x, z, context)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gcflow.archives.base import Archived
 from gcflow.archives.locators import Report, silent
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, sha256_of, write_json
-from gcflow.sources import ArchivedSource, DataSource
+from gcflow.register import SmallSource, Source
 
 MOMENT_ROWS = 1024
 
@@ -63,7 +64,7 @@ def moments(samples: np.ndarray) -> dict[str, Any]:
 
 
 def prepare(
-    source: DataSource,
+    source: Source,
     folder: Path,
     archives: Path = Path("archives"),
     workers: int | None = None,
@@ -89,10 +90,11 @@ def prepare(
         GcflowError: an archive is missing, truncated, or of another data set, or an image does not decode.
         OSError: the arrays cannot be written.
     """
-    if isinstance(source, ArchivedSource):
+    if isinstance(source, Archived):
         from gcflow.archives.preparation import prepare_archive
 
         return prepare_archive(source, folder, archives, workers, skip_broken, download, report)
+    assert isinstance(source, SmallSource)
     raw = source.load()
     held_out = raw.samples[:0] if raw.held_out is None else raw.held_out
     arrays = {"samples.npy": raw.samples, "labels.npy": raw.labels, "held_out.npy": held_out}

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig
-from gcflow.couplings import COUPLINGS, CouplingContext, EndpointPredictor
+from gcflow.couplings import EndpointPredictor
 from gcflow.distances import distance_for, squared_l2
 from gcflow.oracles import Denoiser, velocity
 from gcflow.preconditioning import per_sample
+from gcflow.register import CouplingContext
 
 
 class Batch(NamedTuple):
@@ -55,11 +56,11 @@ def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredicto
 
     predict, multiple: see `CouplingContext`. Its noise level is the lower one of each sample.
     """
-    endpoints = COUPLINGS[config.method.coupling].endpoints
-    if endpoints is None:
+    coupling = config.method.pairing
+    if not coupling.predicts:
         return batch.data
     with torch.no_grad():
-        return endpoints(batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple))
+        return coupling.endpoints(batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple))
 
 
 class ConsistencyObjective:

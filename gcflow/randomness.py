@@ -28,6 +28,11 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(derived_seed(seed, "epoch", epoch))).permutation(count)
 
 
+def coupling_uniforms(seed: int, step: int, batch: int) -> Tensor:
+    """What a coupling may draw from at `step`: one number in [0, 1) per sample of the batch, float64 [batch]."""
+    return torch.rand(batch, generator=generator(seed, step, "coupling"), dtype=torch.float64)
+
+
 def batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
     """Indices (int64, shape [batch]) of the samples seen at `step` (from 0): one shuffled epoch after the other.
 

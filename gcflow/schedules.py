@@ -117,6 +117,6 @@ def describe(config: RunConfig, step: int) -> dict[str, Any]:
         record["intervals"] = number_of_intervals(step, config.training.steps, schedule)
     if isinstance(schedule, EctSchedule):
         record["stage"] = ect_stage(step, schedule)
-    if config.method.coupling == "gc":
+    if config.method.pairing.predicts:
         record["mu"] = mu_at(step, config)
     return record

@@ -1,51 +1,28 @@
 """Where samples come from.
 
-A data set is a frozen dataclass with its place in `DataSource`; everything else follows from its prepared arrays. One
-that is small has `load`. One that lies in archives has `locate` and `open`, and is read piece by piece. All have
-`shape` and `count`, known without any archive, and `timing_samples` and `exact_mixture`. The fields are its keys in
-params.yaml. numpy, torch and Pillow are imported when samples are made, so that the grid can be read in an instant.
+A data set is a frozen dataclass; everything else follows from its prepared arrays. One that is small has `load`. One
+that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read piece by piece. `gcflow.register` has the
+contract. numpy, torch and Pillow are imported when samples are made, so that the grid can be read in an instant.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from gcflow.archives.base import FiniteImages
-from gcflow.archives.sources import Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
-from gcflow.config import NoiseProcess, Strict, require
+from gcflow import register
+from gcflow.options import require
+from gcflow.register import RawData, SmallSource
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from gcflow.config import NoiseProcess
     from gcflow.oracles import GaussianMixture
 
 
-class RawData(NamedTuple):
-    """samples: uint8 [n, C, H, W] or float32 [n, d]. labels: int64 [n]. provenance: source and transform, in words.
-
-    held_out: what is kept from training, as samples are, or None if the source has no such split.
-    """
-
-    samples: "np.ndarray"
-    labels: "np.ndarray"
-    provenance: dict[str, str]
-    held_out: "np.ndarray | None" = None
-
-
-class _Small(Strict):
-    """A source that is at hand at any time, and as a whole."""
-
-    def load(self) -> RawData:
-        """All of it."""
-        raise NotImplementedError
-
-    def timing_samples(self) -> "np.ndarray":
-        """Samples to time a recipe on: its own, as `load` gives them."""
-        return self.load().samples
-
-
+@register.source
 @dataclass(frozen=True)
-class Digits(_Small, FiniteImages):
+class Digits(SmallSource):
     """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
 
     source: Literal["digits"] = "digits"
@@ -76,8 +53,9 @@ class Digits(_Small, FiniteImages):
         return RawData(samples, bunch.target.astype(np.int64), provenance)
 
 
+@register.source
 @dataclass(frozen=True)
-class Mixture2d(_Small):
+class Mixture2d(SmallSource):
     """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form.
 
     means: the components' centres. std: their standard deviation. count: points to draw. seed: of the draw.
@@ -116,7 +94,7 @@ class Mixture2d(_Small):
         provenance = {"source": "Gaussian mixture of params.yaml", "transform": "none"}
         return RawData(points.float().numpy(), components.numpy(), provenance)
 
-    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
+    def exact_mixture(self, data: "Tensor", process: "NoiseProcess") -> "GaussianMixture":
         """The mixture itself, shifted to model space."""
         from gcflow.oracles import GaussianMixture
 
@@ -125,8 +103,9 @@ class Mixture2d(_Small):
         return GaussianMixture(means, weights, self.std)
 
 
+@register.source
 @dataclass(frozen=True)
-class Synthetic(_Small, FiniteImages):
+class Synthetic(SmallSource):
     """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them.
 
     shape: [C, H, W]. count: images. seed: of the draw.
@@ -151,8 +130,9 @@ class Synthetic(_Small, FiniteImages):
         return RawData(samples, np.zeros(self.count, dtype=np.int64), provenance)
 
 
+@register.source
 @dataclass(frozen=True)
-class Patches32(_Small, FiniteImages):
+class Patches32(SmallSource):
     """32x32 patches of the two photographs that ship with scikit-learn, china.jpg and flower.jpg; no download.
 
     stride: pixels between neighbouring patches, across and down. The patches of the right quarter of each photograph
@@ -201,8 +181,3 @@ class Patches32(_Small, FiniteImages):
             "transform": f"32x32 patches every {self.stride} pixels; the right quarter of each photograph held out",
         }
         return RawData(samples, labels.astype(np.int64), provenance, held_out)
-
-
-SmallSource = Digits | Mixture2d | Synthetic | Patches32
-ArchivedSource = Cifar10 | Imagenet32 | Imagenet32Downsampled | Celeba64 | Church64 | Folder
-DataSource = SmallSource | ArchivedSource

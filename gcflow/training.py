@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,11 @@ class Observer:
     """What the loop tells about its progress, and asks. The base class ignores everything."""
 
     def logged(self, record: dict[str, Any]) -> None:
-        """A line of metrics: step, loss (mean since the last line), learning_rate, schedule, mu, images_per_second."""
+        """A line of metrics.
+
+        record: step, loss (mean since the last line), learning_rate, the schedule's quantities, mu, gradient_norm (of
+        this step, before clipping), images_per_second (since the last line).
+        """
 
     def checkpoint(self, state: TrainingState) -> None:
         """The state may be saved now (every `checkpoint_every` steps, and before a stop)."""
@@ -184,12 +188,26 @@ def accumulate(objective: Objective, batch: Batch, student: nn.Module, micro_bat
     return total
 
 
+class Update(NamedTuple):
+    """What a step of the optimizer used. gradient_norm: before clipping, on the device; None if not asked for."""
+
+    learning_rate: float
+    gradient_norm: Tensor | None
+
+
 def update(
-    state: TrainingState, training: TrainingConfig, model_parameters: list[Tensor], ema_parameters: list[Tensor]
-) -> float:
-    """One step of the optimizer with the gradients at hand, and of the EMA; returns the learning rate used."""
+    state: TrainingState,
+    training: TrainingConfig,
+    model_parameters: list[Tensor],
+    ema_parameters: list[Tensor],
+    measure_norm: bool,
+) -> Update:
+    """One step of the optimizer with the gradients at hand, and of the EMA."""
+    norm = None
     if training.gradient_clip is not None:
-        nn.utils.clip_grad_norm_(model_parameters, training.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(model_parameters, training.gradient_clip)
+    elif measure_norm:
+        norm = nn.utils.get_total_norm([p.grad for p in model_parameters if p.grad is not None])
     rate = learning_rate(state.step, training)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -197,7 +215,7 @@ def update(
     state.optimizer.zero_grad(set_to_none=True)
     update_ema(ema_parameters, model_parameters, ema_decay(state.step, training))
     state.step += 1
-    return rate
+    return Update(rate, norm)
 
 
 def settle(student: nn.Module, config: RunConfig, shape: tuple[int, ...], device: torch.device) -> None:
@@ -261,12 +279,12 @@ def train(
             step = state.step
             begin_step(training)
             loss = accumulate(objective, batches[step], student, training.micro_batch)
-            rate = update(state, training, model_parameters, ema_parameters)
+            last = step + 1 == training.steps
+            logging = (step + 1) % cadence.log_every == 0 or last
+            rate, gradient_norm = update(state, training, model_parameters, ema_parameters, logging)
             state.loss_sum += loss
             state.loss_count += 1
             window_images += training.batch
-            last = state.step == training.steps
-            logging = state.step % cadence.log_every == 0 or last
             checkpointing = state.step % cadence.checkpoint_every == 0 or last
             if logging or checkpointing or state.step in snapshots:
                 world.average_(state.loss_sum)
@@ -275,6 +293,8 @@ def train(
                 now = time.perf_counter()
                 record = {"step": state.step, "loss": state.mean_loss(), "learning_rate": rate}
                 record |= describe(config, step)
+                if gradient_norm is not None:
+                    record["gradient_norm"] = float(gradient_norm)
                 record["images_per_second"] = window_images / (now - window_start)
                 observer.logged(record)
                 state.loss_sum.zero_()

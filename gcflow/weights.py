@@ -11,28 +11,28 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from gcflow import register
 from gcflow.config import (
-    NetworkConfig,
     NoiseProcess,
     Preconditioning,
     RunConfig,
     Weights,
     digest,
-    network_from_dict,
     to_dict,
 )
 from gcflow.errors import GcflowError
+from gcflow.extensions import origins
 from gcflow.files import atomic_path, opened_tensors, tensors_metadata
-from gcflow.networks import build_network
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.randomness import derived_seed
+from gcflow.register import Network
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What is needed to rebuild a model around its weights. shape: of one sample."""
 
-    network: NetworkConfig
+    network: Network
     preconditioning: Preconditioning
     process: NoiseProcess
     shape: tuple[int, ...]
@@ -46,10 +46,11 @@ class ModelSpec:
         """The inverse of `header`.
 
         Raises:
+            UnknownName: its network is of an extension that was not read.
             KeyError, TypeError, ValueError: it was written by another version.
         """
         return cls(
-            network=network_from_dict(header["network"]),
+            network=register.network.of(header["network"]),
             preconditioning=header["preconditioning"],
             process=NoiseProcess(**header["process"]),
             shape=tuple(header["shape"]),
@@ -59,7 +60,7 @@ class ModelSpec:
         """The untrained model; its initial weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "weights"))
-            network = build_network(self.network, self.shape)
+            network = self.network.build(self.shape)
         return PreconditionedNetwork(network, self.preconditioning, self.process)
 
 
@@ -154,6 +155,9 @@ def load_model(
         raise GcflowError(f"{path}: has no gcflow header; expected weights of `gcflow train` or `gcflow import-edm`")
     try:
         spec = ModelSpec.from_header(metadata["model"])
+    except register.UnknownName as error:
+        remedy = "list its file under extensions in params.yaml, or import it"
+        raise GcflowError(f"{path}: its network's {error}; {remedy}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); make it again") from None
     model = spec.build()
@@ -179,4 +183,7 @@ def load_run_model(
     model, _, metadata = load_model(path, weights, device)
     if metadata.get("config") != to_dict(config):
         raise GcflowError(f"{path}: weights of another configuration; run gcflow train {config.name} again")
+    for file, sha256 in origins(config.network, config.method.pairing).items():
+        if metadata.get("inputs", {}).get(file) != sha256:
+            raise GcflowError(f"{path}: weights of another version of {file}; run gcflow train {config.name} again")
     return model

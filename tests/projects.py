@@ -373,7 +373,7 @@ def checkpoints(root: Path, run: str) -> list[Path]:
 def metrics(root: Path, run: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = (run_folder(root, run) / "metrics.jsonl").read_text().splitlines()
-    clock = ("time", "images_per_second")
+    clock = ("time", "images_per_second", "memory_gib")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
@@ -387,7 +387,7 @@ def snapshots(root: Path, run: str) -> dict[str, bytes]:
 
 def temporary_files(root: Path) -> list[Path]:
     """Files below results/ that no complete or stopped run has."""
-    known = {"config.json", "weights.safetensors", "metrics.jsonl"}
+    known = {"config.json", "jobs.json", "weights.safetensors", "metrics.jsonl"}
     files = [path for path in (root / "results").rglob("*") if path.is_file() and path.name not in known]
     return [path for path in files if not re.fullmatch(r"(checkpoint-)?\d{8}\.safetensors|lock\.\d{8}", path.name)]
 

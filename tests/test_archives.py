@@ -24,9 +24,10 @@ from archive_files import (
 from PIL import Image
 
 from gcflow.archives import array_batches, preparation
+from gcflow.archives.base import Archived
+from gcflow.archives.sources import Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
 from gcflow.data import load_dataset, prepare
 from gcflow.errors import GcflowError
-from gcflow.sources import ArchivedSource, Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def archives(tmp_path: Path) -> Path:
     return tmp_path / "archives"
 
 
-def prepared(source: ArchivedSource, archives: Path, **options: Any) -> tuple[dict[str, Any], Any]:
+def prepared(source: Archived, archives: Path, **options: Any) -> tuple[dict[str, Any], Any]:
     """Manifest and data, by this process alone."""
     folder = archives.parent / "data" / source.source
     manifest = prepare(source, folder, archives, workers=1, **options)
@@ -57,7 +58,7 @@ def prepared(source: ArchivedSource, archives: Path, **options: Any) -> tuple[di
     return manifest, data
 
 
-def refusal(source: ArchivedSource, archives: Path, **options: Any) -> str:
+def refusal(source: Archived, archives: Path, **options: Any) -> str:
     """The message of a refusal: one line, and nothing that could be taken for data."""
     folder = archives.parent / "data" / source.source
     with pytest.raises(GcflowError) as caught:

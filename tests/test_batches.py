@@ -20,7 +20,7 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
 )
-from gcflow.couplings import COUPLINGS, Coupling, optimal_assignment
+from gcflow.couplings import OptimalTransport, optimal_assignment
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
@@ -357,13 +357,13 @@ def test_an_error_in_the_thread_reaches_the_caller_at_its_step_and_the_thread_en
 def test_an_error_of_the_assignment_ends_the_training_and_its_thread(error, monkeypatch):
     before, calls = ahead_threads(), []
 
-    def failing(x, z):
+    def failing(self, x, z, uniform):
         calls.append(len(x))
         if len(calls) == 6:
             raise error
         return optimal_assignment(x, z)
 
-    monkeypatch.setitem(COUPLINGS, "ot", Coupling(assignment=failing))
+    monkeypatch.setattr(OptimalTransport, "assignment", failing)
     config = run_config("ot")
     state = initial_state(config, (1, 3, 3))
     with pytest.raises(type(error)) as caught:

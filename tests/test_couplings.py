@@ -9,6 +9,7 @@ from scipy import stats
 from scipy.optimize import linprog
 from torch import nn
 
+from gcflow import register
 from gcflow.batches import Batches
 from gcflow.config import (
     EctSchedule,
@@ -19,10 +20,11 @@ from gcflow.config import (
     RunConfig,
     TrainingConfig,
 )
-from gcflow.couplings import COUPLINGS, CouplingContext, generator_augmented, optimal_assignment
+from gcflow.couplings import generator_augmented, optimal_assignment
 from gcflow.distributed import World
 from gcflow.objectives import ConsistencyObjective, mu_at
 from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.register import CouplingContext
 from gcflow.weights import spec_of
 
 SEEDS = st.integers(0, 2**31)
@@ -90,13 +92,17 @@ def squared_costs(x, z):
 
 
 def test_the_independent_coupling_does_nothing():
-    assert COUPLINGS["ic"].assignment is None
-    assert COUPLINGS["ic"].endpoints is None
+    coupling = register.coupling["ic"]()
+    assert not coupling.assigns
+    assert not coupling.predicts
 
 
 def test_each_other_coupling_does_one_of_the_two():
-    assert COUPLINGS["ot"] == (optimal_assignment, None)
-    assert COUPLINGS["gc"] == (None, generator_augmented)
+    transport, augmented = register.coupling["ot"](), register.coupling["gc"]()
+    assert (transport.assigns, transport.predicts) == (True, False)
+    assert (augmented.assigns, augmented.predicts) == (False, True)
+    x, z = gaussian(0, 8, 3), gaussian(1, 8, 3)
+    assert torch.equal(transport.assignment(x, z, torch.zeros(8).double()), optimal_assignment(x, z))
 
 
 @given(seed=SEEDS, count=st.integers(1, 6), dimension=st.integers(1, 4))

@@ -18,11 +18,12 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from gcflow.archives import images, preparation
 from gcflow.archives.locators import Item
+from gcflow.archives.sources import Folder
 from gcflow.config import NoiseProcess
 from gcflow.data import load_dataset, prepare
 from gcflow.errors import GcflowError
 from gcflow.preconditioning import to_model_space
-from gcflow.sources import Digits, Folder, Mixture2d, Patches32, Synthetic
+from gcflow.sources import Digits, Mixture2d, Patches32, Synthetic
 
 MEANS = ((1.2, 0.4), (-0.9, 1.1), (-0.6, -1.3))
 MIXTURE = Mixture2d(means=MEANS, std=0.35, count=6000, seed=3)
@@ -534,7 +535,7 @@ def report(done, total, phase):
 
 if __name__ == '__main__':
     from gcflow.data import prepare
-    from gcflow.sources import Folder
+    from gcflow.archives.sources import Folder
     prepare(Folder('mine', 8), Path(sys.argv[1]), Path(sys.argv[2]), workers=2, report=report)
 """
 

@@ -927,7 +927,7 @@ def test_the_figure_of_the_theory_shows_every_part_and_how_many_checks_hold(proj
     count = len(found["checks"])
     text = drawn(project, "gaussian2d", "theory")
     panels = [f"Theorem 1, {part}, T = {horizon}" for part in ("losses", "gradients") for horizon in (2, 3)]
-    shown = [*panels, "Theorem 2, dotted: closed form", "Lemma 1: differences (points), right side (line)"]
+    shown = [*panels, "Theorem 2, dotted: closed form", "Lemma 1: differences, right side (line)"]
     for content in (*shown, *(distance.name for distance in DISTANCES), f"Tiny theory: {count} of {count} checks hold"):
         assert content in text
     assert "dotted: closed form" not in drawn(project, "mixture2d", "theory")

@@ -80,6 +80,7 @@ def test_a_run_publishes_its_files_and_they_say_what_it_is(baseline):
     folder = run_folder(baseline, RUN)
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "jobs.json",
         "metrics.jsonl",
         "snapshots",
         "state",

@@ -3,31 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from gcflow.config import NoiseProcess, Strict, require
 from gcflow.errors import GcflowError
+from gcflow.options import require
+from gcflow.register import Source
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from gcflow.archives.array_batches import ArrayBatches
     from gcflow.archives.images import ImageIndex
-    from gcflow.archives.locators import Item
-    from gcflow.oracles import GaussianMixture
+    from gcflow.archives.locators import Item, Report
 
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 TIMING_IMAGES = 1024
-
-
-class FiniteImages(Strict):
-    """A source whose images are all there is of its distribution."""
-
-    def exact_mixture(self, data: "Tensor", process: NoiseProcess) -> "GaussianMixture":
-        """The empirical distribution of the prepared images, in model space."""
-        from gcflow.oracles import empirical
-        from gcflow.preconditioning import to_model_space
-
-        return empirical(to_model_space(data, process))
 
 
 class Splits(NamedTuple):
@@ -45,8 +33,8 @@ class Published(NamedTuple):
     md5: str | None = None
 
 
-class Archived(FiniteImages):
-    """A source whose images lie in archives."""
+class Archived(Source):
+    """A source whose images lie in archives, and are read piece by piece."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,8 +46,28 @@ class Archived(FiniteImages):
         """What a program can download; None if there is no such thing."""
         return None
 
+    def locate(self, archives: Path) -> tuple[Path, ...]:
+        """The files that it is read from.
+
+        Raises:
+            GcflowError: one is missing; the message says what to fetch.
+        """
+        raise NotImplementedError
+
+    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
+        """What the files hold. scratch: a folder for notes on them.
+
+        Raises:
+            GcflowError: they are damaged, or of another data set.
+        """
+        raise NotImplementedError
+
+    def provenance(self) -> dict[str, str]:
+        """Variant and transform, in words."""
+        raise NotImplementedError
+
     def timing_samples(self) -> "np.ndarray":
-        """Samples to time a recipe on before the archive is at hand: random pixels, uint8 [1024, C, H, W]."""
+        """Before the archive is at hand: random pixels, uint8 [1024, C, H, W]."""
         import numpy as np
 
         return np.random.default_rng(0).integers(0, 256, (TIMING_IMAGES, *self.shape), dtype=np.uint8)

@@ -10,6 +10,7 @@ import numpy as np
 import PIL
 
 from gcflow.archives.array_batches import ArrayBatches
+from gcflow.archives.base import Archived
 from gcflow.archives.images import Block, ImageIndex, available_cores, decoded
 from gcflow.archives.index import image_files
 from gcflow.archives.locators import BLOCK, Report, shown
@@ -19,7 +20,6 @@ from gcflow.data import moments
 from gcflow.download import download as fetch
 from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
-from gcflow.sources import ArchivedSource
 
 # Items of a shard: a multiple of the images of a chunk and of the rows of a block.
 SHARD = 8192
@@ -156,7 +156,7 @@ def _folder_hash(index: ImageIndex, contents: Path) -> str:
     return listing.hexdigest()
 
 
-def _missing_fetched(source: ArchivedSource, archives: Path, report: Report) -> None:
+def _missing_fetched(source: Archived, archives: Path, report: Report) -> None:
     published = source.published
     if published is None:
         return
@@ -167,7 +167,7 @@ def _missing_fetched(source: ArchivedSource, archives: Path, report: Report) -> 
 
 
 def prepare_archive(
-    source: ArchivedSource,
+    source: Archived,
     folder: Path,
     archives: Path,
     workers: int | None,
@@ -196,7 +196,7 @@ def prepare_archive(
 
 
 def _staged(
-    source: ArchivedSource, files: tuple[Path, ...], staging: Staging, workers: int, skip_broken: bool, report: Report
+    source: Archived, files: tuple[Path, ...], staging: Staging, workers: int, skip_broken: bool, report: Report
 ) -> dict[str, Any]:
     """Writes every array to the hidden folder; returns the manifest."""
     splits = source.open(files, staging.folder, report)

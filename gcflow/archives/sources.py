@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gcflow import register
 from gcflow.archives.base import Archived, Filter, Published, Splits, existing, index, require_count, require_images
-from gcflow.config import require
 from gcflow.errors import GcflowError
+from gcflow.options import require
 
 if TYPE_CHECKING:
     from gcflow.archives.locators import Item, Locator, Report
@@ -21,6 +22,7 @@ CELEBA_FOLDER = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
 
 
+@register.source
 @dataclass(frozen=True)
 class Cifar10(Archived):
     """CIFAR-10: 32x32 photographs of 10 classes; its test batch is held out.
@@ -73,6 +75,7 @@ class Cifar10(Archived):
         return {"variant": "CIFAR-10, python version", "transform": "none"}
 
 
+@register.source
 @dataclass(frozen=True)
 class Imagenet32(Archived):
     """ImageNet-1k's training images at 32x32: the shorter side resized, then the centre cropped.
@@ -131,6 +134,7 @@ class Imagenet32(Archived):
         return {"variant": "ImageNet-1k training images, resized here", "filter": self.filter}
 
 
+@register.source
 @dataclass(frozen=True)
 class Imagenet32Downsampled(Archived):
     """Downsampled ImageNet at 32x32 (Chrabaszcz et al. 2017), whose authors squeezed each image with a box filter.
@@ -182,6 +186,7 @@ class Imagenet32Downsampled(Archived):
         }
 
 
+@register.source
 @dataclass(frozen=True)
 class Celeba64(Archived):
     """CelebA's aligned faces at 64x64: centre square, resized; the test split of its list is held out.
@@ -261,6 +266,7 @@ class Celeba64(Archived):
         return {"variant": "CelebA, aligned and cropped", "filter": self.filter}
 
 
+@register.source
 @dataclass(frozen=True)
 class Church64(Archived):
     """LSUN's outdoor churches at 64x64: centre square, resized.
@@ -324,6 +330,7 @@ class Church64(Archived):
         return {"variant": "LSUN church_outdoor, training split", "filter": self.filter}
 
 
+@register.source
 @dataclass(frozen=True)
 class Folder(Archived):
     """Any folder, zip, tar or tar.gz of images: the centre square of each, resized.

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gcflow.config import to_dict
 from gcflow.errors import GcflowError
+from gcflow.extensions import origins
 from gcflow.inception import PIXELS, Inception
 from gcflow.metrics import (
     FeatureSet,
@@ -20,6 +22,8 @@ from gcflow.pipeline.extractors import SmallExtractor, load_network
 from gcflow.pipeline.folders import reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
+from gcflow.pipeline.schema import metric_names
+from gcflow.register import Metric
 from gcflow.weights import load_tensors
 
 # Images of a set whose features are kept for KID, which compares subsets of them.
@@ -36,11 +40,29 @@ class Comparison(Protocol):
         """Metric to value."""
 
 
+def measured(metrics: tuple[Metric, ...], generated: Tensor, real: Tensor) -> dict[str, float]:
+    """The numbers of further metrics on features [n, F] and [m, F].
+
+    Raises:
+        GcflowError: a metric gives other numbers than it has columns.
+    """
+    values: dict[str, float] = {}
+    for metric in metrics:
+        found = metric.compare(generated, real)
+        if found.keys() != metric.columns.keys():
+            got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
+            raise GcflowError(f"metric {to_dict(metric)['kind']} gives {got}, but its columns are {expected}")
+        values |= {name: float(found[name]) for name in metric.columns}
+    return values
+
+
 class SmallComparison:
     """Keeps every sample, and compares them in a small network's features."""
 
-    def __init__(self, extractor: SmallExtractor, reference: FeatureSet, images: bool) -> None:
-        self.extractor, self.reference, self.images = extractor, reference, images
+    def __init__(
+        self, extractor: SmallExtractor, reference: FeatureSet, images: bool, metrics: tuple[Metric, ...] = ()
+    ) -> None:
+        self.extractor, self.reference, self.images, self.metrics = extractor, reference, images, metrics
         self.parts: list[Tensor] = []
 
     def update(self, output: Tensor) -> None:
@@ -48,9 +70,10 @@ class SmallComparison:
         self.parts.append(PIXELS["clip"](output) if self.images else output)
 
     def values(self) -> dict[str, float]:
-        """Distances, and the score where there are classes."""
+        """Distances, the score where there are classes, and further metrics."""
         features, probabilities = self.extractor(torch.cat(self.parts))
-        return self.extractor.compare(features, probabilities, self.reference)
+        values = self.extractor.compare(features, probabilities, self.reference)
+        return values | measured(self.metrics, features.double(), self.reference.values)
 
 
 class InceptionComparison:
@@ -64,7 +87,9 @@ class InceptionComparison:
         reference: FeatureStatistics,
         pool: Tensor,
         total: int,
+        metrics: tuple[Metric, ...] = (),
     ) -> None:
+        self.metrics = metrics
         self.network, self.protocol, self.names = network, protocol, names
         self.reference, self.pool = reference, pool
         self.statistics = FeatureStatistics()
@@ -79,14 +104,14 @@ class InceptionComparison:
         self.features.append(features.cpu())
 
     def values(self) -> dict[str, float]:
-        """FID, KID and IS."""
+        """FID, KID and IS, and further metrics."""
         protocol = self.protocol
-        generated = torch.cat(self.features)[:KID_POOL]
+        generated = torch.cat(self.features)[:KID_POOL].to(self.pool.device)
         kid, _ = kernel_inception_distance(
-            generated.to(self.pool.device), self.pool, protocol.kid_subsets, protocol.kid_subset_size, protocol.kid_seed
+            generated, self.pool, protocol.kid_subsets, protocol.kid_subset_size, protocol.kid_seed
         )
-        measured = (frechet_distance(self.statistics, self.reference), kid, self.score.value[0])
-        return dict(zip(self.names, measured, strict=True))
+        values = (frechet_distance(self.statistics, self.reference), kid, self.score.value[0])
+        return dict(zip(self.names, values, strict=True)) | measured(self.metrics, generated, self.pool)
 
 
 @dataclass(frozen=True)
@@ -101,11 +126,6 @@ class Reference:
     description: dict[str, Any]
 
 
-def metric_names(kind: str) -> tuple[str, str, str]:
-    """How the Fréchet distance, the kernel distance and the score are called: FID only where it is Inception's."""
-    return ("fid", "kid", "is") if kind == "inception" else (f"{kind}-fd", f"{kind}-kd", f"{kind}-score")
-
-
 def load_references(params: Params, dataset: str, images: bool, device: str) -> list[Reference]:
     """The references of every protocol of a data set.
 
@@ -113,6 +133,7 @@ def load_references(params: Params, dataset: str, images: bool, device: str) -> 
         GcflowError: one is missing, damaged, or was made by another network or for another protocol.
     """
     settings, network = params.dataset(dataset).features, load_network(params, dataset, device)
+    metrics = params.dataset(dataset).evaluation.metrics
     found = []
     for name, protocol in settings.protocols.items():
         path = reference_path(params.root, dataset, name)
@@ -127,22 +148,27 @@ def load_references(params: Params, dataset: str, images: bool, device: str) -> 
             "reference_split": record["split"],
         }
         if isinstance(network, SmallExtractor):
-            compare = _small_comparison(network, FeatureSet(tensors["features"]), images)
+            compare = _small_comparison(network, FeatureSet(tensors["features"]), images, metrics)
             description |= _small_space(images)
         else:
             assert protocol is not None
             for key, value in reference_settings(protocol).items():
                 if record["protocol"].get(key) != value:
                     raise GcflowError(f"{path}: made for {key} {record['protocol'].get(key)}, not {value}; {again}")
-            compare = _inception_comparison(network, protocol, metric_names(settings.kind), tensors, device)
+            names = metric_names(settings.kind)
+            compare = _inception_comparison(network, protocol, names, tensors, device, metrics)
             description |= _inception_space(protocol)
+        if metrics:
+            description["metrics"] = [{**to_dict(metric), **origins(metric)} for metric in metrics]
         found.append(Reference(name, compare, description))
     return found
 
 
-def _small_comparison(network: SmallExtractor, real: FeatureSet, images: bool) -> Callable[[int], Comparison]:
+def _small_comparison(
+    network: SmallExtractor, real: FeatureSet, images: bool, metrics: tuple[Metric, ...]
+) -> Callable[[int], Comparison]:
     def compare(_: int) -> Comparison:
-        return SmallComparison(network, real, images)
+        return SmallComparison(network, real, images, metrics)
 
     return compare
 
@@ -153,12 +179,13 @@ def _inception_comparison(
     names: tuple[str, str, str],
     tensors: dict[str, Tensor],
     device: str,
+    metrics: tuple[Metric, ...],
 ) -> Callable[[int], Comparison]:
     pool = tensors.pop("kid_pool").to(device)
     statistics = FeatureStatistics.of(tensors, device)
 
     def compare(total: int) -> Comparison:
-        return InceptionComparison(network, protocol, names, statistics, pool, total)
+        return InceptionComparison(network, protocol, names, statistics, pool, total, metrics)
 
     return compare
 

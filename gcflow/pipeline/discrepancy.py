@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from gcflow.couplings import COUPLINGS, CouplingContext
+from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import mean_and_error, transport_cost
@@ -15,7 +15,8 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.train import find_inputs, load_frozen
 from gcflow.preconditioning import to_model_space
-from gcflow.randomness import generator
+from gcflow.randomness import coupling_uniforms, generator
+from gcflow.register import CouplingContext
 from gcflow.weights import load_run_model
 
 
@@ -47,10 +48,11 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     x = to_model_space(samples[index].to(device), config.process)
     z = torch.randn(x.shape, generator=generator(settings.seed, "discrepancy-noise")).to(device)
     uniform = torch.rand(settings.samples, generator=generator(settings.seed, "discrepancy-share"))
-    coupling = COUPLINGS[config.method.coupling]
-    if coupling.assignment is not None:
-        pairs = zip(x.split(config.training.batch), z.split(config.training.batch), strict=True)
-        z = torch.cat([noise[coupling.assignment(data, noise).to(device)] for data, noise in pairs])
+    coupling = config.method.pairing
+    if coupling.assigns:
+        drawn = coupling_uniforms(settings.seed, 0, len(x))
+        parts = zip(*(part.split(config.training.batch) for part in (x, z, drawn)), strict=True)
+        z = torch.cat([noise[coupling.assignment(data, noise, own).to(device)] for data, noise, own in parts])
 
     estimators: dict[str, Denoiser] = {"denoiser": in_parts(model, device)}
     if predict is not None:
@@ -62,7 +64,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
         for done, level in enumerate(settings.sigmas, start=1):
             sigma = torch.full((len(x),), level, device=device)
             endpoints = x
-            if coupling.endpoints is not None:
+            if coupling.predicts:
                 assert predict is not None
                 context = CouplingContext(sigma, uniform < mu_at(steps, config), predict)
                 endpoints = coupling.endpoints(x, z, context)
@@ -76,7 +78,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
         "run": name,
         "step": steps,
         "weights": "ema",
-        "coupling": config.method.coupling,
+        "coupling": to_dict(config.method)["coupling"],
         "inputs": inputs.hashes,
         "samples": settings.samples,
         "seed": settings.seed,

@@ -1,5 +1,6 @@
 """`gcflow evaluate`: generated samples, and how they compare with real ones."""
 
+import shutil
 import time
 from itertools import groupby
 from operator import itemgetter
@@ -13,9 +14,10 @@ from torch import Tensor
 from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.files import atomic_path, read_json, write_json
 from gcflow.inception import PIXELS
+from gcflow.pipeline.comparable import loss_curve, metric_curves, write_comparable
 from gcflow.pipeline.comparison import Reference, load_references
-from gcflow.pipeline.drawing import save_samples
-from gcflow.pipeline.folders import data_folder, run_folder, snapshot
+from gcflow.pipeline.drawing.images import save_samples
+from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
@@ -51,10 +53,13 @@ def measurements(config: RunConfig, settings: Evaluation) -> list[tuple[int, Wei
 
 
 class Finished:
-    """The records of measurements that are done, kept beside the run, so that an interrupted evaluation goes on."""
+    """What an interrupted evaluation needs to go on: the records of measurements that are done, and grids of samples.
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.path = folder / f"{identity[:16]}.json"
+    folder: below the run's state, for this configuration alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "records.json"
         self.records: dict[str, list[dict[str, Any]]] = read_json(self.path) if self.path.exists() else {}
         self.saved = time.monotonic()
 
@@ -65,9 +70,18 @@ class Finished:
             write_json(self.path, self.records)
             self.saved = time.monotonic()
 
+    def keep_grid(self, step: int, samples: np.ndarray) -> None:
+        """Keeps the samples that are shown of a step; on disk at once, so before the records that they belong to."""
+        with atomic_path(self.folder / f"{step}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, samples)
+
+    def grid(self, step: int) -> np.ndarray:
+        """The samples that are shown of a step."""
+        return np.load(self.folder / f"{step}.npy")
+
     def forget(self) -> None:
-        """Removes the file: the evaluation is complete."""
-        self.path.unlink(missing_ok=True)
+        """Removes everything: the evaluation is complete."""
+        shutil.rmtree(self.folder)
 
 
 class Evaluator:
@@ -125,11 +139,12 @@ class Evaluator:
 def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     """Measures a run: its weights at every snapshot; every sampler and generation seed at the last step.
 
-    Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png. Interrupted, it
-    goes on after the last measurement that was saved.
+    Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png of the last step,
+    grids/ of every snapshot's samples from the same noises, and what `write_comparable` writes. Interrupted, it goes on
+    after the last measurement that was saved.
 
     Raises:
-        GcflowError: weights, reference or the features' network are missing or damaged.
+        GcflowError: weights, losses, reference or the features' network are missing or damaged.
     """
     run = params.parse_run(name)
     entry, config = params.dataset(run.dataset), params.run_config(name)
@@ -139,35 +154,52 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     images = dataset.samples.dtype == torch.uint8
     references = load_references(params, run.dataset, images, device)
 
+    loss = loss_curve(folder / "metrics.jsonl")
+
     identity = {
         "config": to_dict(config),
         "evaluation": to_dict(settings),
         "references": [reference.description for reference in references],
         "data": dataset.sha256,
     }
-    finished = Finished(folder / "state" / "evaluation", digest(identity))
+    finished = Finished(folder / "state" / "evaluation" / digest(identity)[:16])
     plan, records = measurements(config, settings), []
-    first: Tensor | None = None
+    main, seed_shown = samplers(config, settings)[0], settings.generation_seeds[0]
+    shown: list[int] = []
     with Progress(f"{name} evaluation", len(plan) * settings.samples, unit="image") as progress:
         evaluator = Evaluator(name, settings, references, dataset.shape, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
             for _, _, sampler, seed in group:
                 key = f"{step}/{weights}/{sampler.name}/{sampler.evaluations}/{seed}"
-                shown = (step, weights) == (config.training.steps, "ema") and first is None
-                if key in finished.records and not shown:
+                is_shown = (weights, sampler, seed) == ("ema", main, seed_shown)
+                shown += [step] if is_shown else []
+                if key in finished.records:
                     progress.update(progress.done + settings.samples)
                 else:
-                    measured, drawn = evaluator.measure(model, step, weights, sampler, seed)
+                    measured, first = evaluator.measure(model, step, weights, sampler, seed)
+                    if is_shown:
+                        stored = PIXELS["clip"](first) if images else first
+                        finished.keep_grid(step, stored[: settings.grid**2].numpy())
                     finished.add(key, measured)
-                    first = drawn if shown else first
                 records += finished.records[key]
-    assert first is not None
-    grid = (PIXELS["clip"](first) if images else first)[: settings.grid**2].numpy()
-    out = folder / "evaluation"
-    with atomic_path(out / "samples.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, grid)
-    with atomic_path(out / "samples.png") as temporary:
-        save_samples(grid, settings.grid, temporary)
-    write_json(out / "metrics.json", records)
+    curves = metric_curves(records, main.name, main.evaluations)
+    _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
+    write_comparable(params.root, run, loss, curves)
+    write_json(folder / "evaluation" / "metrics.json", records)
     finished.forget()
+
+
+def _write_samples(folder: Path, columns: int, grids: dict[int, np.ndarray]) -> None:
+    """Draws the samples of each step; those of the last one also stand alone, with their values."""
+    last = grids[max(grids)]
+    with atomic_path(folder / "evaluation" / "samples.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, last)
+    with atomic_path(folder / "evaluation" / "samples.png") as temporary:
+        save_samples(last, columns, temporary)
+    drawn = {grid_path(folder, step): samples for step, samples in grids.items()}
+    for path, samples in drawn.items():
+        with atomic_path(path) as temporary:
+            save_samples(samples, columns, temporary)
+    for stale in set(next(iter(drawn)).parent.glob("*.png")) - set(drawn):
+        stale.unlink()

@@ -6,8 +6,9 @@ from gcflow.pipeline.params import Run
 
 TABLE_FORMATS = ("md", "csv", "tex", "html")
 DATA_FILES = ("manifest.json", "samples.npy", "labels.npy", "held_out.npy")
-FIGURE_FORMATS = ("png", "svg")
+FIGURE_FORMATS = ("png", "svg", "csv")
 CLAIMS_FORMATS = ("json", "md", "html", "png", "svg")
+DISCREPANCY = "discrepancy.json"
 
 
 def data_folder(root: Path, dataset: str) -> Path:
@@ -41,9 +42,19 @@ def run_folder(root: Path, run: Run) -> Path:
     return results_folder(root, run.dataset) / run.method / f"seed{run.seed}"
 
 
+def tracking_folder(root: Path, run: Run) -> Path:
+    """Log and lock of the processes that mirror a run to MLflow: two at once would make two MLflow runs of it."""
+    return run_folder(root, run) / "state" / "tracking"
+
+
 def log_path(root: Path, run: Run, verb: str) -> Path:
     """What the last job that trained (`train`) or measured (`evaluate`) a run has written."""
     return results_folder(root, run.dataset) / "logs" / f"{verb}-{run.method}-{run.seed}.log"
+
+
+def figure_path(root: Path, dataset: str, name: str, suffix: str) -> Path:
+    """A figure, in one of FIGURE_FORMATS."""
+    return results_folder(root, dataset) / "figures" / f"{name}.{suffix}"
 
 
 def claims_path(root: Path, suffix: str) -> Path:
@@ -51,9 +62,29 @@ def claims_path(root: Path, suffix: str) -> Path:
     return root / "results" / f"claims.{suffix}"
 
 
+def report_path(root: Path) -> Path:
+    """Everything that was measured, on one page."""
+    return root / "results" / "report.html"
+
+
 def snapshot(folder: Path, step: int) -> Path:
     """Weights of a run at a snapshot step."""
     return folder / "snapshots" / f"{step:08d}.safetensors"
+
+
+def grid_path(folder: Path, step: int) -> Path:
+    """A run's grid of samples at a snapshot step."""
+    return folder / "evaluation" / "grids" / f"{step:08d}.png"
+
+
+def summary_path(folder: Path) -> Path:
+    """The few final numbers of a run, for `dvc metrics`."""
+    return folder / "evaluation" / "summary.json"
+
+
+def curve_path(folder: Path, name: str) -> Path:
+    """A curve of a run during training, `loss` or `metrics`, for `dvc plots`."""
+    return folder / "evaluation" / "curves" / f"{name}.csv"
 
 
 def theory_path(root: Path, dataset: str) -> Path:
@@ -63,4 +94,4 @@ def theory_path(root: Path, dataset: str) -> Path:
 
 def discrepancy_path(root: Path, run: Run) -> Path:
     """Velocity discrepancy of a denoiser's coupling."""
-    return run_folder(root, run) / "discrepancy.json"
+    return run_folder(root, run) / DISCREPANCY

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from gcflow.config import (
     CheckpointFile,
-    NetworkConfig,
     RunConfig,
     RunReference,
     TrainingConfig,
     check_start,
 )
 from gcflow.errors import GcflowError
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table
+from gcflow.extensions import load_extensions
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table, metric_names
+from gcflow.register import Network, network
 from gcflow.sources import Mixture2d
 
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -54,6 +55,10 @@ class Params:
         self.path = path
         self.root = path.parent
         self.document = _read_yaml(path)
+        extensions = self.document.get("extensions", [])
+        # What is no list of texts is refused with everything else.
+        if isinstance(extensions, list) and all(isinstance(file, str) for file in extensions):
+            load_extensions(self.root, extensions, f"{path}: extensions")
         parsed: Document = self._validated(Document, self.document, ())
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
@@ -133,10 +138,10 @@ class Params:
         entry, raw = self.dataset(run.dataset), self.document["datasets"][run.dataset]
         method = entry.methods[run.method]
         where = ("datasets", run.dataset, "methods", run.method)
-        network = _merged(_merged(raw["network"], method.network), overrides.get("network", {}))
+        networks = _merged_network(_merged_network(raw["network"], method.network), overrides.get("network", {}))
         training = _merged(_merged(raw["training"], method.training), overrides.get("training", {}))
         parts = {
-            "network": self._validated(NetworkConfig, network, (*where, "network")),
+            "network": self._validated(Annotated[Network, network], networks, (*where, "network")),
             "training": self._validated(TrainingConfig, training, (*where, "training")),
         }
         try:
@@ -177,6 +182,7 @@ class Params:
         for word in (name, *entry.methods, *entry.tables, *entry.figures, *entry.features.protocols):
             if not word or set(word) - NAME_CHARACTERS:
                 raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
+        self._check_metrics(f"{where}.evaluation.metrics", entry)
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
@@ -192,6 +198,11 @@ class Params:
             raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
         if entry.transport:
             self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "predictor")
+
+    def _check_metrics(self, where: str, entry: DatasetEntry) -> None:
+        for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
+            if not name or set(name) - NAME_CHARACTERS or name in metric_names(entry.features.kind):
+                raise self._fail(where, f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
 
     def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
         protocols = entry.features.protocols
@@ -348,6 +359,14 @@ def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, dict) and isinstance(under, dict) and value.get("kind") in (None, under.get("kind"))
         result[key] = _merged(result[key], value) if nested else value
     return result
+
+
+def _merged_network(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    # As with schedules, a network of another class has other keys.
+    names = [block.get(network.key) for block in (base, override)]
+    known = [name for name in names if isinstance(name, str) and name in network]
+    replaces = len(known) == 2 and network[known[0]] is not network[known[1]]
+    return override if replaces else _merged(base, override)
 
 
 def _mistakes(error: ValidationError, document: Any, prefix: tuple[str, ...]) -> list[str]:

@@ -9,12 +9,13 @@ from gcflow.data import Dataset
 from gcflow.errors import GcflowError
 from gcflow.inception import Inception
 from gcflow.metrics import FeatureSet, FeatureStatistics, InceptionScore, frechet_distance, kernel_inception_distance
-from gcflow.pipeline.comparison import KID_POOL, metric_names, reference_settings
+from gcflow.pipeline.comparison import KID_POOL, reference_settings
 from gcflow.pipeline.extractors import SmallExtractor, load_network
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
+from gcflow.pipeline.schema import metric_names
 from gcflow.randomness import generator
 from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import save_tensors

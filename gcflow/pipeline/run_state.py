@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, remove_temporaries, write_json, write_text
+from gcflow.files import atomic_path, read_json, remove_temporaries, write_json, write_text
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.progress import say
 from gcflow.training import TrainingState
@@ -32,9 +32,16 @@ class RunState:
         self.folder = folder
         self.header = header
         self.metrics = folder / "metrics.jsonl"
+        self.jobs = folder / "jobs.json"
 
-    def tidy(self, published: Path) -> None:
-        """Removes what killed processes left half-written, here and in the folder where the run is published."""
+    def open(self, published: Path, restart: bool) -> None:
+        """Makes the folder, and removes what killed processes left half-written, here and in the run's own folder.
+
+        restart: forget everything in it first.
+        """
+        if restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         for place in (self.folder, published):
             remove_temporaries(place)
             remove_temporaries(place / "snapshots")
@@ -80,6 +87,15 @@ class RunState:
             return path
         return None
 
+    def begin_job(self, job: dict[str, Any]) -> None:
+        """Adds a job (`this_job`) to those that trained the run."""
+        # Written anew: the file may be a hard link to a recorded version.
+        write_json(self.jobs, [*self.known_jobs(), job])
+
+    def known_jobs(self) -> list[dict[str, Any]]:
+        """The jobs that trained the run so far."""
+        return list(read_json(self.jobs)) if self.jobs.exists() else []
+
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
         try:
@@ -104,6 +120,7 @@ class RunState:
             stale.unlink()
         link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
         link(self.metrics, folder / "metrics.jsonl")
+        write_json(folder / "jobs.json", self.known_jobs())
         write_json(
             folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash", "processes")}
         )

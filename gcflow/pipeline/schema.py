@@ -5,18 +5,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from gcflow import register
 from gcflow.config import (
     Cadence,
     MethodConfig,
-    NetworkConfig,
     NoiseProcess,
     RunReference,
-    Strict,
     TrainingConfig,
     Weights,
-    require,
 )
-from gcflow.sources import DataSource
+from gcflow.options import Strict, require
+from gcflow.register import Metric, Network, Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
@@ -154,6 +153,14 @@ class SurrogateNetwork(Strict):
 Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
 
 
+def metric_names(kind: str) -> tuple[str, str, str]:
+    """How the Fréchet distance, the kernel distance and the score are called: FID only where it is Inception's."""
+    if kind == "inception":
+        return "fid", "kid", "is"
+    name = "coordinate" if kind == "identity" else kind
+    return f"{name}-fd", f"{name}-kd", f"{name}-score"
+
+
 @dataclass(frozen=True)
 class Evaluation(Strict):
     """What is generated to be compared.
@@ -161,6 +168,7 @@ class Evaluation(Strict):
     samples: generated per evaluation. generation_seeds: at the last step each is used; at snapshots only the first.
     intermediate_sigmas: noise levels of the few-step sampler, descending. heun_steps: of the sampler of denoisers.
     grid: images per row and column of the sample grid. weights: which of a run's weights. batch: generated at once.
+    metrics: of extensions, besides those of the features.
     """
 
     samples: int
@@ -170,8 +178,11 @@ class Evaluation(Strict):
     grid: int
     weights: tuple[Weights, ...] = ("ema", "raw")
     batch: int = 500
+    metrics: tuple[Annotated[Metric, register.metric], ...] = ()
 
     def __post_init__(self) -> None:
+        names = [name for metric in self.metrics for name in metric.columns]
+        require(len(names) == len(set(names)), "metrics", names, "a name only once")
         require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
         require(len(self.generation_seeds) >= 1, "generation_seeds", [], "at least one seed")
         descending = list(self.intermediate_sigmas) == sorted(self.intermediate_sigmas, reverse=True)
@@ -301,9 +312,9 @@ class DatasetEntry(Strict):
     the paper's.
     """
 
-    data: Annotated[DataSource, Field(discriminator="source")]
+    data: Annotated[Source, register.source]
     process: NoiseProcess
-    network: NetworkConfig
+    network: Annotated[Network, register.network]
     training: TrainingConfig
     methods: dict[str, MethodEntry]
     runs: dict[str, Replicates]
@@ -390,16 +401,22 @@ class Pretrained(Strict):
 
 @dataclass(frozen=True)
 class Tracking(Strict):
-    """MLflow. experiment: its name there. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
+    """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder.
+
+    experiment: its name there; each data set has its own below it, `<experiment>/<data set>`. follow_after: a job that
+    has lasted so many seconds is mirrored while it runs, a shorter one when the workflow ends; None: none is.
+    """
 
     experiment: str
+    follow_after: Annotated[float, Field(ge=0)] | None = 60.0
 
 
 @dataclass(frozen=True)
 class Document(Strict):
-    """The whole file."""
+    """The whole file. extensions: Python files that register what gcflow lacks, relative to params.yaml."""
 
     tracking: Tracking
     datasets: dict[str, DatasetEntry]
     claims: Claims | None = None
     pretrained: dict[str, Pretrained] = field(default_factory=dict)
+    extensions: tuple[str, ...] = ()

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from gcflow.config import RunReference
+from gcflow.extensions import origins
 from gcflow.files import write_text
+from gcflow.pipeline.comparable import dvc_views
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
     DATA_FILES,
@@ -21,8 +23,10 @@ from gcflow.pipeline.folders import (
     data_folder,
     discrepancy_path,
     extractor_path,
+    figure_path,
     pretrained_path,
     reference_path,
+    report_path,
     results_folder,
     run_folder,
     theory_path,
@@ -32,6 +36,8 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Identity
 
 HEADER = "# Written from params.yaml by `gcflow stages --scale {scale}`; change params.yaml and run it again.\n"
+
+EVALUATION_OUTPUTS = ("metrics.json", "summary.json", "curves", "samples.npy", "samples.png", "grids")
 
 # What decides the network of each kind of features, besides the kind.
 FEATURE_KEYS = {"inception": ("features.weights", "features.sha256"), "surrogate": ("features.seed",)}
@@ -85,13 +91,22 @@ class Stages:
         protocols = self.params.dataset(dataset).features.protocols
         return tuple(str(reference_path(self.root, dataset, protocol)) for protocol in protocols)
 
+    def _code(self, run: Run) -> tuple[str, ...]:
+        """Files of extensions that a run's coupling and network come from."""
+        config = self.params.run_config(run.name)
+        return tuple(origins(config.network, config.method.pairing))
+
     def _snapshots(self, run: Run) -> str:
         return str(run_folder(self.root, run) / "snapshots")
 
     def prepare(self, dataset: str) -> Stage:
         """Data arrays."""
         return Stage(
-            f"prepare-{dataset}", f"gcflow prepare {dataset}", (), self._keys(dataset, "data"), self._data(dataset)
+            f"prepare-{dataset}",
+            f"gcflow prepare {dataset}",
+            tuple(origins(self.params.dataset(dataset).data)),
+            self._keys(dataset, "data"),
+            self._data(dataset),
         )
 
     def pretrained(self, name: str) -> Stage:
@@ -147,18 +162,20 @@ class Stages:
         return Stage(
             f"train-{run.dataset}-{run.method}-{run.seed}",
             f"gcflow train {run.name}",
-            (*self._data(run.dataset), *runs, *files),
+            (*self._data(run.dataset), *runs, *files, *self._code(run)),
             self._keys(run.dataset, "process", "network", "training", f"methods.{run.method}"),
             (
                 str(folder / "config.json"),
                 str(folder / "weights.safetensors"),
                 str(folder / "metrics.jsonl"),
+                str(folder / "jobs.json"),
                 str(folder / "snapshots"),
             ),
         )
 
     def _evaluate(self, run: Run) -> Stage:
         folder = run_folder(self.root, run) / "evaluation"
+        metrics = self.params.dataset(run.dataset).evaluation.metrics
         return Stage(
             f"evaluate-{run.dataset}-{run.method}-{run.seed}",
             f"gcflow evaluate {run.name}",
@@ -167,9 +184,11 @@ class Stages:
                 *self._extractor(run.dataset),
                 *self._references(run.dataset),
                 self._snapshots(run),
+                str(run_folder(self.root, run) / "metrics.jsonl"),
+                *origins(self.params.run_config(run.name).network, *metrics),
             ),
             self._keys(run.dataset, "evaluation", "features.protocols"),
-            tuple(str(folder / name) for name in ("metrics.json", "samples.npy", "samples.png")),
+            tuple(str(folder / name) for name in EVALUATION_OUTPUTS),
         )
 
     def transport(self, dataset: str) -> Stage:
@@ -202,7 +221,7 @@ class Stages:
         return Stage(
             f"discrepancy-{run.dataset}-{run.method}-{run.seed}",
             f"gcflow discrepancy {run.name}",
-            (*self._data(run.dataset), self._snapshots(run), *weights),
+            (*self._data(run.dataset), self._snapshots(run), *weights, *self._code(run)),
             self._keys(run.dataset, "discrepancy", f"methods.{run.method}"),
             (str(discrepancy_path(self.root, run)),),
         )
@@ -257,13 +276,12 @@ class Stages:
             deps = tuple(str(discrepancy_path(self.root, run)) for run in shown)
         else:
             deps = self.theory(dataset).outs
-        out = results_folder(self.root, dataset) / "figures"
         return Stage(
             f"figure-{dataset}-{name}",
             f"gcflow figure {dataset} {name}",
             deps,
             keys,
-            tuple(str(out / f"{name}.{suffix}") for suffix in FIGURE_FORMATS),
+            tuple(str(figure_path(self.root, dataset, name, suffix)) for suffix in FIGURE_FORMATS),
         )
 
     def claims(self) -> Stage:
@@ -278,6 +296,19 @@ class Stages:
             tuple(dict.fromkeys(file for plan in tested for file in plan.files)),
             ("claims", *dict.fromkeys(shown)),
             tuple(str(claims_path(self.root, suffix)) for suffix in CLAIMS_FORMATS),
+        )
+
+    def report(self) -> Stage:
+        """The report, from everything that the other stages make but snapshots, which it does not show."""
+        made = list(self._made())
+        snapshots = {self._snapshots(run) for dataset in self.datasets for run in self.params.runs(dataset)}
+        names = ("runs", "tables", "figures", "evaluation.grid")
+        return Stage(
+            "report",
+            f"gcflow report --scale {self.scale}",
+            tuple(out for stage in made for out in stage.outs if out not in snapshots),
+            tuple(key for dataset in self.datasets for key in self._keys(dataset, *names)),
+            (str(report_path(self.root)),),
         )
 
     def of_dataset(self, dataset: str) -> Iterator[Stage]:
@@ -298,8 +329,8 @@ class Stages:
         yield from (self.table(dataset, name) for name in entry.tables)
         yield from (self.figure(dataset, name) for name in entry.figures)
 
-    def __iter__(self) -> Iterator[Stage]:
-        """All stages of the scale, in an order in which they could run."""
+    def _made(self) -> Iterator[Stage]:
+        """All stages of the scale but the report of them."""
         stages = [stage for dataset in self.datasets for stage in self.of_dataset(dataset)]
         needed = {file for stage in stages for file in stage.deps}
         published = (self.pretrained(name) for name in self.params.pretrained)
@@ -307,6 +338,11 @@ class Stages:
         yield from stages
         if self.params.claims:
             yield self.claims()
+
+    def __iter__(self) -> Iterator[Stage]:
+        """All stages of the scale, in an order in which they could run."""
+        yield from self._made()
+        yield self.report()
 
     def named(self, target: str) -> list[Stage] | None:
         """The stages that a target names: a view of the paper, a data set, a run or a stage; None if nothing does.
@@ -349,7 +385,8 @@ def dvc_document(params: Params, scale: str) -> str:
     for stage in Stages(params, scale):
         parts = {"cmd": stage.command, "deps": stage.deps, "params": stage.keys, "outs": stage.outs}
         stages[stage.name] = {key: value if key == "cmd" else list(value) for key, value in parts.items() if value}
-    return HEADER.format(scale=scale) + yaml.safe_dump({"stages": stages}, sort_keys=False, width=1000)
+    document = {"stages": stages} | dvc_views(params, params.at_scale(scale))
+    return HEADER.format(scale=scale) + yaml.safe_dump(document, sort_keys=False, width=1000)
 
 
 def write_dvc_yaml(params: Params, scale: str) -> bool:

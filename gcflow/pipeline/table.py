@@ -10,18 +10,25 @@ from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
 from gcflow.pipeline.params import Params, Run, published_tables
+from gcflow.pipeline.schema import metric_names
 
 PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
 MISSING = "missing"
 
 
 def metric_label(metric: str) -> tuple[str, float]:
-    """How a metric is shown: its name with the direction of better, and the factor of its values."""
+    """How a metric is shown: its name with the direction of better, and the factor of its values.
+
+    One of an extension, whose heading stands with its data set, is shown as it is.
+    """
     of_inception = {"fid": ("FID ↓", 1.0), "kid": ("KID×10² ↓", 100.0), "is": ("IS ↑", 1.0)}
     if metric in of_inception:
         return of_inception[metric]
-    extractor, kind = metric.rsplit("-", 1)
-    label, factor = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}[kind]
+    extractor, _, kind = metric.rpartition("-")
+    ours = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}
+    if not extractor or kind not in ours:
+        return metric, 1.0
+    label, factor = ours[kind]
     return f"{extractor} {label}", factor
 
 
@@ -82,11 +89,13 @@ def cell(means: list[float], spreads: list[float]) -> str:
     return text
 
 
-def _metrics_shown(params: Params, dataset: str) -> list[str]:
-    kind = params.dataset(dataset).features.kind
-    if kind == "identity":
-        return ["coordinate-fd", "coordinate-kd"]
-    return ["fid", "kid", "is"] if kind == "inception" else [f"{kind}-fd", f"{kind}-kd", f"{kind}-score"]
+def _metrics_shown(params: Params, dataset: str) -> dict[str, tuple[str, float]]:
+    """Metric to its heading and the factor of its values: those of the features, then those of extensions."""
+    entry = params.dataset(dataset)
+    # Points have no classes to be scored by.
+    own = metric_names(entry.features.kind)[: 2 if entry.features.kind == "identity" else 3]
+    added = {name: heading for metric in entry.evaluation.metrics for name, heading in metric.columns.items()}
+    return {name: metric_label(name) for name in own} | {name: (heading, 1.0) for name, heading in added.items()}
 
 
 def _is_evaluated(params: Params, run: Run) -> bool:
@@ -104,6 +113,7 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
     table = entry.tables[name]
     protocol = table.protocol or next(iter(entry.features.protocols))
     published = published_values(table.reproduces, table.paper)
+    shown = _metrics_shown(params, dataset)
     rows = []
     for method in table.methods:
         seeds = entry.runs[method].seeds
@@ -115,8 +125,7 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
             "seeds": str(len(seeds)) if complete else f"{len(found)} of {len(seeds)}",
         }
         means: dict[str, float] = {}
-        for metric in _metrics_shown(params, dataset):
-            label, factor = metric_label(metric)
+        for metric, (label, factor) in shown.items():
             values = [run[metric] * factor for run in found]
             averages = [float(value.mean()) for value in values]
             row[label] = cell(averages, [float(value.std()) for value in values]) if values else MISSING

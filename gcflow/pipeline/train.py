@@ -1,7 +1,6 @@
 """`gcflow train`: one run, resumable after anything, published whole or not at all."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,12 +16,15 @@ from gcflow.config import check_start, digest, to_dict
 from gcflow.data import Dataset, load_dataset
 from gcflow.distributed import World, joined, launched
 from gcflow.errors import GcflowError, OutOfMemory, Preempted
+from gcflow.extensions import origins
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
+from gcflow.pipeline.job import memory_gib, this_job
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
+from gcflow.pipeline.tracking.beside import Follower
 from gcflow.precision import tune
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.scratch import load_near
@@ -70,14 +72,16 @@ class Deadline(Observer):
 class _Watcher(Observer):
     """Saves what the loop offers, shows progress, and turns SIGTERM or the time budget into an orderly stop."""
 
-    def __init__(self, state: RunState, lock: RunLock, progress: Progress, deadline: Deadline) -> None:
+    def __init__(self, state: RunState, device: str, lock: RunLock, progress: Progress, deadline: Deadline) -> None:
         self.state = state
+        self.device = device
         self.lock = lock
         self.progress = progress
         self.deadline = deadline
 
     def logged(self, record: dict[str, Any]) -> None:
-        self.state.append({**record, "time": round(time.time(), 3)})
+        memory = round(memory_gib(self.device), 3)
+        self.state.append({**record, "memory_gib": memory, "time": round(time.time(), 3)})
         detail = f"loss {record['loss']:.4g}  {record['images_per_second']:.0f} images/s"
         self.progress.update(record["step"], detail)
 
@@ -94,7 +98,7 @@ class _Watcher(Observer):
 
 
 class Inputs(NamedTuple):
-    """What a run reads. weights: the file of each role. hashes: sha256 of data and weights."""
+    """What a run reads. weights: the file of each role. hashes: sha256 of data, weights and files of extensions."""
 
     dataset: Dataset
     weights: dict[str, Path]
@@ -118,7 +122,9 @@ def find_inputs(params: Params, run: Run, load: Callable[[Path], Dataset] = load
             key = f"datasets.{run.dataset}.methods.{run.method}.{role}.file"
             raise GcflowError(f"{path}: no such file, but {params.path} names it in {key}; see gcflow import-edm")
     hashes = {f"{role}_sha256": sha256_of(path) for role, path in weights.items()}
-    return Inputs(dataset, weights, {"data_sha256": dataset.sha256} | hashes)
+    config = params.run_config(run.name)
+    code = origins(config.network, config.method.pairing)
+    return Inputs(dataset, weights, {"data_sha256": dataset.sha256} | hashes | code)
 
 
 def load_frozen(params: Params, run: Run, inputs: Inputs, device: str) -> dict[str, PreconditionedNetwork]:
@@ -253,16 +259,16 @@ def _train_shared(
 
     with RunLock(folder / "state", run.name, wait, meanwhile) as lock:
         world.from_first(ACQUIRED)
-        if restart:
-            shutil.rmtree(run_state.folder, ignore_errors=True)
-        run_state.folder.mkdir(parents=True, exist_ok=True)
-        run_state.tidy(folder)
+        run_state.open(folder, restart)
         world.from_first(run_state.restore(state))
         run_state.cut_metrics(state.step)
         if state.step:
             say(f"  {run.name:<30} resumes at step {state.step}")
-        with Progress(run.name, config.training.steps, state.step) as progress:
-            watcher = _Watcher(run_state, lock, progress, deadline)
+        if state.step < config.training.steps:
+            run_state.begin_job(this_job(params.root, device, world.size, state.step))
+        follower = Follower(params, run, params.tracking.follow_after)
+        with follower, Progress(run.name, config.training.steps, state.step) as progress:
+            watcher = _Watcher(run_state, device, lock, progress, deadline)
             train(config, data, state, watcher, cadence, helpers, world)
         lock.require()
         run_state.publish(folder, config.training.snapshot_steps)

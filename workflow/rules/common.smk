@@ -66,6 +66,10 @@ def slice_of(stage):
     return json.dumps(stage.slice(PARAMS), sort_keys=True)
 
 
+def prepare_inputs(wildcards):
+    return STAGES.prepare(wildcards.dataset).deps
+
+
 def prepare_slice(wildcards):
     return slice_of(STAGES.prepare(wildcards.dataset))
 
@@ -152,6 +156,14 @@ def claims_inputs(wildcards):
 
 def claims_slice(wildcards):
     return slice_of(STAGES.claims())
+
+
+def report_inputs(wildcards):
+    return STAGES.report().deps
+
+
+def report_slice(wildcards):
+    return slice_of(STAGES.report())
 
 
 def figure_title(wildcards):

@@ -2,6 +2,8 @@
 
 
 rule prepare:
+    input:
+        prepare_inputs,
     output:
         manifest="data/{dataset}/manifest.json",
         samples="data/{dataset}/samples.npy",

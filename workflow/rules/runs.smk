@@ -8,6 +8,7 @@ rule train:
         config="results/{dataset}/{method}/seed{seed}/config.json",
         weights="results/{dataset}/{method}/seed{seed}/weights.safetensors",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.jsonl",
+        jobs="results/{dataset}/{method}/seed{seed}/jobs.json",
         snapshots=directory("results/{dataset}/{method}/seed{seed}/snapshots"),
     log:
         "results/{dataset}/logs/train-{method}-{seed}.log",
@@ -35,6 +36,8 @@ rule evaluate:
         evaluate_inputs,
     output:
         metrics="results/{dataset}/{method}/seed{seed}/evaluation/metrics.json",
+        summary="results/{dataset}/{method}/seed{seed}/evaluation/summary.json",
+        curves=directory("results/{dataset}/{method}/seed{seed}/evaluation/curves"),
         samples="results/{dataset}/{method}/seed{seed}/evaluation/samples.npy",
         grid=report(
             "results/{dataset}/{method}/seed{seed}/evaluation/samples.png",
@@ -43,6 +46,7 @@ rule evaluate:
             subcategory="{dataset}",
             labels={"method": "{method}", "seed": "{seed}"},
         ),
+        grids=directory("results/{dataset}/{method}/seed{seed}/evaluation/grids"),
     log:
         "results/{dataset}/logs/evaluate-{method}-{seed}.log",
     benchmark:

@@ -1,4 +1,4 @@
-# MLflow mirrors the runs' own files. A server that is down costs a warning; `gcflow track` completes it later.
+# MLflow mirrors the runs' own files. A server that is down costs a warning; `gcflow track sync` completes it later.
 
 
 rule track:
@@ -9,5 +9,7 @@ rule track:
     log:
         "results/logs/track.log",
     localrule: True
+    params:
+        scale=SCALE,
     shell:
-        "gcflow track 2>&1 | tee {log}"
+        "gcflow track sync --scale {params.scale} 2>&1 | tee {log}"

@@ -39,6 +39,7 @@ rule figure:
             labels={"figure": "{name}"},
         ),
         svg="results/{dataset}/figures/{name}.svg",
+        csv="results/{dataset}/figures/{name}.csv",
     log:
         "results/{dataset}/logs/figure-{name}.log",
     benchmark:

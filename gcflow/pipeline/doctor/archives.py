@@ -11,14 +11,14 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.doctor.check import one_line, size
 
 if TYPE_CHECKING:
-    from gcflow.sources import ArchivedSource
+    from gcflow.archives.base import Archived
 
 # Fewer bytes per image than any archive of images has: an error page under its name, or the start of a download.
 LEAST_IMAGE_BYTES = 64
 BLOCK = 1 << 20
 
 
-def require_whole(files: tuple[Path, ...], source: "ArchivedSource", thorough: bool) -> None:
+def require_whole(files: tuple[Path, ...], source: "Archived", thorough: bool) -> None:
     """Raises a GcflowError if files are not what they are called, or end too early."""
     from gcflow.archives.index import DAMAGED
 

@@ -10,13 +10,14 @@ from gcflow.pipeline.doctor.archives import require_whole
 from gcflow.pipeline.doctor.check import Check, Target, one_line, refusal, size
 
 if TYPE_CHECKING:
-    from gcflow.sources import ArchivedSource, DataSource
+    from gcflow.archives.base import Archived
+    from gcflow.register import Source
 
 
 def check_data(target: Target) -> Iterator[Check]:
     """Prepared arrays; where there are none, what they would be made from."""
+    from gcflow.archives.base import Archived
     from gcflow.pipeline.folders import data_folder
-    from gcflow.sources import ArchivedSource
 
     for name in target.datasets:
         source, folder = target.params.dataset(name).data, data_folder(target.params.root, name)
@@ -26,13 +27,13 @@ def check_data(target: Target) -> Iterator[Check]:
             yield check
             if check.verdict != "warning":
                 continue
-        if isinstance(source, ArchivedSource):
+        if isinstance(source, Archived):
             yield _archive(name, source, target.archives, target.request.thorough)
         elif not prepared:
             yield Check(f"data {name}", "OK", "not prepared yet; its source needs no download")
 
 
-def _prepared(name: str, folder: Path, source: "DataSource", thorough: bool) -> Check:
+def _prepared(name: str, folder: Path, source: "Source", thorough: bool) -> Check:
     from gcflow.config import to_dict
 
     subject, again = f"data {name}", f"gcflow prepare {name}"
@@ -74,7 +75,7 @@ def _described_arrays(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _archive(name: str, source: "ArchivedSource", archives: Path, thorough: bool) -> Check:
+def _archive(name: str, source: "Archived", archives: Path, thorough: bool) -> Check:
     subject = f"archive {name}"
     try:
         files = source.locate(archives)

@@ -5,7 +5,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from gcflow.files import atomic_path, write_json, write_text
+from gcflow.files import write_json, write_text
+from gcflow.pipeline.drawing.canvas import save_figure
 from gcflow.pipeline.folders import claims_path
 from gcflow.pipeline.ledger.forest import forest_plot
 from gcflow.pipeline.ledger.pages import html, markdown
@@ -26,10 +27,10 @@ def write_ledger(params: Params, scale: str) -> None:
     write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement, words)))
     write_text(claims_path(params.root, "md"), markdown(judgement, words))
     write_text(claims_path(params.root, "html"), html(judgement, words))
-    canvas = forest_plot([found for found in judgement.findings if isinstance(found, Finding)])
+    tested = [found for found in judgement.findings if isinstance(found, Finding)]
+    canvas = forest_plot(tested, judgement.settings.confidence)
     for suffix in ("png", "svg"):
-        with atomic_path(claims_path(params.root, suffix)) as temporary:
-            canvas.savefig(temporary, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+        save_figure(canvas, claims_path(params.root, suffix))
     for row in words:
         say(f"  {f'{row.dataset}/{row.name}':<42} {row.verdict:<12}  {row.effect}")
     say(f"  {_summary(words)}; {claims_path(params.root, 'md')} says how each was decided")

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from gcflow.classifier import FEATURES as CLASSIFIER_FEATURES
-from gcflow.config import RunConfig, TrainingConfig, digest, to_dict
+from gcflow.config import RunConfig, TrainingConfig, digest, to_dict, without_dropout
 from gcflow.inception import FEATURES as INCEPTION_FEATURES
 from gcflow.optimizers import make_optimizer
 from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.folders import DATA_FILES, data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.jobs import Job
-from gcflow.pipeline.planning.work import without_dropout
 from gcflow.pipeline.run_state import KEPT_CHECKPOINTS
 from gcflow.pipeline.schema import Classifier, Protocol
 from gcflow.sources import Digits, Mixture2d, Patches32, Synthetic

@@ -13,13 +13,15 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import Stage, Stages
 
 RUN_KINDS = ("train", "evaluate", "discrepancy")
+# One each for all data sets of a scale.
+OF_SCALE = ("claims", "report")
 
 
 @dataclass(frozen=True)
 class Job:
     """A stage as a job. needs: names of the stages whose files it reads.
 
-    kind: the verb. dataset: None for a ledger or a public model. item: what it makes of the data set: a protocol, a
+    kind: the verb. dataset: None for a ledger, a report or a public model. item: what it makes of the data set: a protocol, a
     table, a figure. run: of train, evaluate and discrepancy.
     """
 
@@ -48,8 +50,9 @@ class Graph:
     jobs: dict[str, Job] = field(init=False)
 
     def __post_init__(self) -> None:
-        stages = [stage for stage in Stages(self.params, "all") if stage.name != "claims"]
+        stages = [stage for stage in Stages(self.params, "all") if stage.name not in OF_SCALE]
         stages += [self._stages.claims()] if self.params.claims else []
+        stages.append(self._stages.report())
         maker = {out: stage.name for stage in stages for out in stage.outs}
         jobs = {}
         for stage in stages:
@@ -63,7 +66,7 @@ class Graph:
 
     def _job(self, stage: Stage, needs: tuple[str, ...]) -> Job:
         _, kind, *words = stage.command.split()
-        if kind in ("claims", "pretrained"):
+        if kind in (*OF_SCALE, "pretrained"):
             return Job(stage, kind, None, words[-1], None, needs)
         if kind in RUN_KINDS:
             run = self.params.parse_run(words[0])

@@ -19,6 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from gcflow.archives.base import Archived
 from gcflow.archives.images import ImageIndex, available_cores, decode_chunk
 from gcflow.archives.locators import silent
 from gcflow.classifier import ImageClassifier, train_classifier
@@ -29,15 +30,15 @@ from gcflow.errors import GcflowError
 from gcflow.inception import Inception, write_surrogate
 from gcflow.metrics import FeatureSet, FeatureStatistics, frechet_distance, kernel_inception_distance
 from gcflow.oracles import LARGEST_EXACT_DATA
-from gcflow.pipeline.comparison import InceptionComparison, SmallComparison, metric_names
+from gcflow.pipeline.comparison import InceptionComparison, SmallComparison
 from gcflow.pipeline.extractors import SmallExtractor
 from gcflow.pipeline.folders import extractor_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.disk import sample_counts
-from gcflow.pipeline.schema import Classifier, DatasetEntry, Identity, InceptionNetwork, Theory
+from gcflow.pipeline.schema import Classifier, DatasetEntry, Identity, InceptionNetwork, Theory, metric_names
 from gcflow.pipeline.transport import EXACT_FLOW_STEP, EXACT_PRODUCTS
 from gcflow.preconditioning import to_model_space
-from gcflow.sources import ArchivedSource, Mixture2d
+from gcflow.sources import Mixture2d
 from gcflow.theory import velocity_discrepancy
 from gcflow.theory.distillation_gap import theorem_1
 from gcflow.theory.endpoints import standard_deviation
@@ -129,7 +130,7 @@ def preparation(entry: DatasetEntry, archives: Path) -> dict[str, Any]:
     """`seconds` for a source at hand; for archives `images_per_second`, `assumed` where they are not there."""
     source = entry.data
     with tempfile.TemporaryDirectory() as folder:
-        if not isinstance(source, ArchivedSource):
+        if not isinstance(source, Archived):
             return {"seconds": elapsed(lambda: prepare(source, Path(folder))), "assumed": False}
         try:
             splits = source.open(source.locate(archives), Path(folder), silent)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from gcflow.config import NetworkConfig, RunConfig, to_dict
+from gcflow.config import RunConfig, to_dict, without_dropout
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.work import pass_operations, without_dropout
+from gcflow.pipeline.planning.work import pass_operations
+from gcflow.register import Network
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import spec_of
 
@@ -82,7 +83,7 @@ def bench_networks(
     params: Params, configs: list[RunConfig], shape: tuple[int, ...], device: str
 ) -> list[dict[str, Any]]:
     """Sampling with each distinct network of these runs: by a consistency model of it, and by a denoiser."""
-    distinct: dict[NetworkConfig, dict[str, RunConfig]] = {}
+    distinct: dict[Network, dict[str, RunConfig]] = {}
     for config in configs:
         kind = "denoiser" if config.method.objective == "denoising" else "consistency"
         distinct.setdefault(without_dropout(config.network), {}).setdefault(kind, config)

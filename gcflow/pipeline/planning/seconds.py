@@ -6,21 +6,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.config import RunConfig, run_config_from_dict, to_dict
+from gcflow.config import RunConfig, run_config_from_dict, to_dict, without_dropout
 from gcflow.files import read_json
 from gcflow.pipeline.evaluate import measurements
 from gcflow.pipeline.folders import results_folder
 from gcflow.pipeline.planning.disk import reference_images, sample_counts
-from gcflow.pipeline.planning.jobs import Graph, Job
-from gcflow.pipeline.planning.work import mean_passes_per_sample, pass_operations, passes_per_sample, without_dropout
+from gcflow.pipeline.planning.jobs import OF_SCALE, Graph, Job
+from gcflow.pipeline.planning.work import mean_passes_per_sample, pass_operations, passes_per_sample
 from gcflow.pipeline.schema import Classifier
 from gcflow.sampling import Sampler
 
 GPU_KINDS = ("train", "evaluate", "discrepancy", "transport")
 # What the speed of a step depends on besides network, batch and method.
 SPEED_KEYS = ("precision", "compile", "channels_last", "micro_batch", "cpu_threads")
-START_OF = {"features": "reference", "theory": "reference", "pretrained": "reference", "claims": "figure"}
-START_ONLY = ("table", "figure", "claims", "pretrained")
+START_OF = {
+    "features": "reference",
+    "theory": "reference",
+    "pretrained": "reference",
+    "claims": "figure",
+    "report": "figure",
+}
+START_ONLY = ("table", "figure", "claims", "report", "pretrained")
 
 
 class Estimate(NamedTuple):
@@ -273,10 +279,11 @@ class _Measured:
         if "assignment_seconds" not in self.stages:
             raise Unmeasured(f"{self._dataset}: discrepancy has been added since it was measured")
         # Of the denoiser; with generator-augmented pairs also of the predictor, as endpoints and as upper bound.
-        passes = 1 + (1 + config.method.mu_range[1] if config.method.coupling == "gc" else 0)
+        coupling = config.method.pairing
+        passes = 1 + (1 + config.method.mu_range[1] if coupling.predicts else 0)
         one = self._one_pass(config)
         total = passes * settings.samples * len(settings.sigmas) * one
-        if config.method.coupling == "ot":
+        if coupling.assigns:
             total += settings.samples / config.training.batch * float(self.stages["assignment_seconds"])
         if config.method.coupling == "ic":
             total += len(settings.sigmas) * float(self.stages["exact_denoising_seconds"])
@@ -292,7 +299,7 @@ class _Measured:
 def benchmark_path(root: Path, job: Job) -> Path:
     """Where Snakemake writes how long a job took."""
     if job.dataset is None:
-        name = job.kind if job.kind == "claims" else f"{job.kind}-{job.item}"
+        name = job.kind if job.kind in OF_SCALE else f"{job.kind}-{job.item}"
         return root / "results" / "benchmarks" / f"{name}.tsv"
     words = [job.kind, *([job.run.method, str(job.run.seed)] if job.run else [job.item] if job.item else [])]
     if job.kind == "features":

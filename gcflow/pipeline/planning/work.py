@@ -6,14 +6,9 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gcflow.config import NetworkConfig, RunConfig
+from gcflow.config import RunConfig, without_dropout
 from gcflow.objectives import mu_at
 from gcflow.weights import ModelSpec, spec_of
-
-
-def without_dropout(network: NetworkConfig) -> NetworkConfig:
-    """The same network as far as its speed and its weights go."""
-    return replace(network, dropout=0.0)
 
 
 @lru_cache(maxsize=64)

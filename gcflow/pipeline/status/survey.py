@@ -22,6 +22,8 @@ State = Literal["evaluated", "done", "running", "interrupted", "failed", "waitin
 READERS = 16
 # A line of metrics that is late by so much is worth a look at the process.
 LATE_FACTOR, LATE_SECONDS = 5.0, 120.0
+# What else lies beside the folders of a run's configurations.
+NOT_TRAINING = ("evaluation", "tracking")
 # File systems date files no finer than this.
 TICK_SECONDS = 1.0
 
@@ -132,7 +134,7 @@ class Survey:
 
     def _running(self, run: Run, standing: Standing, batch: int) -> Standing:
         state = run_folder(self.params.root, run) / "state"
-        folders = [path for path in state.iterdir() if path.is_dir() and path.name != "evaluation"]
+        folders = [path for path in state.iterdir() if path.is_dir() and path.name not in NOT_TRAINING]
         # Of another configuration there may be older ones.
         newest = max(folders, key=lambda path: max(_changed(path), _changed(path / "metrics.jsonl")), default=state)
         record = last_record(newest / "metrics.jsonl")

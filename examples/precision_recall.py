@@ -1,0 +1,41 @@
+"""Precision and recall of generated samples (Kynkäänniemi et al. 2019, equations 1 and 2)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from gcflow import register
+from gcflow.options import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+@register.metric
+@dataclass(frozen=True)
+class PrecisionRecall(register.Metric):
+    """neighbours: k; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
+
+    neighbours: int = 3
+    kind: Literal["precision-recall"] = "precision-recall"
+    columns: ClassVar[dict[str, str]] = {"precision": "precision ↑", "recall": "recall ↑"}
+
+    def __post_init__(self) -> None:
+        require(self.neighbours >= 1, "neighbours", self.neighbours, "an integer >= 1")
+
+    def covered(self, points: "Tensor", others: "Tensor") -> float:
+        """Share of points [n, F] in the ball of at least one of the others [m, F], m > k."""
+        import torch
+
+        def distances(to: "Tensor") -> "Iterator[Tensor]":
+            parts = to.split(1000)
+            return (torch.cdist(part, others, compute_mode="donot_use_mm_for_euclid_dist") for part in parts)
+
+        # The nearest of its own set is each sample itself.
+        radii = torch.cat([part.kthvalue(self.neighbours + 1).values for part in distances(others)])
+        return torch.cat([(part <= radii).any(1) for part in distances(points)]).double().mean().item()
+
+    def compare(self, generated: "Tensor", real: "Tensor") -> dict[str, float]:
+        """Precision: of the generated that are like real ones. Recall: of the real that are like generated ones."""
+        return {"precision": self.covered(generated, real), "recall": self.covered(real, generated)}

@@ -1,0 +1,35 @@
+"""A data set made by a function: blurred rings of four radii, somewhere near the centre of a small image."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gcflow import register
+
+
+@register.source
+@dataclass(frozen=True)
+class Rings(register.SmallSource):
+    """count: images. side: in pixels. seed: of places and radii. Labels number the radii."""
+
+    count: int = 1000
+    side: int = 8
+    seed: int = 0
+    source: Literal["rings"] = "rings"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: [C, H, W]."""
+        return (1, self.side, self.side)
+
+    def load(self) -> register.RawData:
+        """Draws the images."""
+        import numpy as np
+
+        draw = np.random.default_rng(self.seed)
+        labels = draw.integers(0, 4, self.count)
+        centre = self.side * draw.uniform(0.4, 0.6, (self.count, 2, 1, 1))
+        from_centre = np.linalg.norm(np.indices((self.side, self.side)) + 0.5 - centre, axis=1)
+        radius = self.side * (0.1 + 0.1 * labels[:, None, None])
+        images = np.exp(-(((from_centre - radius) / (0.06 * self.side)) ** 2))
+        pixels = np.round(255 * images).astype(np.uint8)[:, None]
+        return register.RawData(pixels, labels, {"source": "blurred rings", "transform": "none"})

@@ -1,0 +1,1 @@
+"""How figures look, and the kinds of figures. Most need no torch, so they do not import it."""

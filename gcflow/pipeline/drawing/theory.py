@@ -1,0 +1,136 @@
+"""The figure of the theory: Theorem 1 per horizon, Theorem 2 and Lemma 1, drawn from the table that goes with it."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gcflow.files import read_json
+from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, Drawing, draw_curve, legend_below, new_figure, plain_ticks
+from gcflow.pipeline.drawing.inputs import expected
+from gcflow.pipeline.drawing.looks import BLACK, DOTTED, GC, IC, Look, other_looks
+from gcflow.pipeline.folders import theory_path
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.schema import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROW_HEIGHT = 2.1
+ERRORS = 2
+BARS = f"Theorem 1, by distance; bars, upwards only: {ERRORS} standard errors"
+INTERVALS, LEVEL = "intervals N (count)", "noise level t (data units)"
+COLUMNS = ["panel", "series", "x is", "x", "y is", "y", "y standard error"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes: each with its look, and nan for the errors of those that have none."""
+
+    title: str
+    x: str
+    y: str
+    curves: "dict[str, tuple[Look, Any, Any, Any]]"
+
+    def rows(self) -> pd.DataFrame:
+        """A row per point."""
+        parts = [
+            pd.DataFrame({"series": series, "x": x, "y": y, "y standard error": error})
+            for series, (_, x, y, error) in self.curves.items()
+        ]
+        return pd.concat(parts).assign(**{"panel": self.title, "x is": self.x, "y is": self.y.replace("\n", " ")})[
+            COLUMNS
+        ]
+
+    def draw(self, axes: "Axes") -> None:
+        """Draws them on logarithmic axes."""
+        for series, (look, x, y, error) in self.curves.items():
+            draw_curve(axes, look, x, y, series)
+            if np.isfinite(error).any():
+                # Downwards most would have no end on a logarithmic axis: distances that are nothing but error.
+                bars = (np.zeros(len(x)), ERRORS * np.array(error))
+                axes.errorbar(x, y, bars, fmt="none", ecolor=look.colour, elinewidth=1.0)
+        axes.set(xscale="log", yscale="log", xlabel=self.x, ylabel=self.y)
+        axes.set_title(self.title, fontsize=8)
+        plain_ticks(axes, "x")
+
+
+def _without_error(look: Look, x: Any, y: Any) -> tuple[Look, Any, Any, Any]:
+    return look, x, y, np.full(len(x), np.nan)
+
+
+def _theorem_1(curves: dict[str, Any]) -> list[Panel]:
+    """Distance of the scaled gap from its limit, and of the two gradients from each other, against N."""
+    x, horizon = curves["intervals"], f"T = {curves['horizon']:g}"
+    distances = {name: curve for name, curve in curves.items() if isinstance(curve, dict)}
+    styled = list(zip(islice(other_looks(), len(distances)), distances.items(), strict=True))
+    gaps = {
+        name: (look, x, np.abs(np.array(curve["ratio"]) - 1), curve["standard_error"]) for look, (name, curve) in styled
+    }
+    gradients = {name: _without_error(look, x, curve["gradient_difference"]) for look, (name, curve) in styled}
+    return [
+        Panel(f"Theorem 1, losses, {horizon}", INTERVALS, "|gap / limit − 1|\n(ratio)", gaps),
+        Panel(f"Theorem 1, gradients, {horizon}", INTERVALS, "|∇CT − ∇CD| / |∇CD|\n(ratio)", gradients),
+    ]
+
+
+def _theorem_2(curves: dict[str, Any]) -> Panel:
+    """Both discrepancies against t, with closed forms where there are any."""
+    x = curves["sigmas"]
+    drawn = {
+        "IC": _without_error(IC, x, curves["independent"]),
+        "GC": (GC, x, curves["generator_augmented"], curves["standard_error"]),
+    }
+    for name, values in curves.get("closed_form", {}).items():
+        drawn[f"{name}, closed form"] = _without_error(Look(BLACK, "", DOTTED), x, values)
+    dotted = ", dotted: closed form" if "closed_form" in curves else ""
+    return Panel(f"Theorem 2{dotted}", LEVEL, "R̃(t) = E‖z − v(x)‖²\n(squared noise units)", drawn)
+
+
+def _lemma_1(curves: dict[str, Any]) -> Panel:
+    """The derivative of the cost by differences, and the right side."""
+    x = curves["sigmas"]
+    drawn = {
+        "right side": _without_error(Look(GC.colour, ""), x, -np.array(curves["right_side"])),
+        "differences": _without_error(Look(BLACK, "o", ""), x, -np.array(curves["derivative"])),
+    }
+    return Panel("Lemma 1: differences, right side (line)", LEVEL, "−c′(t) (data units)", drawn)
+
+
+def theory(params: Params, dataset: str, figure: Figure) -> Drawing:
+    """The curves behind the theory's checks: Theorem 1 per horizon, Theorem 2, Lemma 1."""
+    path = theory_path(params.root, dataset)
+    document = read_json(path)
+    with expected(path):
+        curves = document["curves"]
+        gaps = [_theorem_1(curve) for name, curve in curves.items() if name.startswith("Theorem 1")]
+        panels = [*gaps, [_theorem_2(curves["Theorem 2"]), _lemma_1(curves["Lemma 1"])]]
+        data = pd.concat(panel.rows() for row in panels for panel in row)
+        held = sum(check["holds"] for check in document["checks"])
+        count = len(document["checks"])
+    canvas = new_figure(PAGE_WIDTH, ROW_HEIGHT * len(panels) + 0.3)
+    grid = canvas.subplots(len(panels), 2)
+    for panel, axes in zip((panel for row in panels for panel in row), grid.flat, strict=True):
+        panel.draw(axes)
+    _name_ends(grid[-1][0], panels[-1][0])
+    canvas.suptitle(f"{figure.title}: {held} of {count} checks hold")
+    legend_below(canvas, grid[0][0], BARS)
+    return Drawing(canvas, data)
+
+
+def _name_ends(axes: "Axes", panel: Panel) -> None:
+    """Writes the couplings' names at the ends of their curves, whose panel is not in the legend."""
+    for name in ("IC", "GC"):
+        look, x, y, _ = panel.curves[name]
+        axes.annotate(
+            name,
+            (x[-1], y[-1]),
+            xytext=(-9, -4),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=look.colour,
+            fontsize=8,
+        )

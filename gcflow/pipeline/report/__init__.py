@@ -1,0 +1,1 @@
+"""`gcflow report`: everything that was measured, on one page that asks for nothing else."""

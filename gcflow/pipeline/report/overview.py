@@ -1,0 +1,168 @@
+"""What was run, by what the runs themselves recorded: the front of the report, and its provenance."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gcflow.pipeline.drawing.images import MAGNIFICATION, tile
+from gcflow.pipeline.drawing.inputs import expected
+from gcflow.pipeline.folders import data_folder, results_folder
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.report.captions import CAPTIONS, Caption
+from gcflow.pipeline.report.images import Picture, pixel_picture, svg_picture
+from gcflow.pipeline.report.records import Output, Records
+from gcflow.pipeline.report.run_pages import RunPage
+from gcflow.pipeline.report.tables import Cell, Column, SortableTable
+from gcflow.pipeline.report.words import duration, moment, number
+from gcflow.pipeline.stages import Stages
+from gcflow.pipeline.table import metric_label
+
+HERO_METHODS = 3
+
+
+class DataSet(NamedTuple):
+    """A data set and its runs. record: of its manifest, None if it is not prepared. seconds: of training."""
+
+    name: str
+    record: dict[str, Any] | None
+    shape: str
+    runs: list[RunPage]
+    trained: int
+    evaluated: int
+    seconds: float
+    real: Picture | None
+
+    @property
+    def firsts(self) -> list[RunPage]:
+        """The first run of each method."""
+        return list({page.run.method: page for page in reversed(self.runs)}.values())[::-1]
+
+
+class ShownFigure(NamedTuple):
+    """A figure with its caption. picture: None if it is not drawn yet."""
+
+    dataset: str
+    name: str
+    title: str
+    kind: str
+    reproduces: str | None
+    picture: Picture | None
+    caption: Caption
+    command: str
+    path: str
+
+
+class Hero(NamedTuple):
+    """Samples of a few methods for the front page. panels: of a label and a picture."""
+
+    dataset: str
+    panels: list[tuple[str, Picture]]
+
+
+class MadeBy(NamedTuple):
+    """A stage, and what it made."""
+
+    name: str
+    command: str
+    outputs: list[Output]
+
+
+def data_set(params: Params, records: Records, name: str, runs: list[RunPage]) -> DataSet:
+    """A data set with its runs."""
+    manifest = data_folder(Path(), name) / "manifest.json"
+    record = records.json(manifest)
+    with expected(records.root / manifest):
+        shape = "" if record is None else " × ".join(map(str, record["shape"]))
+        images = record is not None and len(record["shape"]) == 3
+    return DataSet(
+        name=name,
+        record=record,
+        shape=shape,
+        runs=runs,
+        trained=sum(page.config is not None for page in runs),
+        evaluated=sum(page.state == "evaluated" for page in runs),
+        seconds=sum(page.seconds or 0.0 for page in runs),
+        real=_real(params, records, name) if images else None,
+    )
+
+
+def _real(params: Params, records: Records, dataset: str) -> Picture | None:
+    """Real images from all over the data, as many as in a grid of samples."""
+    path = records.path(data_folder(Path(), dataset) / "samples.npy")
+    if path is None:
+        return None
+    side = params.dataset(dataset).evaluation.grid
+    with expected(path):
+        images = np.load(path, mmap_mode="r")
+        spread = np.linspace(0, len(images) - 1, side**2).round().astype(int)
+        return pixel_picture(tile(np.asarray(images[spread]), side), MAGNIFICATION)
+
+
+def hero(params: Params, datasets: list[DataSet]) -> Hero | None:
+    """Real images beside samples of the first table's methods, of the first data set that has both."""
+    for found in datasets:
+        table = next(iter(params.dataset(found.name).tables.values()), None)
+        methods = table.methods[:HERO_METHODS] if table else ()
+        firsts = {page.run.method: page for page in found.firsts}
+        panels = [(firsts[m].label, picture) for m in methods if m in firsts and (picture := firsts[m].samples)]
+        if found.real and panels:
+            return Hero(found.name, [("real data", found.real), *panels])
+    return None
+
+
+def shown_figures(params: Params, stages: Stages, records: Records, dataset: str) -> list[ShownFigure]:
+    """The figures of a data set, with captions."""
+    found = []
+    for name, figure in params.dataset(dataset).figures.items():
+        path = results_folder(Path(), dataset) / "figures" / f"{name}.svg"
+        there = records.path(path)
+        found.append(
+            ShownFigure(
+                dataset,
+                name,
+                figure.title,
+                figure.kind,
+                figure.reproduces,
+                None if there is None else svg_picture(there),
+                CAPTIONS[figure.kind],
+                stages.figure(dataset, name).command,
+                str(path),
+            )
+        )
+    return found
+
+
+def runs_table(pages: list[RunPage]) -> SortableTable:
+    """Every run with its state and its first metric."""
+    columns = [
+        Column("run", numeric=False),
+        Column("method", numeric=False),
+        Column("data set", numeric=False),
+        Column("seed"),
+        Column("state", numeric=False),
+        Column("steps"),
+        Column("first metric, at the end", hint="of EMA weights with the fewest network evaluations"),
+        Column("training"),
+        Column("ended", numeric=False),
+    ]
+    return SortableTable("Every run", columns, [_run_row(page) for page in pages])
+
+
+def _run_row(page: RunPage) -> list[Cell]:
+    metric, value = page.headline or (None, None)
+    label, factor = metric_label(metric) if metric else ("", 1.0)
+    scaled = None if value is None else value * factor
+    steps = page.config["training"]["steps"] if page.config else None
+    kind = {"evaluated": "supported", "not trained": "missing"}.get(page.state, "")
+    return [
+        Cell("", page.run.name, links=((page.run.name, page.id),)),
+        Cell(page.label, page.label),
+        Cell(page.run.dataset, page.run.dataset),
+        Cell(str(page.run.seed), page.run.seed),
+        Cell(page.state, page.state, kind=kind),
+        Cell("–" if steps is None else number(steps, 9), steps),
+        Cell("–" if scaled is None else f"{label} {number(scaled)}", scaled),
+        Cell(duration(page.seconds), page.seconds),
+        Cell(moment(page.ended), page.ended),
+    ]

@@ -1,0 +1,56 @@
+"""Numbers, times and sizes as the report writes them."""
+
+import math
+from datetime import UTC, datetime
+
+NO_BREAK = "\u00a0"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PLAIN = range(-4, 7)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with so many significant digits and a true minus sign; a dash for none."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value).replace("-", "−")
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    exponent = int(power)
+    if exponent in PLAIN:
+        text = f"{value:,.{max(0, digits - 1 - exponent)}f}".replace(",", NO_BREAK)
+        return _trimmed(text).replace("-", "−")
+    return f"{_trimmed(mantissa)}·10{str(exponent).translate(SUPERSCRIPTS)}".replace("-", "−")
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def duration(seconds: float | None) -> str:
+    """`12 s`, `3.4 min` or `5.6 h`; a dash for none."""
+    if seconds is None:
+        return "–"
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f}{NO_BREAK}{unit}"
+    return f"{seconds:.0f}{NO_BREAK}s"
+
+
+def size(count: int) -> str:
+    """A number of bytes as `12.3 MB`."""
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g}{NO_BREAK}{unit}" if unit != "bytes" else f"{count}{NO_BREAK}{unit}"
+
+
+def moment(seconds: float | None) -> str:
+    """A time since the epoch as UTC; a dash for none."""
+    return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count}{NO_BREAK}{noun}{'' if count == 1 else 's'}"

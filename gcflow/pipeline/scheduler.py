@@ -1,0 +1,135 @@
+"""What Snakemake thinks of each stage, asked of Snakemake itself: which jobs it would run, and why not the others."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gcflow.errors import GcflowError
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stage
+
+PROFILE = Path("workflow", "profiles", "local", "config.yaml")
+
+
+class Scheduler:
+    """Snakemake's jobs for the stages of a scale, as they stand on disk now. `opened` makes one."""
+
+    def __init__(self, workflow: Any, stages: list[Stage]) -> None:
+        self._workflow, self._dag = workflow, workflow.dag
+        self._persistence = workflow.persistence
+        self.stages = stages
+        self._jobs = {str(out): job for job in self._dag.jobs for out in job.output}
+        self._needed = set(self._dag.needrun_jobs())
+        locks = sorted((Path(self._persistence.path) / "locks").glob("*.output.lock"))
+        self._claimed = {line: lock.stat().st_mtime for lock in locks for line in lock.read_text().splitlines()}
+
+    def would_make(self, path: str) -> bool:
+        """Whether Snakemake would run the job that makes a file."""
+        return self._jobs[path] in self._needed
+
+    def needs(self, path: str) -> list[str]:
+        """The files that the job which makes a file reads."""
+        return [str(file) for file in self._jobs[path].input]
+
+    def vouches(self, stage: Stage) -> bool:
+        """Whether Snakemake made the outputs of a stage, from the present inputs and parameters, and has left them.
+
+        Not while a running Snakemake is still to make them again, whatever lies there.
+        """
+        if self.would_make(stage.outs[0]):
+            return False
+        for out in self._jobs[stage.outs[0]].output:
+            made = self._persistence.metadata(out)
+            # Without a record Snakemake trusts modification times, which say nothing of parameters. Written later than
+            # it was made: by somebody else.
+            if made is None or made.endtime is None or self._time(out) > made.endtime:
+                return False
+            if made.starttime < self._claimed.get(str(out), 0):
+                return False
+        return True
+
+    @property
+    def running(self) -> bool:
+        """Whether a Snakemake runs here, or left its lock behind."""
+        return bool(self._claimed)
+
+    def accept(self, paths: list[str]) -> None:
+        """Makes Snakemake take the files of the jobs that make `paths` for made by it, now.
+
+        All get one time. Two files may be one inode in DVC's cache, so none could be made newer than another.
+
+        Raises:
+            GcflowError: Snakemake runs here, or a file belongs to somebody else.
+        """
+        from snakemake.exceptions import LockException
+
+        now = time.time()
+        jobs = {id(job): job for job in (self._jobs[path] for path in paths)}.values()
+        try:
+            with self._persistence.lock():
+                for job in jobs:
+                    for file in (*job.output, *([job.benchmark] if job.benchmark else [])):
+                        if os.path.lexists(file):
+                            file.touch((now, now))
+                for job in jobs:
+                    self._workflow.async_run(self._persistence.finished(job))
+        except LockException:
+            raise GcflowError(
+                "Snakemake runs in this folder: wait for its end (if it was killed: snakemake --profile local --unlock)"
+            ) from None
+        except PermissionError as error:
+            raise GcflowError(
+                f"{error.filename or 'a file'}: its time cannot be set, since it belongs to another user's cache; "
+                "dvc config --local cache.type reflink,copy, then dvc checkout --relink"
+            ) from None
+
+    @staticmethod
+    def _time(path: Any) -> float:
+        stamp = Path(path) / ".snakemake_timestamp"
+        return os.lstat(stamp if stamp.exists() else path).st_mtime
+
+
+@contextmanager
+def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Scheduler]:
+    """Plans `snakemake all` of a scale without running anything.
+
+    Raises:
+        GcflowError: Snakemake cannot plan it (its message is shown), or there is no Snakefile.
+    """
+    if not (params.root / "Snakefile").exists():
+        raise GcflowError(f"{params.root / 'Snakefile'}: no such file; run this in a clone of the project")
+    from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings import types as settings
+    from snakemake.settings.enums import Quietness
+
+    triggers = yaml.safe_load((params.root / PROFILE).read_text())["rerun-triggers"]
+    output = settings.OutputSettings(quiet={Quietness.ALL})
+    with SnakemakeApi(output) as api:
+        try:
+            planned = api.workflow(
+                settings.ResourceSettings(cores=1),
+                settings.ConfigSettings(config={"scale": scale}),
+                snakefile=Path("Snakefile"),
+                workdir=params.root,
+            )
+            planned.dag(
+                settings.DAGSettings(
+                    rerun_triggers={settings.RerunTrigger.parse_choice(name) for name in triggers},
+                    # A job that began and did not end is one to run.
+                    force_incomplete=True,
+                )
+            )
+            workflow: Any = planned._workflow
+            workflow.execution_settings = settings.ExecutionSettings()
+            workflow.remote_execution_settings = settings.RemoteExecutionSettings()
+            workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=False)
+            workflow._build_dag()
+        except WorkflowError as error:
+            raise GcflowError(f"Snakemake cannot plan {scale}: {' '.join(str(error).split())}") from None
+        yield Scheduler(workflow, stages)

@@ -1,0 +1,131 @@
+"""What a run has on disk that MLflow shows, as points and as facts about the run."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from gcflow.files import read_json
+from gcflow.pipeline.folders import DISCREPANCY, run_folder
+from gcflow.pipeline.params import Run
+from gcflow.pipeline.status.ends import checkpoint_header
+
+# Of the machine, not of the run: they may differ when steps are trained again.
+CLOCKS = ("images_per_second", "memory_gib", "system/")
+
+
+class Point(NamedTuple):
+    """A value of a metric. milliseconds: since the epoch."""
+
+    name: str
+    value: float
+    milliseconds: int
+    step: int
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run under one configuration.
+
+    place: where its metrics.jsonl and jobs.json lie. header: its configuration, the hashes of its inputs, and the hash
+    of both. step: up to which its history is final, as a checkpoint covers it. published: whether it is trained.
+    """
+
+    run: Run
+    folder: Path
+    place: Path
+    header: dict[str, Any]
+    step: int
+    published: bool
+
+    @property
+    def config_hash(self) -> str:
+        """What tells runs of one name and several configurations apart."""
+        return str(self.header["config_hash"])
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """The jobs that trained it (`gcflow.pipeline.job`)."""
+        path = self.place / "jobs.json"
+        return list(read_json(path)) if path.exists() else []
+
+    def points(self) -> list[Point]:
+        """Everything that there is to plot, in an order in which it can be sent."""
+        points = list(self._training())
+        ended = max((point.milliseconds for point in points), default=0)
+        if self.published:
+            points += _evaluation(self.folder / "evaluation" / "metrics.json", ended)
+            points += _discrepancy(self.folder / DISCREPANCY, ended)
+        return points + list(_system(self.folder / "state" / self.config_hash[:16] / "system.jsonl"))
+
+    def _training(self) -> Iterator[Point]:
+        for record in _lines(self.place / "metrics.jsonl"):
+            step, milliseconds = record.pop("step"), int(1000 * record.pop("time", 0))
+            if step <= self.step:
+                yield from (Point(name, float(value), milliseconds, step) for name, value in record.items())
+
+    def grids(self) -> dict[int, Path]:
+        """Sample grids from the same noises, by the step of their weights."""
+        found = sorted((self.folder / "evaluation" / "grids").glob("*.png")) if self.published else []
+        return {int(path.stem): path for path in found}
+
+    def weights_md5(self) -> str:
+        """The hash under which DVC keeps the final weights."""
+        with (self.folder / "weights.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a file to which lines are added."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+def _system(path: Path) -> Iterator[Point]:
+    for count, record in enumerate(_lines(path)):
+        milliseconds = int(1000 * record.pop("time"))
+        yield from (Point(name, float(value), milliseconds, count) for name, value in record.items())
+
+
+def _evaluation(path: Path, milliseconds: int) -> list[Point]:
+    """One point per protocol, metric, weights, sampler and step: the mean over generation seeds."""
+    if not path.exists():
+        return []
+    frame = pd.DataFrame.from_records(read_json(path))
+    if frame["protocol"].nunique() > 1:
+        frame["metric"] = frame["metric"] + "/" + frame["protocol"]
+    frame["name"] = frame["metric"] + "/" + frame["weights"] + "/" + frame["network_evaluations"].astype(str) + "-evals"
+    means = frame.groupby(["name", "step"], sort=False)["value"].mean().reset_index()
+    rows = zip(means["name"], means["value"], means["step"], strict=True)
+    return [Point(name, float(value), milliseconds, int(step)) for name, value, step in rows]
+
+
+def _discrepancy(path: Path, milliseconds: int) -> list[Point]:
+    if not path.exists():
+        return []
+    document = read_json(path)
+    return [
+        Point(f"discrepancy/{r['estimate']}/sigma-{r['sigma']:g}", float(r["value"]), milliseconds, document["step"])
+        for r in document["records"]
+    ]
+
+
+def files_of(root: Path, run: Run) -> list[RunFiles]:
+    """What there is of a run: as it was published, and as far as the newest checkpoint of another configuration."""
+    folder, found = run_folder(root, run), []
+    if (folder / "config.json").exists():
+        header = read_json(folder / "config.json")
+        found.append(RunFiles(run, folder, folder, header, int(header["config"]["training"]["steps"]), published=True))
+    newest = {path.parent: path for path in sorted((folder / "state").glob("*/checkpoint-*.safetensors"))}
+    for place, checkpoint in newest.items():
+        header = checkpoint_header(checkpoint)
+        known = {files.config_hash for files in found}
+        if header and header["config_hash"] not in known and (place / "metrics.jsonl").exists():
+            found.append(RunFiles(run, folder, place, header, int(header["step"]), published=False))
+    return found

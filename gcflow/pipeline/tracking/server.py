@@ -1,0 +1,105 @@
+"""A connection to MLflow: its address, what it may take, and how our runs are found there."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gcflow.pipeline.folders import studies_lock
+from gcflow.pipeline.lock import RunLock
+from gcflow.pipeline.params import Params
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+# Seconds for a request, not MLflow's minutes of silent retries: what cannot be sent now is sent by the next call.
+# And nothing goes to anybody but the server.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "PGCONNECT_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+# Seconds that a writer to SQLite waits for the others.
+SQLITE_PATIENCE = 60
+
+
+def tracking_uri(params: Params) -> str:
+    """MLFLOW_TRACKING_URI, or SQLite in the project folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(params.root / 'mlflow.db').resolve()}"
+
+
+def without_password(text: str) -> str:
+    """An address, or a sentence with addresses in it, as it may be shown."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's words, as much of them as a line holds, without passwords."""
+    return without_password(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+class Server:
+    """MLflow, and the runs of ours that it has. Whatever goes wrong with it is raised as it comes."""
+
+    def __init__(self, params: Params) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        # It tells of each table that it makes in a new database.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        uri = tracking_uri(params)
+        if uri.startswith("sqlite:") and "?" not in uri:
+            uri += f"?timeout={SQLITE_PATIENCE}"
+        self.params = params
+        self.client = MlflowClient(tracking_uri=uri)
+        self._experiments: dict[str, str] = {}
+
+    def experiment(self, dataset: str | None) -> str:
+        """The id of a data set's experiment, made if it is missing; None means that of the whole project."""
+        from mlflow.exceptions import MlflowException
+
+        top = self.params.tracking.experiment
+        name = f"{top}/{dataset}" if dataset else top
+        if name not in self._experiments:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                try:
+                    self._experiments[name] = self.client.create_experiment(name, self._artifacts(name))
+                    return self._experiments[name]
+                except MlflowException as error:
+                    # Another process was quicker.
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    found = self.client.get_experiment_by_name(name)
+            self._experiments[name] = found.experiment_id
+        return self._experiments[name]
+
+    def _artifacts(self, experiment: str) -> str | None:
+        """Beside our own database, wherever the command was called; a server knows its own place."""
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            return None
+        return (self.params.root / "mlruns" / experiment).resolve().as_uri()
+
+    def find(self, experiment: str, tags: Mapping[str, str]) -> "list[MlflowRun]":
+        """The runs of an experiment that have these tags, newest first."""
+        wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+        return list(self.client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]))
+
+    def study(self, dataset: str | None, name: str) -> "MlflowRun":
+        """The MLflow run of a table, a figure or the report, under which the runs that it shows are nested."""
+        experiment = self.experiment(dataset)
+        if not (found := self.find(experiment, {"study": name})):
+            # Many jobs begin at once, and the same study is to be above them all.
+            with RunLock(studies_lock(self.params.root), "the studies in MLflow", wait=True):
+                if not (found := self.find(experiment, {"study": name})):
+                    tags = {"study": name, "mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}
+                    # Above its runs in MLflow's order, which is that of the start.
+                    begun = int(1000 * time.time())
+                    made = self.client.create_run(experiment, start_time=begun, tags=tags, run_name=name)
+                    self.client.set_terminated(made.info.run_id, "FINISHED", end_time=begun)
+                    found = [made]
+        return found[0]

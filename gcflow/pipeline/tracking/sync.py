@@ -1,0 +1,147 @@
+"""`gcflow track sync`: completes MLflow from the files, however much of it is missing there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gcflow.errors import GcflowError
+from gcflow.files import read_json, write_json
+from gcflow.pipeline.folders import CLAIMS_FORMATS, claims_path, results_folder, theory_path, tracking_folder
+from gcflow.pipeline.lock import RunLock, newest_lease
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.stages import Stage, Stages
+from gcflow.pipeline.tracking.files import RunFiles, files_of
+from gcflow.pipeline.tracking.mirror import Mirror, tracking_uri
+from gcflow.pipeline.tracking.words import study_note
+
+REPORT = "report"
+
+
+class Study(NamedTuple):
+    """A table, a figure, or the report, as a run in MLflow. artifacts: names there to files; metrics: its numbers."""
+
+    dataset: str | None
+    name: str
+    note: str
+    artifacts: dict[str, Path]
+    metrics: dict[str, float]
+
+
+def studies(params: Params, scale: str) -> Iterator[Study]:
+    """Everything that is made from many runs."""
+    stages = Stages(params, scale)
+    for dataset in stages.datasets:
+        entry = params.dataset(dataset)
+        for name, table in entry.tables.items():
+            yield _study(params, dataset, name, study_note(table.title, table.methods), stages.table(dataset, name))
+        for name, figure in entry.figures.items():
+            yield _study(params, dataset, name, study_note(figure.title, figure.methods), stages.figure(dataset, name))
+    claims = [claims_path(params.root, suffix) for suffix in CLAIMS_FORMATS]
+    pages = {path.name: path for path in (*claims, params.root / "results" / "report.html")}
+    yield Study(None, REPORT, "The claims of the paper with their verdicts, and the report.", pages, _verdicts(params))
+
+
+def _study(params: Params, dataset: str, name: str, text: str, stage: Stage) -> Study:
+    # What the stage writes, and what it reads of the data set as a whole: transport costs, theory checks.
+    whole = results_folder(Path(), dataset)
+    files = (*stage.outs, *(dep for dep in stage.deps if Path(dep).parent == whole))
+    theory = theory_path(params.root, dataset)
+    metrics: dict[str, float] = {}
+    if str(theory_path(Path(), dataset)) in files and theory.exists():
+        checks = read_json(theory)["checks"]
+        metrics = {"checks": len(checks), "checks that hold": sum(bool(check["holds"]) for check in checks)}
+    return Study(dataset, name, text, {Path(file).name: params.root / file for file in files}, metrics)
+
+
+def _verdicts(params: Params) -> dict[str, float]:
+    path = claims_path(params.root, "json")
+    if not path.exists():
+        return {}
+    counts: dict[str, float] = {}
+    for record in read_json(path)["records"]:
+        name = f"{record['dataset']}/{record['verdict']}"
+        counts[name] = counts.get(name, 0.0) + 1.0
+    return counts
+
+
+def send_run(params: Params, mirror: Mirror, run: Run, wanted: list[RunFiles]) -> str | None:
+    """Sends a run, and returns its MLflow run id; None if another process is sending it.
+
+    Raises:
+        Exception: of many kinds; the server did not take it.
+    """
+    folder = tracking_folder(params.root, run)
+    lease = newest_lease(folder)
+    if lease is not None and lease.held:
+        return None
+    with RunLock(folder, run.name):
+        return [mirror.send(files) for files in wanted][-1]
+
+
+def sync(params: Params, scale: str) -> None:
+    """Sends every run of a scale as far as it is, tables, figures and the report.
+
+    Writes results/tracking.json, which says what was sent and what is still missing. A server that cannot be reached is
+    reported and is no error: the next call sends what is missing.
+    """
+    uri = tracking_uri(params)
+    known = {
+        run: files
+        for dataset in params.at_scale(scale)
+        for run in params.runs(dataset)
+        if (files := files_of(params.root, run))
+    }
+    sent: dict[str, str] = {}
+    followed: list[str] = []
+    problem = None
+    try:
+        mirror = Mirror(params)
+        with Progress("MLflow", len(known), unit="run") as progress:
+            for done, (run, files) in enumerate(known.items(), start=1):
+                run_id = send_run(params, mirror, run, files)
+                if run_id is None:
+                    followed.append(run.name)
+                else:
+                    sent[run.name] = run_id
+                progress.update(done, run.name)
+        for study in studies(params, scale):
+            _send_study(mirror, study)
+    except GcflowError:
+        raise
+    except Exception as error:
+        problem = one_line(error)
+    pending = [run.name for run in known if run.name not in sent and run.name not in followed]
+    _note_sent(params, {"uri": without_password(uri), "sent": sent, "pending": pending})
+    if followed:
+        say(f"gcflow: {len(followed)} runs are being sent by another process")
+    if problem is not None:
+        what = f"{len(pending)} runs" if pending else "tables and figures"
+        say(f"gcflow: warning: {without_password(uri)} did not take {what} ({problem}); later: gcflow track sync")
+
+
+def _send_study(mirror: Mirror, study: Study) -> None:
+    there = {name: path for name, path in study.artifacts.items() if path.exists()}
+    if not there:
+        return
+    known = mirror.study(study.dataset, study.name)
+    if known.data.tags.get("mlflow.note.content") != study.note:
+        mirror.client.set_tag(known.info.run_id, "mlflow.note.content", study.note)
+        known.data.tags["mlflow.note.content"] = study.note
+    mirror.upload(known, there)
+    mirror.measure(known, study.metrics, int(1000 * max(path.stat().st_mtime for path in there.values())))
+
+
+def _note_sent(params: Params, document: dict[str, Any]) -> None:
+    write_json(params.root / "results" / "tracking.json", document)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's words, as much of them as a line holds."""
+    return " ".join(str(error).split())[:300]
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown."""
+    scheme, separator, place = uri.partition("://")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}"

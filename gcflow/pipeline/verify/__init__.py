@@ -1,0 +1,1 @@
+"""`gcflow verify`: whether every file is what those who know it say it is."""

@@ -1,0 +1,71 @@
+"""The one command that makes a file what it should be."""
+
+from collections.abc import Mapping
+from shlex import join
+from typing import NamedTuple
+
+from gcflow.pipeline.planning.jobs import Job
+from gcflow.pipeline.verify.findings import Finding
+from gcflow.pipeline.verify.recorded import Recorded
+
+
+class Names(NamedTuple):
+    """The names of the same bytes: declared outputs of stages, files of a run's state, copies in DVC's cache."""
+
+    outs: tuple[str, ...]
+    state: tuple[str, ...]
+    cache: tuple[str, ...]
+
+
+class Cures:
+    """Chooses commands.
+
+    Args:
+        recorded: dvc.lock.
+        versions: path to md5 of every file that is recorded as it should be now.
+        bad: every path that is damaged.
+    """
+
+    def __init__(self, recorded: Recorded, versions: Mapping[str, str], bad: set[str]) -> None:
+        self.recorded, self.versions, self.bad = recorded, versions, bad
+
+    def cure(self, finding: Finding, job: Job, names: Names) -> str:
+        """What to run in the project's folder for a finding about files of a stage."""
+        if finding.kind == "older":
+            return job.stage.command
+        if finding.kind == "stray":
+            return join(["rm", "-f", finding.path])
+        if names.outs:
+            return self._outs(names, job)
+        if names.state:
+            return self._state(names.state[0], job)
+        if names.cache:
+            return f"{join(['rm', '-f', *names.cache])} && {join(['dvc', 'commit', '--force', job.name])}"
+        again = "gcflow import-edm" if job.kind == "train" else f"{job.stage.command} --download"
+        return f"{join(['rm', '-f', finding.path])} && {again}"
+
+    def _outs(self, names: Names, job: Job) -> str:
+        versions = [self.versions[path] for path in names.outs if path in self.versions]
+        if len(versions) == len(names.outs):
+            kept = [self.recorded.cached(md5) for md5 in versions]
+            whole = all((self.recorded.root / path).exists() and path not in self.bad for path in kept)
+            linked = "".join(f" && {join(['ln', '-f', names.outs[0], path])}" for path in names.state)
+            # DVC trusts what it once linked, so that it looks at these files no more.
+            removed = join(["rm", "-f", *names.outs, *names.cache])
+            if whole:
+                return f"{removed} && {join(['dvc', 'checkout', *names.outs])}{linked}"
+            if self.recorded.has_remote:
+                return f"{removed} && {join(['dvc', 'pull', '--force', *names.outs])}{linked}"
+        restart = " --restart" if job.kind == "train" and names.state else ""
+        removed = f"{join(['rm', '-f', *names.cache])} && " if names.cache else ""
+        return f"{removed}{job.stage.command}{restart}"
+
+    def _state(self, path: str, job: Job) -> str:
+        published = path.partition("/state/")[0]
+        snapshot = f"{published}/snapshots/{path.rpartition('/')[2]}"
+        if "/snapshots/" not in path:
+            # Of two checkpoints the other is enough.
+            return join(["rm", "-f", path])
+        if (self.recorded.root / snapshot).exists() and snapshot not in self.bad:
+            return join(["ln", "-f", snapshot, path])
+        return f"{job.stage.command} --restart"

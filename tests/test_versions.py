@@ -1,0 +1,527 @@
+"""Versions across machines: record, push, clone, pull, adopt, repro and clean, with real git, DVC and Snakemake."""
+
+import base64
+import getpass
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from projects import (
+    checkpoints,
+    contents,
+    environment,
+    error_line,
+    gcflow,
+    start,
+    tiny_params,
+    wait_until,
+    write_project,
+)
+from workflows import SCRIPTS, clone, commit, duplicate, dvc, run, snakemake
+
+from gcflow.pipeline.lock import RunLock
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stages
+
+IDLE = "Nothing to be done"
+CLEAN = "Data and pipelines are up to date."
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+
+
+def changed_mu():
+    params = tiny_params()
+    params["datasets"]["digits"]["methods"]["gc"]["mu"] = [0.0, 0.5]
+    return params
+
+
+def points_only(steps=40, seeds=(0,)):
+    """Runs on the mixture alone."""
+    params = tiny_params()
+    params["datasets"] = {"mixture2d": params["datasets"]["mixture2d"]}
+    entry = params["datasets"]["mixture2d"]
+    entry["training"]["steps"] = steps
+    entry["training"]["snapshot_every"] = steps
+    entry["cadence"] = {"log_every": 100, "checkpoint_every": 20}
+    entry["runs"]["ic"]["seeds"] = list(seeds)
+    return params
+
+
+def planned(folder):
+    """Every command that Snakemake would run, but the mirror."""
+    plan = snakemake(folder, "-n", "-p", "--quiet", "host", "--", "all")
+    return {" ".join(found) for found in re.findall(r"gcflow (\w+) ([\w/-]+(?: [\w-]+)?) 2>&1", plan)} - {"track sync"}
+
+
+def stale(folder):
+    return set(json.loads(dvc(folder, "status", "--json")))
+
+
+def locked(folder):
+    path = folder / "dvc.lock"
+    return yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
+
+
+def said(result):
+    return result.stdout + result.stderr
+
+
+def outputs(folder):
+    """The files of every stage."""
+    outs = [folder / out for stage in Stages(Params(folder / "params.yaml")) for out in stage.outs]
+    files = [file for out in outs for file in ([out] if out.is_file() else sorted(out.rglob("*")))]
+    return [file for file in files if file.is_file() and file.name != ".snakemake_timestamp"]
+
+
+def cloned(origin, folder):
+    run(origin, "git", "clone", "--quiet", str(origin), str(folder))
+    return folder
+
+
+def add_remote(folder, url, **settings):
+    dvc(folder, "remote", "add", "--default", "store", url)
+    for name, value in settings.items():
+        dvc(folder, "remote", "modify", "store", name, value)
+    commit(folder, "remote")
+
+
+@pytest.fixture(scope="session")
+def origin(finished, tmp_path_factory):
+    """A recorded project whose data are in a remote on a local disk."""
+    base = tmp_path_factory.mktemp("origin")
+    folder = duplicate(finished, base / "project")
+    add_remote(folder, str(base / "store"))
+    dvc(folder, "push")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pulled(origin, tmp_path_factory):
+    """Another machine's clone, pulled and adopted; to be read only."""
+    folder = cloned(origin, tmp_path_factory.mktemp("pulled") / "project")
+    dvc(folder, "pull")
+    gcflow(folder, "adopt")
+    return folder
+
+
+# Record.
+
+
+def test_recording_again_changes_no_byte_and_no_time(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    files = [folder / "dvc.lock", folder / "dvc.yaml", *outputs(folder)]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert "0 stages recorded, 31 of 31 complete" in said(gcflow(folder, "record"))
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
+
+
+def test_recording_keeps_times_where_the_cache_has_the_same_bytes_from_before(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    table = folder / "results/digits/tables/table1.md"
+    os.utime(table, (1e9, 1e9))
+    snakemake(folder, "--forcerun", "table", "--", "results/digits/tables/table1.md")
+    made = table.stat()
+    (folder / "dvc.lock").unlink()
+    gcflow(folder, "record")
+    assert table.stat().st_ino != made.st_ino
+    assert table.stat().st_mtime_ns == made.st_mtime_ns
+    assert IDLE in snakemake(folder, "-n", "all")
+    assert dvc(folder, "status").strip() == CLEAN
+
+
+def test_recording_while_snakemake_runs_records_whole_stages_and_disturbs_nothing(tmp_path):
+    folder = clone(tmp_path / "project", points_only(steps=300, seeds=range(4)))
+    command = ["snakemake", "--profile", "local", "--cores", "2", "all"]
+    paths = environment({"PATH": f"{SCRIPTS}:{environment()['PATH']}"})
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=paths, stdout=output, stderr=output)
+        counts = []
+        while process.poll() is None:
+            gcflow(folder, "record", check=False)
+            counts.append(len(locked(folder)))
+            # What was recorded stays recorded: nothing of it is made again or changed afterwards.
+            assert counts == sorted(counts)
+    assert process.returncode == 0, (tmp_path / "output").read_text()
+    gcflow(folder, "record")
+    assert dvc(folder, "status").strip() == CLEAN
+    assert IDLE in snakemake(folder, "-n", "all")
+
+
+def test_outputs_of_an_older_configuration_are_not_recorded_under_the_present_one(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    write_project(folder, changed_mu())
+    (folder / "dvc.lock").unlink()
+    output = said(gcflow(folder, "record"))
+    later = {"evaluate-digits-gc-0", "table-digits-table1", "figure-digits-convergence"}
+    assert set(output.partition("inputs: ")[2].strip().split(", ")) == {"train-digits-gc-0"} | later
+    assert len(locked(folder)) == 31 - 4
+    assert not locked(folder).keys() & ({"train-digits-gc-0"} | later)
+
+
+def test_an_output_that_somebody_else_has_changed_is_not_recorded(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    table = folder / "results/digits/tables/table1.md"
+    before = (folder / "dvc.lock").read_bytes()
+    table.unlink()
+    table.write_text("better numbers")
+    assert "table-digits-table1" in said(gcflow(folder, "record"))
+    assert (folder / "dvc.lock").read_bytes() == before
+
+
+def test_files_without_a_job_of_snakemakes_are_not_recorded(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    (folder / "dvc.lock").unlink()
+    shutil.rmtree(folder / ".snakemake")
+    assert "nothing to record" in error_line(gcflow(folder, "record", check=False).stderr)
+    assert not (folder / "dvc.lock").exists()
+
+
+def test_what_a_running_snakemake_is_yet_to_make_again_is_neither_recorded_nor_adopted(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    (folder / "dvc.lock").unlink()
+    command = ["snakemake", "--profile", "local", "--cores", "1", "--forcerun", "train", "--", "all"]
+    paths = environment({"PATH": f"{SCRIPTS}:{environment()['PATH']}"})
+    process = subprocess.Popen(
+        command, cwd=folder, env=paths, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: any((folder / ".snakemake/locks").glob("*.output.lock")))
+    os.killpg(process.pid, 9)
+    process.wait()
+    gcflow(folder, "record")
+    recorded = locked(folder)
+    assert {"prepare-digits", "features-digits"} <= recorded.keys()
+    assert not [name for name in recorded if name.startswith(("train", "evaluate", "table"))]
+    write_project(folder, tiny_params())
+    dvc(folder, "commit", "--force", "prepare-mixture2d")
+    assert "Snakemake runs in this folder" in error_line(gcflow(folder, "adopt", check=False).stderr)
+
+
+# Another machine.
+
+
+def test_after_pull_and_adopt_snakemake_has_nothing_to_do_and_dvc_is_clean(origin, pulled):
+    assert IDLE in snakemake(pulled, "-n", "all")
+    assert dvc(pulled, "status").strip() == CLEAN
+    assert "Everything is up to date" in dvc(pulled, "pull")
+    files = [file.relative_to(origin) for file in outputs(origin)]
+    assert {str(file): (pulled / file).read_bytes() for file in files} == {
+        str(file): (origin / file).read_bytes() for file in files
+    }
+
+
+def test_pulled_files_are_on_disk_once(pulled):
+    weights = pulled / "results/digits/ic/seed0/weights.safetensors"
+    cached = {path.stat().st_ino for path in (pulled / ".dvc/cache").rglob("*") if path.is_file()}
+    assert weights.stat().st_ino in cached
+
+
+def test_adopted_jobs_have_the_records_that_snakemake_itself_has_of_them(origin, pulled):
+    keys = ("rule", "input", "log", "shellcmd", "params", "code", "input_checksums")
+
+    def records(folder):
+        found = {}
+        place = folder / ".snakemake/metadata"
+        for path in (path for path in place.rglob("*") if path.is_file()):
+            record = json.loads(path.read_text())
+            output = base64.urlsafe_b64decode("".join(part.lstrip("@") for part in path.relative_to(place).parts))
+            found[output.decode()] = {key: record[key] for key in keys}
+        return found
+
+    assert records(pulled) == records(origin)
+
+
+def test_adopting_sends_the_runs_to_this_machines_mlflow_and_not_only_says_so(pulled):
+    document = json.loads((pulled / "results/tracking.json").read_text())
+    assert set(document["sent"]) == {r.name for r in Params(pulled / "params.yaml").runs()}
+    assert (pulled / "mlflow.db").exists()
+
+
+def test_adopting_and_recording_again_change_nothing(pulled, tmp_path):
+    folder = duplicate(pulled, tmp_path / "project")
+    before = contents(folder / "results"), (folder / "dvc.lock").read_bytes()
+    assert "0 stages adopted, 31 of 31 up to date" in said(gcflow(folder, "adopt"))
+    assert "0 stages recorded, 31 of 31 complete" in said(gcflow(folder, "record"))
+    assert (contents(folder / "results"), (folder / "dvc.lock").read_bytes()) == before
+
+
+def test_one_methods_mu_and_no_comment_makes_stages_out_of_date_on_the_other_machine(pulled, tmp_path):
+    folder = duplicate(pulled, tmp_path / "project")
+    with (folder / "gcflow/training.py").open("a") as file:
+        file.write("# Another comment.\n")
+    assert IDLE in snakemake(folder, "-n", "all")
+    assert stale(folder) == set()
+    write_project(folder, changed_mu())
+    assert planned(folder) == {
+        "train digits/gc/0",
+        "evaluate digits/gc/0",
+        "table digits table1",
+        "figure digits convergence",
+    }
+    assert stale(folder) == {"train-digits-gc-0"}
+
+
+def test_tables_and_figures_made_again_from_pulled_evaluations_are_the_same_bytes(pulled, tmp_path):
+    folder = duplicate(pulled, tmp_path / "project")
+    before = contents(folder / "results/digits/tables") | contents(folder / "results/digits/figures")
+    for name in ("tables", "figures"):
+        shutil.rmtree(folder / "results/digits" / name)
+    gcflow(folder, "table", "digits", "table1")
+    for figure in ("convergence", "transport-cost", "samples", "discrepancy"):
+        gcflow(folder, "figure", "digits", figure)
+    assert contents(folder / "results/digits/tables") | contents(folder / "results/digits/figures") == before
+
+
+def test_what_differs_from_dvc_lock_is_left_to_snakemake_and_named(origin, tmp_path):
+    folder = cloned(origin, tmp_path / "project")
+    dvc(folder, "pull")
+    table = folder / "results/digits/tables/table1.md"
+    table.unlink()
+    table.write_text("better numbers")
+    write_project(folder, changed_mu())
+    output = said(gcflow(folder, "adopt"))
+    left = {"train-digits-gc-0", "evaluate-digits-gc-0", "table-digits-table1", "figure-digits-convergence"}
+    assert set(output.partition("what is here: ")[2].strip().split(", ")) == left
+    made = {"train digits/gc/0", "evaluate digits/gc/0", "table digits table1", "figure digits convergence"}
+    assert planned(folder) == made
+
+
+def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
+    folder = cloned(origin, tmp_path / "project")
+    dvc(folder, "pull", "train-digits-gc-0")
+    assert "1 stages adopted, 1 of 31 up to date" in said(gcflow(folder, "adopt"))
+    assert IDLE in snakemake(folder, "-n", "results/digits/gc/seed0/weights.safetensors")
+    assert not (folder / "results/tracking.json").exists()
+
+
+def test_a_clone_without_data_has_nothing_to_adopt(origin, tmp_path):
+    folder = cloned(origin, tmp_path / "project")
+    assert "`dvc pull` first" in error_line(gcflow(folder, "adopt", check=False).stderr)
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    """A server of this machine's own, for this user and a key of its own: (port, private key)."""
+    if SSHD is None:
+        pytest.skip("sshd is not installed")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        run(tmp_path, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lines = {
+        "ListenAddress": "127.0.0.1",
+        "Port": port,
+        "HostKey": tmp_path / "host",
+        "AuthorizedKeysFile": tmp_path / "user.pub",
+        "PidFile": tmp_path / "pid",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+        "PermitRootLogin": "prohibit-password",
+        "Subsystem": "sftp internal-sftp",
+    }
+    (tmp_path / "config").write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(tmp_path / "config")], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: "Server listening" in (tmp_path / "log").read_text() or process.poll() is not None)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield port, tmp_path / "user"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def test_a_remote_over_ssh_brings_the_same_bytes_to_another_clone(finished, sshd, tmp_path):
+    port, key = sshd
+    folder = duplicate(finished, tmp_path / "project")
+    add_remote(folder, f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/store", keyfile=str(key))
+    dvc(folder, "push")
+    other = cloned(folder, tmp_path / "other")
+    dvc(other, "pull")
+    gcflow(other, "adopt")
+    files = [file.relative_to(folder) for file in outputs(folder)]
+    assert [(other / file).read_bytes() for file in files] == [(folder / file).read_bytes() for file in files]
+    assert IDLE in snakemake(other, "-n", "all")
+
+
+# One stage.
+
+
+def test_dvc_repro_of_a_changed_run_is_adopted_and_not_made_again(pulled, tmp_path):
+    folder = duplicate(pulled, tmp_path / "project")
+    write_project(folder, changed_mu())
+    output = dvc(folder, "repro", "--single-item", "train-digits-gc-0")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["train-digits-gc-0"]
+    gcflow(folder, "adopt")
+    assert planned(folder) == {"evaluate digits/gc/0", "table digits table1", "figure digits convergence"}
+
+
+def test_dvc_repro_of_one_evaluation_and_one_table_runs_only_those(origin, tmp_path):
+    folder = cloned(origin, tmp_path / "project")
+    dvc(folder, "pull", "prepare-digits", "features-digits", "reference-digits-classifier", "train-digits-gc-0")
+    output = dvc(folder, "repro", "--single-item", "--force", "evaluate-digits-gc-0")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["evaluate-digits-gc-0"]
+    dvc(folder, "pull", "evaluate-digits-ic-0", "evaluate-digits-ic-1")
+    output = dvc(folder, "repro", "--single-item", "--force", "table-digits-table1")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["table-digits-table1"]
+
+
+def test_dvc_repro_goes_on_with_a_training_that_was_killed_and_snakemake_adopts_it(tmp_path):
+    folder = clone(tmp_path / "project", points_only(steps=3000))
+    dvc(folder, "repro", "--single-item", "prepare-mixture2d")
+    process = start(folder, "train", "mixture2d/ic/0")
+    wait_until(lambda: checkpoints(folder, "mixture2d/ic/0"), seconds=120)
+    process.kill()
+    process.communicate()
+    assert not (folder / "results/mixture2d/ic/seed0/config.json").exists()
+    assert "resumes at step" in dvc(folder, "repro", "--single-item", "train-mixture2d-ic-0")
+    gcflow(folder, "adopt")
+    assert IDLE in snakemake(folder, "-n", "results/mixture2d/ic/seed0/weights.safetensors")
+
+
+# Clean.
+
+
+def disk(folder):
+    """Bytes that the files below a folder take, each inode once."""
+    found = {file.stat().st_ino: file.stat().st_blocks for file in folder.rglob("*") if file.is_file()}
+    return 512 * sum(found.values())
+
+
+def freed(output):
+    number, unit = re.search(r"^freed ([\d.]+) (\w+)$", output, re.MULTILINE).groups()
+    return float(number) * 1024 ** ("B", "KiB", "MiB").index(unit)
+
+
+def test_clean_frees_what_it_says_and_leaves_every_result(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    write_project(folder, changed_mu())
+    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
+    old, new = sorted((folder / "results/digits/gc/seed0/state").glob("*/"), key=lambda path: path.stat().st_ctime)[-2:]
+    results, before = outputs(folder), contents(folder / "results")
+    total = disk(folder)
+    assert "nothing was removed" in said(gcflow(folder, "clean"))
+    assert contents(folder / "results") == before
+    output = said(gcflow(folder, "clean", "--yes"))
+    assert freed(output) == pytest.approx(total - disk(folder), rel=0.05)
+    assert freed(output) > 100_000
+    after = contents(folder / "results")
+    assert after.items() <= before.items()
+    assert all(str(file.relative_to(folder / "results")) in after for file in results if "results" in file.parts)
+    assert not list(folder.glob("results/**/checkpoint-*.safetensors"))
+    # Its snapshots are DVC's: to remove their names here would free nothing.
+    assert list(old.glob("snapshots/*.safetensors"))
+    assert list(new.glob("snapshots/*.safetensors"))
+    assert "freed 0 B" in said(gcflow(folder, "clean", "--yes"))
+
+
+def test_clean_removes_the_whole_state_of_a_configuration_that_no_version_holds(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    write_project(folder, changed_mu())
+    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
+    known = {path.name for path in (finished / "results/digits/gc/seed0/state").glob("*/")}
+    (new,) = (path for path in (folder / "results/digits/gc/seed0/state").glob("*/") if path.name not in known)
+    write_project(folder, tiny_params())
+    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
+    gcflow(folder, "clean", "--yes")
+    assert not new.exists()
+
+
+def test_clean_leaves_a_run_in_progress_and_an_interrupted_one(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    params = changed_mu()
+    params["datasets"]["digits"]["training"]["steps"] = 4000
+    write_project(folder, params)
+    process = start(folder, "train", "digits/gc/0")
+    known = set(checkpoints(finished, "digits/gc/0"))
+    wait_until(lambda: len(checkpoints(folder, "digits/gc/0")) > len(known), seconds=120)
+    process.kill()
+    process.communicate()
+    interrupted = set(checkpoints(folder, "digits/gc/0"))
+    with RunLock(folder / "results/digits/gc/seed0/state", "digits/gc/0"):
+        assert "digits/gc/0: left alone" in said(gcflow(folder, "clean", "--yes"))
+    assert set(checkpoints(folder, "digits/gc/0")) == interrupted
+    assert not checkpoints(folder, "digits/ic/0")
+    gcflow(folder, "clean", "--yes")
+    kept = set(checkpoints(folder, "digits/gc/0"))
+    assert kept
+    assert kept < interrupted
+    again = start(folder, "train", "digits/gc/0", "--time-budget", "0")
+    assert "resumes at step" in "".join(again.communicate())
+
+
+def test_clean_keeps_what_any_branch_tag_stash_or_remote_branch_needs_and_nothing_else(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
+    table = folder / "results/digits/tables/table1.md"
+    made = {}
+
+    def version(title):
+        params = tiny_params()
+        params["datasets"]["digits"]["tables"]["table1"]["title"] = title
+        write_project(folder, params)
+        dvc(folder, "repro", "--single-item", "table-digits-table1")
+        made[title] = table.read_bytes()
+
+    def back():
+        run(folder, *git, "checkout", "--quiet", "--force", "main")
+        dvc(folder, "checkout", "--force")
+
+    made["main"] = table.read_bytes()
+    run(folder, *git, "checkout", "--quiet", "-b", "branch")
+    version("branch")
+    commit(folder, "branch")
+    back()
+    run(folder, *git, "checkout", "--quiet", "--detach")
+    version("tag")
+    commit(folder, "tag")
+    run(folder, *git, "tag", "released")
+    back()
+    run(folder, *git, "checkout", "--quiet", "-b", "theirs")
+    version("theirs")
+    commit(folder, "theirs")
+    back()
+    run(folder, *git, "update-ref", "refs/remotes/origin/theirs", "theirs")
+    run(folder, *git, "branch", "--quiet", "-D", "theirs")
+    for title in ("older stash", "stash"):
+        version(title)
+        run(folder, *git, "stash", "--quiet")
+        dvc(folder, "checkout", "--force")
+    version("nobody's")
+    back()
+    assert table.read_bytes() == made["main"]
+
+    def cached():
+        return {path.read_bytes() for path in (folder / ".dvc/cache/files/md5").glob("??/*")}
+
+    assert made["nobody's"] in cached()
+    assert "4 files" in said(gcflow(folder, "clean", "--yes"))
+    assert made["nobody's"] not in cached()
+    for place, title in {"branch": "branch", "released": "tag", "origin/theirs": "theirs", "main": "main"}.items():
+        run(folder, *git, "checkout", "--quiet", "--force", place)
+        dvc(folder, "checkout", "--force")
+        assert table.read_bytes() == made[title]
+        assert stale(folder) == set()
+    for title in ("stash", "older stash"):
+        run(folder, *git, "stash", "pop", "--quiet")
+        dvc(folder, "checkout", "--force")
+        assert table.read_bytes() == made[title]
+        run(folder, *git, "checkout", "--quiet", "--force", "main")
+
+
+def test_a_cache_that_others_share_is_left_alone(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    (folder / ".dvc/cache").rename(tmp_path / "cache")
+    dvc(folder, "config", "--local", "cache.dir", str(tmp_path / "cache"))
+    (folder / "dvc.lock").unlink()
+    before = contents(tmp_path / "cache")
+    assert "not this project's own" in said(gcflow(folder, "clean", "--yes"))
+    assert contents(tmp_path / "cache") == before

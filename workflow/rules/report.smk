@@ -1,0 +1,18 @@
+# The page that people read. Snakemake's own, of jobs and their times, is results/workflow-report.html.
+
+
+rule report:
+    input:
+        report_inputs,
+    output:
+        "results/report.html",
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    localrule: True
+    params:
+        slice=report_slice,
+        scale=SCALE,
+    shell:
+        "gcflow report --scale {params.scale} 2>&1 | tee {log}"

@@ -10,7 +10,7 @@ help:  ## list the targets
 
 .PHONY: reproduce
 reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
-	@snakemake --profile local --report-after-run --report results/report.html all
+	@snakemake --profile local --report-after-run --report results/workflow-report.html all
 	@gcflow record
 	@echo "The report: $(CURDIR)/results/report.html"
 
@@ -46,6 +46,10 @@ doctor: .venv/complete  ## what this machine lacks for the paper's scale
 ui: .venv/complete  ## browse the runs in MLflow
 	@echo "The runs: http://127.0.0.1:5000"
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+.PHONY: report
+report: .venv/complete  ## everything measured so far on one page, results/report.html
+	gcflow report
 
 .PHONY: record
 record: .venv/complete  ## write what is complete to dvc.lock

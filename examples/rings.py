@@ -1,4 +1,4 @@
-"""A data set made by a function: blurred rings of four radii, somewhere near the centre of a small image."""
+"""A data set made by a function: blurred, grainy rings of four radii, near the centre of a small image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +30,7 @@ class Rings(register.SmallSource):
         centre = self.side * draw.uniform(0.4, 0.6, (self.count, 2, 1, 1))
         from_centre = np.linalg.norm(np.indices((self.side, self.side)) + 0.5 - centre, axis=1)
         radius = self.side * (0.1 + 0.1 * labels[:, None, None])
-        images = np.exp(-(((from_centre - radius) / (0.06 * self.side)) ** 2))
-        pixels = np.round(255 * images).astype(np.uint8)[:, None]
+        images = np.exp(-(((from_centre - radius) / (0.1 * self.side)) ** 2))
+        grainy = np.clip(0.8 * images + draw.normal(0.1, 0.1, images.shape), 0, 1)
+        pixels = np.round(255 * grainy).astype(np.uint8)[:, None]
         return register.RawData(pixels, labels, {"source": "blurred rings", "transform": "none"})

@@ -295,7 +295,9 @@ def evaluate(context: click.Context, run: str, device: str) -> None:
     show_default=True,
     help="A grid (.png), an array (.npz with provenance, .npy), or a folder of PNGs (no ending).",
 )
+@click.pass_context
 def sample(
+    context: click.Context,
     weights: Path,
     count: int,
     first: int,
@@ -309,6 +311,9 @@ def sample(
 ) -> None:
     from gcflow.pipeline.sample import sample_to_file
 
+    # Its extensions may have the network.
+    if context.obj.exists():
+        _load(context)
     images = range(first, first + count)
     kind: Weights = "raw" if raw else "ema"
     sample_to_file(weights, images, seed, sigmas, kind, out, _device(device), batch, heun_steps)
@@ -497,8 +502,8 @@ def claims(context: click.Context, scale: str) -> None:
 
 
 @verb(
-    "Write results/report.html: all that was measured at a scale, in one file that opens anywhere. What is not made yet "
-    "is named there.",
+    "Write results/report.html: all that was measured at a scale, in one file that opens anywhere. What is not made "
+    "yet is named there.",
     "gcflow report",
 )
 @SCALE

@@ -4,7 +4,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +36,9 @@ def load_extensions(root: Path, files: Sequence[str], where: str = "extensions")
         table.classes.update(ours)
     for file in files:
         path = root / file
+        plain = PurePosixPath(file)
+        if str(plain) != file or plain.is_absolute() or ".." in plain.parts:
+            raise GcflowError(f"{where} lists {file!r}, expected a path below its folder, such as extensions/mine.py")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -49,7 +52,8 @@ def load_extensions(root: Path, files: Sequence[str], where: str = "extensions")
             else:
                 _run(name, path, content)
         except (Exception, SystemExit) as error:
-            raise GcflowError(f"{_place(path, error)}: {type(error).__name__}: {error}; {where} lists it") from None
+            text = error.msg if isinstance(error, SyntaxError) else str(error)
+            raise GcflowError(f"{_place(path, error)}: {type(error).__name__}: {text}; {where} lists it") from None
         registered = [{word: cls for word, cls in t.classes.items() if cls.__module__ == name} for t in TABLES]
         if not any(registered):
             raise GcflowError(f"{path}: registers nothing, though {where} lists it; see docs/extending.md")

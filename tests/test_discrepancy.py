@@ -477,8 +477,8 @@ def drawn(root, name):
 def test_the_figure_of_discrepancies_shows_each_coupling_its_bound_and_the_exact_values(project):
     text = drawn(project, "discrepancy")
     assert text == drawn(project, "discrepancy")
-    shown = {f"Label of {name}" for name in ("denoiser", "denoiser-ot", "denoiser-gc")}
-    shown |= {"Label of denoiser, exact", "Label of denoiser-gc, bound by the predictor", "Tiny discrepancy"}
+    shown = {"Label of denoiser (2 seeds)", "Label of denoiser-ot (1 seed)", "Label of denoiser-gc (1 seed)"}
+    shown |= {"Label of denoiser, exact", "Label of denoiser-gc, bound by the predictor (1 seed)", "Tiny discrepancy"}
     for content in shown:
         assert f">{content}<" in text
     for absent in ("Label of denoiser-ot, exact", "Label of denoiser-half"):

@@ -306,8 +306,8 @@ def test_discrepancy_shows_each_estimate_over_seeds(project, drawn):
     canvas, table = drawn("digits/discrepancy")
     (axes,) = canvas.axes
     documents = [read(project / f"results/digits/denoiser/seed{seed}/discrepancy.json") for seed in (0, 1)]
-    labels = {"denoiser": "Denoiser (2 seeds)", "exact": "Denoiser, exact value"}
-    labels |= {"upper-bound": "Denoiser, bound by predictor (2 seeds)"}
+    labels = {"denoiser": "Denoiser (2 seeds)", "exact": "Denoiser, exact"}
+    labels |= {"upper-bound": "Denoiser, bound by the predictor (2 seeds)"}
     for (estimate, label), edge in zip(labels.items(), bands(axes), strict=True):
         curves = [[r["value"] for r in found["records"] if r["estimate"] == estimate] for found in documents]
         mean, std = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=1)
@@ -444,7 +444,9 @@ def test_another_process_with_other_settings_of_matplotlib_writes_the_same_bytes
     assert set(before) == {f"{figure}.{suffix}" for suffix in ("png", "svg", "csv")}
     for file in before:
         (out / file).unlink()
-    (tmp_path / "matplotlibrc").write_text("font.size: 20\nlines.linewidth: 9\nsavefig.dpi: 30\nsvg.hashsalt: other\n")
+    (tmp_path / "matplotlibrc").write_text(
+        "font.size: 20\naxes.facecolor: red\nxtick.major.size: 15\nsvg.hashsalt: other\n"
+    )
     env = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     gcflow(project, "figure", dataset, figure, env=env)
     assert {key: value for key, value in contents(out).items() if key.startswith(f"{figure}.")} == before

@@ -178,9 +178,10 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_numbers(trained, eva
     assert not (run_folder(folder, RUN) / "evaluation").exists()
     evaluate_run(params, RUN)
     assert measured[4:] == [measured[3], (4, 2, 1)]
-    assert (run_folder(folder, RUN) / "evaluation" / "samples.npy").read_bytes() == (
-        run_folder(evaluated, RUN) / "evaluation" / "samples.npy"
-    ).read_bytes()
+    ours, theirs = (run_folder(root, RUN) / "evaluation" for root in (folder, evaluated))
+    for name in ("samples.npy", "samples.png", *(f"grids/{path.name}" for path in (theirs / "grids").iterdir())):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert {path.name for path in (ours / "grids").iterdir()} == {"00000002.png", "00000004.png"}
     for ours, theirs in zip(records_of(folder), records_of(evaluated), strict=True):
         assert ours == {**theirs, "value": pytest.approx(theirs["value"], rel=1e-9)}
     assert not list((run_folder(folder, RUN) / "state" / "evaluation").iterdir())

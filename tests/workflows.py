@@ -78,7 +78,7 @@ def finished_project(shared: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "finished.done").exists():
             clone(folder, tiny_params())
-            snakemake(folder, "--report-after-run", "--report", "results/report.html", "all")
+            snakemake(folder, "--report-after-run", "--report", "results/workflow-report.html", "all")
             gcflow(folder, "record")
             commit(folder, "recorded")
             (shared / "finished.done").touch()

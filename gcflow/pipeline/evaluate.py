@@ -21,6 +21,7 @@ from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
+from gcflow.pipeline.tracking.beside import Follower
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
 from gcflow.scratch import load_near, scratch_folder
@@ -153,7 +154,6 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     dataset = load_near(data_folder(params.root, run.dataset), scratch_folder(), say)
     images = dataset.samples.dtype == torch.uint8
     references = load_references(params, run.dataset, images, device)
-
     loss = loss_curve(folder / "metrics.jsonl")
 
     identity = {
@@ -166,7 +166,9 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     plan, records = measurements(config, settings), []
     main, seed_shown = samplers(config, settings)[0], settings.generation_seeds[0]
     shown: list[int] = []
-    with Progress(f"{name} evaluation", len(plan) * settings.samples, unit="image") as progress:
+    total = len(plan) * settings.samples
+    with Follower(params, run) as follower, Progress(f"{name} evaluation", total, unit="image") as progress:
+        follower.begin()
         evaluator = Evaluator(name, settings, references, dataset.shape, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
@@ -183,11 +185,11 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
                         finished.keep_grid(step, stored[: settings.grid**2].numpy())
                     finished.add(key, measured)
                 records += finished.records[key]
-    curves = metric_curves(records, main.name, main.evaluations)
-    _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
-    write_comparable(params.root, run, loss, curves)
-    write_json(folder / "evaluation" / "metrics.json", records)
-    finished.forget()
+        curves = metric_curves(records, main.name, main.evaluations)
+        _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
+        write_comparable(params.root, run, loss, curves)
+        write_json(folder / "evaluation" / "metrics.json", records)
+        finished.forget()
 
 
 def _write_samples(folder: Path, columns: int, grids: dict[int, np.ndarray]) -> None:

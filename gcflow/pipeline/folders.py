@@ -47,6 +47,11 @@ def tracking_folder(root: Path, run: Run) -> Path:
     return run_folder(root, run) / "state" / "tracking"
 
 
+def tracking_lock(root: Path) -> Path:
+    """Lock for what only one process at a time may make in MLflow: the database, and what runs are nested under."""
+    return root / "results" / "logs" / "tracking"
+
+
 def log_path(root: Path, run: Run, verb: str) -> Path:
     """What the last job that trained (`train`) or measured (`evaluate`) a run has written."""
     return results_folder(root, run.dataset) / "logs" / f"{verb}-{run.method}-{run.seed}.log"

@@ -29,8 +29,8 @@ class Scheduler:
         self._claimed = {line: lock.stat().st_mtime for lock in locks for line in lock.read_text().splitlines()}
 
     def would_make(self, path: str) -> bool:
-        """Whether Snakemake would run the job that makes a file."""
-        return self._jobs[path] in self._needed
+        """Whether Snakemake would run the job that makes a file, or has none."""
+        return path not in self._jobs or self._jobs[path] in self._needed
 
     def needs(self, path: str) -> list[str]:
         """The files that the job which makes a file reads."""
@@ -76,6 +76,8 @@ class Scheduler:
                     for file in (*job.output, *([job.benchmark] if job.benchmark else [])):
                         if os.path.lexists(file):
                             file.touch((now, now))
+                # Snakemake remembers times from planning; its records are to have the new ones.
+                self._workflow.iocache.deactivate()
                 for job in jobs:
                     self._workflow.async_run(self._persistence.finished(job))
         except LockException:
@@ -104,7 +106,7 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
     if not (params.root / "Snakefile").exists():
         raise GcflowError(f"{params.root / 'Snakefile'}: no such file; run this in a clone of the project")
     from snakemake.api import SnakemakeApi
-    from snakemake.exceptions import WorkflowError
+    from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings import types as settings
     from snakemake.settings.enums import Quietness
 
@@ -115,7 +117,7 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
             planned = api.workflow(
                 settings.ResourceSettings(cores=1),
                 settings.ConfigSettings(config={"scale": scale}),
-                snakefile=Path("Snakefile"),
+                snakefile=(params.root / "Snakefile").resolve(),
                 workdir=params.root,
             )
             planned.dag(
@@ -130,6 +132,6 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
             workflow.remote_execution_settings = settings.RemoteExecutionSettings()
             workflow._prepare_dag(forceall=False, ignore_incomplete=False, lock_warn_only=False)
             workflow._build_dag()
-        except WorkflowError as error:
+        except (RuleException, WorkflowError) as error:
             raise GcflowError(f"Snakemake cannot plan {scale}: {' '.join(str(error).split())}") from None
         yield Scheduler(workflow, stages)

@@ -257,7 +257,8 @@ def _train_shared(
         if reason is not None:
             raise Preempted(f"{run.name}: {reason} while it waited; nothing was begun")
 
-    with RunLock(folder / "state", run.name, wait, meanwhile) as lock:
+    # Outside the lock: it hears of the end of the job when everything of it is published.
+    with Follower(params, run) as follower, RunLock(folder / "state", run.name, wait, meanwhile) as lock:
         world.from_first(ACQUIRED)
         run_state.open(folder, restart)
         world.from_first(run_state.restore(state))
@@ -266,8 +267,8 @@ def _train_shared(
             say(f"  {run.name:<30} resumes at step {state.step}")
         if state.step < config.training.steps:
             run_state.begin_job(this_job(params.root, device, world.size, state.step))
-        follower = Follower(params, run, params.tracking.follow_after)
-        with follower, Progress(run.name, config.training.steps, state.step) as progress:
+        follower.begin()
+        with Progress(run.name, config.training.steps, state.step) as progress:
             watcher = _Watcher(run_state, device, lock, progress, deadline)
             train(config, data, state, watcher, cadence, helpers, world)
         lock.require()

@@ -58,7 +58,7 @@ def check_slurm() -> Iterator[Check]:
 
 def check_tracking(params: "Params") -> Iterator[Check]:
     """Whether runs can be mirrored to MLflow now; they never wait for it."""
-    from gcflow.pipeline.tracking.mirror import tracking_uri
+    from gcflow.pipeline.tracking.server import tracking_uri
 
     uri = tracking_uri(params)
     scheme, _, place = uri.partition("://")
@@ -72,7 +72,9 @@ def check_tracking(params: "Params") -> Iterator[Check]:
         folder = present(Path(place or uri))
         problem = None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     else:
-        yield Check("MLflow", "skipped", f"{shown}: not asked", "gcflow track sync shows whether it answers", needed=False)
+        yield Check(
+            "MLflow", "skipped", f"{shown}: not asked", "gcflow track sync shows whether it answers", needed=False
+        )
         return
     if problem is None:
         yield Check("MLflow", "OK", shown, needed=False)

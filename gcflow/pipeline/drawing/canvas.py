@@ -35,7 +35,7 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style.use(STYLE)
+    style.use(["default", STYLE])
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure

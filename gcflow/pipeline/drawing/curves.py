@@ -23,8 +23,8 @@ FEATURE_UNITS = "squared feature distance"
 NOISE_UNITS = "squared noise units"
 ESTIMATES: dict[str, tuple[Line, str]] = {
     "denoiser": ("-", ""),
-    "exact": (DOTTED, ", exact value"),
-    "upper-bound": (DASHED, ", bound by predictor"),
+    "exact": (DOTTED, ", exact"),
+    "upper-bound": (DASHED, ", bound by the predictor"),
 }
 
 

@@ -127,7 +127,7 @@ def _name_ends(axes: "Axes", panel: Panel) -> None:
         axes.annotate(
             name,
             (x[-1], y[-1]),
-            xytext=(-9, -4),
+            xytext=(-9, -1),
             textcoords="offset points",
             ha="right",
             va="center",

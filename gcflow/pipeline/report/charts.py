@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
 from gcflow.pipeline.report.words import number
 
-WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+WIDTH, HEIGHT = 360, 200
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38
 MOST_POINTS = 240
 # Beyond this many points a mark for each is a smear.
 MOST_MARKS = 40
@@ -57,7 +58,9 @@ class _Axis:
         span = self.end - self.start
         if self.logarithmic and span > 1.0:
             every = math.ceil(span / TICKS)
-            return [10.0**power for power in range(math.ceil(self.start), math.floor(self.end) + 1, every)]
+            powers = range(math.floor(self.start), math.floor(self.end) + 1, every)
+            values = [factor * 10.0**power for power in powers for factor in ((1, 3) if span < TICKS - 1 else (1,))]
+            return [value for value in values if self.start <= math.log10(value) <= self.end]
         low, high = (10**self.start, 10**self.end) if self.logarithmic else (self.start, self.end)
         rough = (high - low) / TICKS
         unit = 10 ** math.floor(math.log10(rough))
@@ -73,7 +76,7 @@ def thinned(points: list[tuple[float, float]]) -> tuple[list[tuple[float, float]
     return (kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]), every
 
 
-def chart(title: str, series: Sequence[Series], x_label: str = "training step") -> Chart | None:
+def chart(title: str, series: Sequence[Series], may_be_logarithmic: bool) -> Chart | None:
     """Curves over training; None without two points."""
     drawn = [(one.name, *thinned([p for p in one.points if all(map(math.isfinite, p))])) for one in series]
     drawn = [one for one in drawn if one[1]]
@@ -81,10 +84,10 @@ def chart(title: str, series: Sequence[Series], x_label: str = "training step") 
     steps = [x for _, points, _ in drawn for x, _ in points]
     if len(set(steps)) < 2:
         return None
-    logarithmic = min(values) > 0 and max(values) > LOGARITHMIC_FROM * min(values)
+    logarithmic = may_be_logarithmic and min(values) > 0 and max(values) > LOGARITHMIC_FROM * min(values)
     x = _Axis(steps, LEFT, WIDTH - RIGHT, logarithmic=False)
     y = _Axis(values, HEIGHT - BOTTOM, TOP, logarithmic)
-    parts = [_grid(x, y, x_label)]
+    parts = [_grid(x, y)]
     for index, (name, points, _) in enumerate(drawn):
         places = [(x.place(step), y.place(value)) for step, value in points]
         line = " ".join(f"{left:g},{top:g}" for left, top in places)
@@ -104,19 +107,28 @@ def chart(title: str, series: Sequence[Series], x_label: str = "training step") 
     return Chart(title, Markup(svg), [name for name, *_ in drawn], ", ".join(notes))
 
 
-def _grid(x: _Axis, y: _Axis, x_label: str) -> str:
+def _digits(ticks: list[float]) -> int:
+    """Significant digits that tell neighbouring ticks apart."""
+    gaps = [abs(after - before) for before, after in pairwise(ticks)]
+    return max(2, math.floor(math.log10(max(map(abs, ticks)) / min(gaps))) + 2) if gaps else 3
+
+
+def _grid(x: _Axis, y: _Axis) -> str:
     parts = []
+    digits = _digits(y.ticks())
     for value in y.ticks():
         top = y.place(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{top:g}" y2="{top:g}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{top + 3.5:g}" text-anchor="end">{number(value, 3)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{top + 3.5:g}" text-anchor="end">{number(value, digits)}</text>'
+        )
     for value in x.ticks():
         left, bottom = x.place(value), HEIGHT - BOTTOM
         anchor = "end" if left > WIDTH - RIGHT - 16 else "middle"
         parts.append(
-            f'<text class="tick" x="{left:g}" y="{bottom + 15}" text-anchor="{anchor}">{number(value, 3)}</text>'
+            f'<text class="tick" x="{left:g}" y="{bottom + 15}" text-anchor="{anchor}">{number(value, 9)}</text>'
         )
     bottom = HEIGHT - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="tick" x="{LEFT}" y="{HEIGHT - 1}">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{LEFT}" y="{HEIGHT - 5}">training step</text>')
     return "".join(parts)

@@ -15,7 +15,7 @@ from gcflow.pipeline.report.words import number
 VERDICTS = ("supported", "contradicted", "undecided")
 MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 # Ratios at the ends of the bars.
-LIMITS = (0.25, 4.0)
+LIMITS = (0.2, 5.0)
 
 
 class Bar(NamedTuple):
@@ -143,12 +143,12 @@ def theory_checks(records: Records, dataset: str) -> TheoryChecks | None:
         return None
     columns = [
         Column("statement", numeric=False),
-        Column("check", numeric=False),
+        Column("check", numeric=False, prose=True),
         Column("measured"),
         Column("expected"),
         Column("tolerance"),
         Column("holds", numeric=False),
-        Column("where the tolerance comes from", numeric=False),
+        Column("where the tolerance comes from", numeric=False, prose=True),
     ]
     with expected(records.root / name):
         rows = [_check(check) for check in document["checks"]]

@@ -138,11 +138,9 @@ def runs_table(pages: list[RunPage]) -> SortableTable:
     columns = [
         Column("run", numeric=False),
         Column("method", numeric=False),
-        Column("data set", numeric=False),
-        Column("seed"),
         Column("state", numeric=False),
         Column("steps"),
-        Column("first metric, at the end", hint="of EMA weights with the fewest network evaluations"),
+        Column("first metric", hint="at the last step, of EMA weights with the fewest network evaluations"),
         Column("training"),
         Column("ended", numeric=False),
     ]
@@ -158,8 +156,6 @@ def _run_row(page: RunPage) -> list[Cell]:
     return [
         Cell("", page.run.name, links=((page.run.name, page.id),)),
         Cell(page.label, page.label),
-        Cell(page.run.dataset, page.run.dataset),
-        Cell(str(page.run.seed), page.run.seed),
         Cell(page.state, page.state, kind=kind),
         Cell("–" if steps is None else number(steps, 9), steps),
         Cell("–" if scaled is None else f"{label} {number(scaled)}", scaled),

@@ -19,7 +19,7 @@ from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import metric_label
 
 # Of the pictures of a run's steps, in characters of the page.
-STEPS_BUDGET = 150_000
+STEPS_BUDGET = 60_000
 TRAINING_TITLES = {
     "loss": "Loss",
     "learning_rate": "Learning rate",
@@ -29,6 +29,8 @@ TRAINING_TITLES = {
     "images_per_second": "Images per second",
     "memory_gib": "Memory, GiB",
 }
+# The others fall to zero or do not span much.
+LOGARITHMIC = ("loss", "gradient_norm")
 # What a line of metrics.jsonl is about, not what it measures.
 PLACES = ("step", "time")
 # Which measurement a record of metrics.json is of; the rest of it is the protocol.
@@ -164,7 +166,7 @@ def _training(lines: list[dict[str, Any]]) -> tuple[list[Chart], list[tuple[str,
         if len({value for _, value in points}) == 1:
             constants.append((title, number(points[0][1])))
             continue
-        drawn = chart(title, [Series(title, points)])
+        drawn = chart(title, [Series(title, points)], key in LOGARITHMIC)
         charts += [drawn] if drawn else []
     return charts, constants
 
@@ -221,7 +223,7 @@ def _final(measured: list[dict[str, Any]]) -> SortableTable | None:
         Column("weights", numeric=False),
         Column("sampler", numeric=False),
         Column("evaluations", hint="network evaluations per sample"),
-        Column("each generation seed", numeric=False),
+        Column("each generation seed", numeric=False, prose=True),
         Column("protocol", numeric=False),
     ]
     return SortableTable(f"At the last step, {number(last, 9)}", columns, rows)
@@ -241,12 +243,12 @@ def _metric_curves(measured: list[dict[str, Any]]) -> tuple[list[Chart], Sortabl
     several = len({protocol for protocol, _ in curves}) > 1
     charts, heads, columns = [], [Column("step")], []
     for (protocol, metric), of_weights in curves.items():
-        title = metric_label(metric)[0] + (f", {protocol}" if several else "")
+        title = (f"{protocol}: " if several else "") + metric_label(metric)[0]
         series = [
             Series(f"{name} weights", sorted((float(s), v) for s, v in found.items()))
             for name, found in of_weights.items()
         ]
-        drawn = chart(title, series)
+        drawn = chart(title, series, title.endswith("↓"))
         charts += [drawn] if drawn else []
         heads += [Column(f"{title} ({name})") for name in of_weights]
         columns += list(of_weights.values())

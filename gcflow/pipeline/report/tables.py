@@ -24,10 +24,11 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column. numeric: aligned to the right. hint: what it means."""
+    """A column. numeric: aligned to the right. prose: its text may break into lines. hint: what it means."""
 
     name: str
     numeric: bool = True
+    prose: bool = False
     hint: str = ""
 
 
@@ -77,7 +78,7 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
                 settings.title,
                 settings.reproduces,
                 None if text is None else _table(settings.title, text, links),
-                (notes or "").partition("\n\n")[2].strip(),
+                (notes or "").partition("\n\n")[2].strip().removeprefix(f"{settings.title}. "),
                 [] if settings.paper else _published(paper, labels),
                 str(paper.get("source", "")),
                 str(folder / f"{name}.csv"),

@@ -53,6 +53,12 @@ class RunFiles:
         path = self.place / "jobs.json"
         return list(read_json(path)) if path.exists() else []
 
+    @property
+    def origin(self) -> str:
+        """Where and when its training began, which tells it from that of another person on the same server."""
+        jobs = self.jobs()
+        return f"{jobs[0]['host']} {jobs[0]['begun']}" if jobs else ""
+
     def points(self) -> list[Point]:
         """Everything that there is to plot, in an order in which it can be sent."""
         points = list(self._training())

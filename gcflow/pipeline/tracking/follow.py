@@ -1,8 +1,8 @@
 """`gcflow track follow`: sends what the files of a run say to MLflow while it is trained."""
 
 import json
-import os
 import select
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +12,24 @@ from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.tracking.files import files_of
 from gcflow.pipeline.tracking.mirror import Mirror
-from gcflow.pipeline.tracking.sync import one_line, send_run
+from gcflow.pipeline.tracking.server import one_line
+from gcflow.pipeline.tracking.sync import send_run
 
-SECONDS_BETWEEN_PASSES = 10.0
+
+class _Log:
+    """What goes wrong, with its time, once and not at every pass."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def __call__(self, text: str) -> None:
+        if text != self.last:
+            sys.stderr.write(f"{time.strftime('%F %T')} {text}\n")
+            sys.stderr.flush()
+        self.last = text
 
 
-def _monitors() -> list[Any]:
+def _monitors(log: _Log) -> list[Any]:
     """MLflow's own readers of the machine's load: processor and memory, and GPUs where their library is there."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -28,7 +40,7 @@ def _monitors() -> list[Any]:
             monitors.append(kind())
         except Exception as error:
             # Without NVIDIA's library, or without a GPU.
-            print(f"no {kind.__name__}: {one_line(error)}", flush=True)  # noqa: T201
+            log(f"no {kind.__name__}: {one_line(error)}")
     return monitors
 
 
@@ -48,13 +60,10 @@ def _state_in_use(folder: Path) -> Path | None:
     return metrics[-1].parent if metrics else None
 
 
-def follow(params: Params, run: Run, until: IO[Any], interval: float = SECONDS_BETWEEN_PASSES) -> None:
+def follow(params: Params, run: Run, until: IO[Any]) -> None:
     """Mirrors a run until `until` ends, and once more after that. until: a pipe to which nobody writes."""
-    # A core that the training does not use is enough.
-    os.nice(19)
-    mirror: Mirror | None = None
-    monitors = _monitors()
-    ended = False
+    log, mirror, ended = _Log(), None, False
+    monitors = _monitors(log)
     while True:
         try:
             place = _state_in_use(run_folder(params.root, run))
@@ -66,7 +75,7 @@ def follow(params: Params, run: Run, until: IO[Any], interval: float = SECONDS_B
         except Exception as error:
             # The run's own files hold everything: the next pass, or `gcflow track sync`, sends it.
             mirror = None
-            print(f"{time.strftime('%F %T')} not sent: {one_line(error)}", flush=True)  # noqa: T201
+            log(f"not sent: {one_line(error)}")
         if ended:
             return
-        ended = bool(select.select([until], [], [], interval)[0])
+        ended = bool(select.select([until], [], [], params.tracking.follow_every)[0])

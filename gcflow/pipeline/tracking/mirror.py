@@ -170,7 +170,9 @@ class Mirror:
             image.save(Path(folder) / f"{name}.png")
             image.convert("RGB").save(Path(folder) / f"{name}+compressed.webp", lossless=True)
             self.client.log_artifacts(known.info.run_id, folder, "images")
-        self._send_tags(known, {"mlflow.loggedImages": "True", "artifacts": json.dumps(_sent(known) | {_grid(step): digest})})
+        self._send_tags(
+            known, {"mlflow.loggedImages": "True", "artifacts": json.dumps(_sent(known) | {_grid(step): digest})}
+        )
 
     def upload(self, known: "MlflowRun", artifacts: dict[str, Path]) -> None:
         """Uploads files that are there and are not what was uploaded last under their names."""

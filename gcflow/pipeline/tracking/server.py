@@ -3,11 +3,12 @@
 import logging
 import os
 import re
-import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcflow.pipeline.folders import studies_lock
+from gcflow.files import atomic_path
+from gcflow.pipeline.folders import tracking_lock
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params
 
@@ -51,12 +52,28 @@ class Server:
 
         # It tells of each table that it makes in a new database.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        uri = tracking_uri(params)
-        if uri.startswith("sqlite:") and "?" not in uri:
-            uri += f"?timeout={SQLITE_PATIENCE}"
         self.params = params
+        uri = tracking_uri(params)
+        if uri.startswith("sqlite:///") and "?" not in uri:
+            self._make_database(Path(uri.removeprefix("sqlite:///")))
+            uri += f"?timeout={SQLITE_PATIENCE}"
         self.client = MlflowClient(tracking_uri=uri)
         self._experiments: dict[str, str] = {}
+        self._studies: dict[tuple[str | None, str], MlflowRun] = {}
+
+    def _make_database(self, path: Path) -> None:
+        """Whole or not at all: one whose making was interrupted, by a full disk say, can never be used again."""
+        if path.exists():
+            return
+        with self._alone():
+            if not path.exists():
+                from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+                with atomic_path(path) as temporary:
+                    SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "mlruns")).engine.dispose()
+
+    def _alone(self) -> RunLock:
+        return RunLock(tracking_lock(self.params.root), "MLflow", wait=True)
 
     def experiment(self, dataset: str | None) -> str:
         """The id of a data set's experiment, made if it is missing; None means that of the whole project."""
@@ -91,15 +108,17 @@ class Server:
 
     def study(self, dataset: str | None, name: str) -> "MlflowRun":
         """The MLflow run of a table, a figure or the report, under which the runs that it shows are nested."""
-        experiment = self.experiment(dataset)
-        if not (found := self.find(experiment, {"study": name})):
-            # Many jobs begin at once, and the same study is to be above them all.
-            with RunLock(studies_lock(self.params.root), "the studies in MLflow", wait=True):
-                if not (found := self.find(experiment, {"study": name})):
-                    tags = {"study": name, "mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}
-                    # Above its runs in MLflow's order, which is that of the start.
-                    begun = int(1000 * time.time())
-                    made = self.client.create_run(experiment, start_time=begun, tags=tags, run_name=name)
-                    self.client.set_terminated(made.info.run_id, "FINISHED", end_time=begun)
-                    found = [made]
-        return found[0]
+        if (dataset, name) not in self._studies:
+            experiment = self.experiment(dataset)
+            if not (found := self.find(experiment, {"study": name})):
+                # Many jobs begin at once, and one study is to be above all their runs.
+                with self._alone():
+                    found = self.find(experiment, {"study": name}) or [self._make_study(experiment, name)]
+            self._studies[dataset, name] = found[0]
+        return self._studies[dataset, name]
+
+    def _make_study(self, experiment: str, name: str) -> "MlflowRun":
+        tags = {"study": name, "mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}
+        made = self.client.create_run(experiment, tags=tags, run_name=name)
+        self.client.set_terminated(made.info.run_id, "FINISHED", end_time=made.info.start_time)
+        return made

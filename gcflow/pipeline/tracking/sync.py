@@ -1,8 +1,9 @@
 """`gcflow track sync`: completes MLflow from the files, however much of it is missing there."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
@@ -12,7 +13,8 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.stages import Stage, Stages
 from gcflow.pipeline.tracking.files import RunFiles, files_of
-from gcflow.pipeline.tracking.mirror import Mirror, tracking_uri
+from gcflow.pipeline.tracking.mirror import Mirror
+from gcflow.pipeline.tracking.server import one_line, tracking_uri, without_password
 from gcflow.pipeline.tracking.words import study_note
 
 REPORT = "report"
@@ -72,10 +74,14 @@ def send_run(params: Params, mirror: Mirror, run: Run, wanted: list[RunFiles]) -
         Exception: of many kinds; the server did not take it.
     """
     folder = tracking_folder(params.root, run)
-    lease = newest_lease(folder)
-    if lease is not None and lease.held:
-        return None
-    with RunLock(folder, run.name):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(RunLock(folder, run.name))
+        except GcflowError:
+            lease = newest_lease(folder)
+            if lease is not None and lease.held:
+                return None
+            raise
         return [mirror.send(files) for files in wanted][-1]
 
 
@@ -93,16 +99,13 @@ def sync(params: Params, scale: str) -> None:
         if (files := files_of(params.root, run))
     }
     sent: dict[str, str] = {}
-    followed: list[str] = []
     problem = None
     try:
         mirror = Mirror(params)
         with Progress("MLflow", len(known), unit="run") as progress:
             for done, (run, files) in enumerate(known.items(), start=1):
                 run_id = send_run(params, mirror, run, files)
-                if run_id is None:
-                    followed.append(run.name)
-                else:
+                if run_id is not None:
                     sent[run.name] = run_id
                 progress.update(done, run.name)
         for study in studies(params, scale):
@@ -111,37 +114,20 @@ def sync(params: Params, scale: str) -> None:
         raise
     except Exception as error:
         problem = one_line(error)
-    pending = [run.name for run in known if run.name not in sent and run.name not in followed]
-    _note_sent(params, {"uri": without_password(uri), "sent": sent, "pending": pending})
-    if followed:
-        say(f"gcflow: {len(followed)} runs are being sent by another process")
+    pending = [run.name for run in known if run.name not in sent]
+    shown = without_password(uri)
+    write_json(params.root / "results" / "tracking.json", {"uri": shown, "sent": sent, "pending": pending})
     if problem is not None:
         what = f"{len(pending)} runs" if pending else "tables and figures"
-        say(f"gcflow: warning: {without_password(uri)} did not take {what} ({problem}); later: gcflow track sync")
+        say(f"gcflow: warning: {shown} did not take {what} ({problem}); later: gcflow track sync")
+    elif pending:
+        say(f"gcflow: {len(pending)} runs are being sent by another process; later: gcflow track sync")
 
 
 def _send_study(mirror: Mirror, study: Study) -> None:
     there = {name: path for name, path in study.artifacts.items() if path.exists()}
     if not there:
         return
-    known = mirror.study(study.dataset, study.name)
-    if known.data.tags.get("mlflow.note.content") != study.note:
-        mirror.client.set_tag(known.info.run_id, "mlflow.note.content", study.note)
-        known.data.tags["mlflow.note.content"] = study.note
+    known = mirror.server.study(study.dataset, study.name)
     mirror.upload(known, there)
-    mirror.measure(known, study.metrics, int(1000 * max(path.stat().st_mtime for path in there.values())))
-
-
-def _note_sent(params: Params, document: dict[str, Any]) -> None:
-    write_json(params.root / "results" / "tracking.json", document)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's words, as much of them as a line holds."""
-    return " ".join(str(error).split())[:300]
-
-
-def without_password(uri: str) -> str:
-    """An address as it may be shown."""
-    scheme, separator, place = uri.partition("://")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}"
+    mirror.describe(known, study.note, study.metrics, int(1000 * max(path.stat().st_mtime for path in there.values())))

@@ -35,6 +35,7 @@ def tags_of(params: Params, files: RunFiles) -> dict[str, str]:
     tags = {
         "run": run.name,
         "config_hash": files.config_hash,
+        "origin": files.origin or None,
         "dataset": run.dataset,
         "method": run.method,
         "label": params.dataset(run.dataset).runs[run.method].label,

@@ -32,7 +32,7 @@ class Cures:
     def cure(self, finding: Finding, job: Job, names: Names) -> str:
         """What to run in the project's folder for a finding about files of a stage."""
         if finding.kind == "older":
-            return job.stage.command
+            return _made_again(finding.path)
         if finding.kind == "stray":
             return join(["rm", "-f", finding.path])
         if names.outs:
@@ -56,9 +56,11 @@ class Cures:
                 return f"{removed} && {join(['dvc', 'checkout', *names.outs])}{linked}"
             if self.recorded.has_remote:
                 return f"{removed} && {join(['dvc', 'pull', '--force', *names.outs])}{linked}"
-        restart = " --restart" if job.kind == "train" and names.state else ""
-        removed = f"{join(['rm', '-f', *names.cache])} && " if names.cache else ""
-        return f"{removed}{job.stage.command}{restart}"
+        # Snakemake knows a directory as a whole.
+        made = {path if path in job.stage.outs else path.rpartition("/")[0]: None for path in names.outs}
+        # Training goes on from its state, and publishes what is there.
+        states = sorted({path.partition("/state/")[0] + "/state" for path in names.state})
+        return f"{join(['rm', '-rf', *made, *names.cache, *states])} && {_made_again(next(iter(made)))}"
 
     def _state(self, path: str, job: Job) -> str:
         published = path.partition("/state/")[0]
@@ -68,4 +70,8 @@ class Cures:
             return join(["rm", "-f", path])
         if (self.recorded.root / snapshot).exists() and snapshot not in self.bad:
             return join(["ln", "-f", snapshot, path])
-        return f"{job.stage.command} --restart"
+        return join(["rm", "-rf", f"{published}/state"])
+
+
+def _made_again(path: str) -> str:
+    return join(["snakemake", "--profile", "local", path])

@@ -79,8 +79,10 @@ class Judge:
         # What a damaged file says of others does not count. Damage is certain if none says it that may be damaged.
         certain = ((path, r) for path, reasons in first.items() for _, r in reasons)
         wrong = self._wrong({path for path, r in certain if r.by == path or r.by not in self.comparison.hashes})
-        for path in [path for path in wrong if path in self.comparison.members and _within(path, wrong)]:
-            del wrong[path]
+        # Of a directory and its files only those are named that explain the others.
+        folders = {path for path in wrong if path in self.comparison.members and _within(path, wrong)}
+        inner = {path for path in wrong if str(Path(path).parent) in wrong.keys() - folders}
+        wrong = {path: reasons for path, reasons in wrong.items() if path not in folders | inner}
         liars = {path for path, reasons in wrong.items() if any(kind == "damaged" for kind, _ in reasons)}
         merged: dict[object, list[str]] = defaultdict(list)
         for path, reasons in wrong.items():

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 
-from gcflow.pipeline.prepare import MEGABYTE
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.verify.statements import Algorithm
 from gcflow.pipeline.verify.tensors import Header, content_sha256
@@ -15,6 +14,7 @@ from gcflow.pipeline.verify.tensors import Header, content_sha256
 # Of hashlib's work the interpreter's lock is not held, so threads share the cores; more than these wait for the disk.
 MOST_THREADS = 16
 BLOCK = 1 << 22
+MEGABYTE = 10**6
 SECONDS_BETWEEN_UPDATES = 0.2
 
 Inode = tuple[int, int]

@@ -52,7 +52,7 @@ def screen(targets: tuple[str, ...], scale: str, report: Report) -> str:
         f"- {run} is being trained by {holder}: its files were not looked at" for run, holder in report.busy.items()
     ]
     if any(advice.finding.kind in ("damaged", "stray") for advice in report.advice):
-        lines.append("- what was made again on purpose since it was recorded: gcflow record, then verify again")
+        lines.append("- if something was made again on purpose since it was recorded: gcflow record, then verify again")
     for stages, text in (
         (report.renewed, "made again with other settings since they were recorded, not compared with dvc.lock: {}"),
         (report.absent, "recorded in dvc.lock, not here: {}; dvc checkout, or dvc pull"),

@@ -1,0 +1,435 @@
+"""A project with a coupling, a data set, a network and a metric of its own: those of examples/."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import permutations
+
+import pytest
+import torch
+import yaml
+from projects import (
+    Fork,
+    checkpoints,
+    environment,
+    error_line,
+    gcflow,
+    metrics,
+    run_folder,
+    tiny_params,
+    wait_until,
+    weights,
+    write_project,
+)
+from safetensors.torch import load_file
+from workflows import ROOT, clone, duplicate, dvc, snakemake
+
+from gcflow import register
+from gcflow.batches import Batches
+from gcflow.config import run_config_from_dict, to_dict
+from gcflow.couplings import optimal_assignment
+from gcflow.data import prepare
+from gcflow.distributed import World
+from gcflow.errors import GcflowError
+from gcflow.extensions import load_extensions
+from gcflow.pipeline.comparison import measured
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import Stages
+from gcflow.randomness import coupling_uniforms
+from gcflow.weights import load_model
+
+FILES = ("sinkhorn.py", "rings.py", "convolutional.py", "precision_recall.py")
+RUNS = {f"rings/{name}" for name in ("ic/0", "ic/1", "ot/0", "sinkhorn/0", "sinkhorn/1", "sinkhorn-conv/0")}
+OF_SINKHORN = {"rings/sinkhorn/0", "rings/sinkhorn/1", "rings/sinkhorn-conv/0"}
+CPU = torch.device("cpu")
+
+
+def tiny_example():
+    """examples/params.yaml, shortened."""
+    document = yaml.safe_load((ROOT / "examples" / "params.yaml").read_text())
+    rings = document["datasets"]["rings"]
+    rings["data"]["count"] = 200
+    rings["training"] |= {"steps": 40, "batch": 16, "snapshot_every": 20}
+    rings["network"] |= {"channels": 16, "blocks": 1}
+    rings["cadence"] = {"log_every": 10, "checkpoint_every": 5}
+    rings["features"] |= {"epochs": 1, "minimum_accuracy": 0.0}
+    rings["evaluation"] |= {"samples": 40}
+    return document
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A project of the examples, with nothing made."""
+    project = write_project(tmp_path / "project", tiny_example())
+    for file in FILES:
+        shutil.copy(ROOT / "examples" / file, project)
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A clone that has made and recorded everything; to be read only."""
+    document = tiny_example()
+    document["extensions"] = [f"examples/{file}" for file in FILES]
+    base = tmp_path_factory.mktemp("extending") / "project"
+    clone(base, document)
+    snakemake(base, "all")
+    gcflow(base, "record")
+    return base
+
+
+@pytest.fixture
+def examples():
+    load_extensions(ROOT / "examples", FILES)
+
+
+def gaussian(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# The whole workflow.
+
+
+def test_the_metrics_numbers_are_in_records_and_tables_with_their_protocol(project):
+    table = (project / "results/rings/tables/couplings.csv").read_text().splitlines()
+    assert table[0].endswith("precision ↑,recall ↑")
+    assert len(table) == 5
+    records = json.loads((project / "results/rings/sinkhorn/seed0/evaluation/metrics.json").read_text())
+    assert {record["metric"] for record in records} > {"precision", "recall", "classifier-fd"}
+    (code,) = {json.dumps(record["metrics"]) for record in records}
+    assert re.search(r'"neighbours": 3.*"examples/precision_recall.py": "[0-9a-f]{64}"', code)
+    final = [r["value"] for r in records if (r["metric"], r["step"], r["network_evaluations"]) == ("recall", 40, 1)]
+    row = next(line for line in table if "convolutions" not in line and "Sinkhorn" in line)
+    assert len(final) == 2
+    assert all(0 <= value <= 1 for value in final)
+    assert re.search(r",\d\.\d\d ± \d\.\d\d \(\d\.\d\d\)$", row)
+
+
+def test_claims_and_figures_are_made_of_the_projects_own_coupling(project):
+    (verdict,) = json.loads((project / "results/claims.json").read_text())["claims"]
+    assert "sinkhorn" in json.dumps(verdict)
+    assert (project / "results/rings/figures/convergence.svg").exists()
+
+
+def test_both_graphs_have_the_files_and_nothing_is_left_to_do(project):
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    using = {
+        file: {name for name, stage in stages.items() if f"examples/{file}" in stage.get("deps", [])} for file in FILES
+    }
+    evaluations = {f"evaluate-{run.replace('/', '-')}" for run in RUNS}
+    assert using == {
+        "rings.py": {"prepare-rings"},
+        "sinkhorn.py": {f"train-{run.replace('/', '-')}" for run in OF_SINKHORN},
+        "convolutional.py": {"train-rings-sinkhorn-conv-0", "evaluate-rings-sinkhorn-conv-0"},
+        "precision_recall.py": evaluations,
+    }
+    assert "Nothing to be done" in snakemake(project, "-n", "all")
+    assert dvc(project, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_the_hash_of_each_file_is_part_of_the_runs_identity(project):
+    inputs = {run: json.loads((run_folder(project, run) / "config.json").read_text())["inputs"] for run in RUNS}
+    assert {run for run in RUNS if "examples/sinkhorn.py" in inputs[run]} == OF_SINKHORN
+    assert {run for run in RUNS if "examples/convolutional.py" in inputs[run]} == {"rings/sinkhorn-conv/0"}
+    assert not any("examples/rings.py" in found for found in inputs.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "prepared", "trained", "evaluated"),
+    [
+        ("sinkhorn.py", False, OF_SINKHORN, OF_SINKHORN),
+        ("rings.py", True, RUNS, RUNS),
+        ("convolutional.py", False, {"rings/sinkhorn-conv/0"}, {"rings/sinkhorn-conv/0"}),
+        ("precision_recall.py", False, set(), RUNS),
+    ],
+)
+def test_an_edit_of_a_file_makes_exactly_what_uses_it_out_of_date_in_both_graphs(
+    project, tmp_path, file, prepared, trained, evaluated
+):
+    folder = duplicate(project, tmp_path / "project")
+    with (folder / "examples" / file).open("a") as source:
+        source.write("\n# Another version.\n")
+    plan = snakemake(folder, "-n", "-p", "--quiet", "host", "--", "all")
+    planned = {verb: set(re.findall(rf"gcflow {verb} (\S+)", plan)) for verb in ("prepare", "train", "evaluate")}
+    assert planned == {"prepare": {"rings"} if prepared else set(), "train": trained, "evaluate": evaluated}
+    using = [s.name for s in Stages(Params(folder / "params.yaml")) if f"examples/{file}" in s.deps]
+    assert set(json.loads(dvc(folder, "status", "--json"))) == set(using)
+
+
+def test_weights_of_another_version_of_their_network_are_refused_until_they_are_trained_again(project, tmp_path):
+    folder = duplicate(project, tmp_path / "project")
+    with (folder / "examples" / "convolutional.py").open("a") as source:
+        source.write("\n# Another version.\n")
+    line = error_line(gcflow(folder, "evaluate", "rings/sinkhorn-conv/0", check=False).stderr)
+    assert "weights of another version of examples/convolutional.py; run gcflow train rings/sinkhorn-conv/0" in line
+
+
+def test_samples_of_the_projects_own_network_need_its_file(project, tmp_path):
+    weights = run_folder(project, "rings/sinkhorn-conv/0") / "weights.safetensors"
+    gcflow(project, "sample", weights, "--count", 4, "--out", tmp_path / "here.npy")
+    line = error_line(gcflow(tmp_path, "sample", weights, "--out", "there.npy", check=False).stderr)
+    assert "architecture is 'convolutional': expected 'ddpm++', 'ncsn++', 'mlp'; list its file under extensions" in line
+    assert not (tmp_path / "there.npy").exists()
+
+
+# Training.
+
+
+def test_a_killed_run_with_all_of_them_ends_in_the_bits_of_an_undisturbed_one(project, tmp_path):
+    run, folder = "rings/sinkhorn-conv/0", duplicate(project, tmp_path / "project")
+    shutil.rmtree(run_folder(folder, run))
+    fork = Fork(folder, "train", run)
+    wait_until(lambda: checkpoints(folder, run) or fork.exitcode is not None)
+    fork.send(signal.SIGKILL)
+    fork.wait()
+    gcflow(folder, "train", run)
+    assert weights(folder, run) == weights(project, run)
+    assert metrics(folder, run) == metrics(project, run)
+
+
+def test_two_processes_train_on_the_batches_of_one(project, tmp_path):
+    run, folder = "rings/sinkhorn-conv/0", duplicate(project, tmp_path / "project")
+    shutil.rmtree(run_folder(folder, run))
+    gcflow(folder, "train", run, "--processes", "2")
+    assert json.loads((run_folder(folder, run) / "config.json").read_text())["processes"] == 2
+    alone, shared = (load_file(run_folder(root, run) / "weights.safetensors") for root in (project, folder))
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, shared[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("assignment", ["global", "rank"])
+def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folder, assignment):
+    params = Params(folder / "params.yaml")
+    config = params.run_config("rings/sinkhorn/0", {"training": {"assignment": assignment}})
+    x = torch.from_numpy(params.dataset("rings").data.load().samples)
+    seen = []
+
+    class Watching(type(config.method.pairing)):
+        def assignment(self, x, z, uniform):
+            seen.append((len(x), uniform))
+            return super().assignment(x, z, uniform)
+
+    config.method.__dict__["pairing"] = Watching(epsilon=0.02)
+    for rank in (0, 1):
+        with Batches(config, x, CPU, World(rank, 2)) as batches:
+            _ = batches[39]
+    expected = coupling_uniforms(config.seed, 39, 16)
+    parts = [expected, expected] if assignment == "global" else [expected[:8], expected[8:]]
+    assert [length for length, _ in seen] == [len(part) for part in parts]
+    assert all(torch.equal(uniform, part) for (_, uniform), part in zip(seen, parts, strict=True))
+    assert not torch.equal(expected, coupling_uniforms(config.seed, 38, 16))
+    assert not torch.equal(expected, coupling_uniforms(config.seed + 1, 39, 16))
+
+
+# What is refused.
+
+
+def edited(folder, old, new):
+    path = folder / "params.yaml"
+    text = yaml.safe_dump(yaml.safe_load(path.read_text()), sort_keys=False, default_flow_style=True, width=10000)
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def refusal(folder):
+    with pytest.raises(GcflowError) as caught:
+        Params(folder / "params.yaml")
+    return str(caught.value).splitlines()[0].replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "kind: sinkhorn,",
+            "kind: sinkhorm,",
+            "methods.sinkhorn.coupling.kind is 'sinkhorm': expected 'ic', 'ot', 'gc', ",
+        ),
+        ("coupling: ot", "coupling: oot", "methods.ot.coupling is 'oot': expected 'ic', 'ot', 'gc', 'sinkhorn'"),
+        ("epsilon: 0.02", "epsilon: -1.0", "methods.sinkhorn.coupling.epsilon is -1.0, expected a number > 0"),
+        ("epsilon: 0.02", "epsilon: few", "methods.sinkhorn.coupling.epsilon is 'few': expected a valid number"),
+        ("epsilon: 0.02", "eps: 0.02", "methods.sinkhorn.coupling.eps is not a known key"),
+        (
+            "{kind: sinkhorn, epsilon: 0.02}",
+            "sinkhorn",
+            "methods.sinkhorn.coupling is 'sinkhorn', expected {kind: sink",
+        ),
+        ("{kind: sinkhorn, epsilon: 0.02}", "{epsilon: 0.02}", "methods.sinkhorn.coupling.kind is missing"),
+        ("neighbours: 3", "neighbours: 0", "evaluation.metrics.0.neighbours is 0, expected an integer >= 1"),
+        ("kind: precision-recall", "kind: pr", "evaluation.metrics.0.kind is 'pr': expected 'precision-recall'"),
+        (
+            "architecture: convolutional",
+            "architecture: conv",
+            "methods.sinkhorn-conv.network.architecture is 'conv': ex",
+        ),
+        ("channels: 16, layers: 3", "width: 16", "methods.sinkhorn-conv.network.channels is missing"),
+        ("source: rings", "source: ring", "data.source is 'ring': expected 'cifar10'"),
+        ("count: 200", "count: many", "data.count is 'many': expected a valid integer"),
+    ],
+)
+def test_a_wrong_name_or_option_is_refused_by_key_with_the_known_ones(folder, old, new, expected):
+    edited(folder, old, new)
+    assert refusal(folder).startswith(f"params.yaml: datasets.rings.{expected}")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("x = 1\n\nx / 0\n", "sinkhorn.py:3: ZeroDivisionError: division by zero; params.yaml: extensions lists it"),
+        ("def f(:\n", "sinkhorn.py:1: SyntaxError: invalid syntax; params.yaml: extensions lists it"),
+        ("import a_neighbour\n", "sinkhorn.py:1: ModuleNotFoundError: No module named 'a_neighbour'"),
+        ("raise SystemExit(1)\n", "sinkhorn.py:1: SystemExit: 1"),
+        ("x = 1\n", "sinkhorn.py: registers nothing, though params.yaml: extensions lists it"),
+        (None, "params.yaml: extensions lists 'sinkhorn.py', which cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_file_that_fails_is_refused_by_file_and_line(folder, content, expected):
+    path = folder / "sinkhorn.py"
+    (folder / "a_neighbour.py").touch()
+    path.unlink() if content is None else path.write_text(content)
+    assert refusal(folder).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("@dataclass(frozen=True)", "", "TypeError: Sinkhorn is no dataclass derived from Coupling"),
+        ('Literal["sinkhorn"] = "sinkhorn"', 'Literal["ot"] = "ot"', "ValueError: there is a coupling 'ot' already"),
+        ('Literal["sinkhorn"] =', "str =", "TypeError: Sinkhorn has no name; give it a field kind"),
+    ],
+)
+def test_a_class_that_cannot_be_registered_is_refused(folder, old, new, expected):
+    text = (folder / "sinkhorn.py").read_text()
+    assert old in text
+    (folder / "sinkhorn.py").write_text(text.replace(old, new))
+    assert re.match(rf"sinkhorn\.py:\d+: {re.escape(expected)}", refusal(folder))
+
+
+@pytest.mark.parametrize("file", ["../sinkhorn.py", "./sinkhorn.py", "/tmp/sinkhorn.py"])
+def test_a_file_elsewhere_is_refused(folder, file):
+    edited(folder, "[sinkhorn.py", f"[{file}")
+    assert refusal(folder).startswith(f"params.yaml: extensions lists {file!r}, expected a path below its folder")
+
+
+def test_snakemake_refuses_before_anything_runs(project, tmp_path):
+    folder = duplicate(project, tmp_path / "project")
+    (folder / "examples" / "rings.py").write_text("1 / 0\n")
+    output = snakemake(folder, "-n", "all", check=False)
+    assert "examples/rings.py:1: ZeroDivisionError: division by zero; params.yaml: extensions lists it" in output
+    assert "Traceback" not in output
+
+
+def test_a_metric_that_gives_other_numbers_than_its_columns_is_refused(examples, monkeypatch):
+    metric = register.metric["precision-recall"]()
+    monkeypatch.setattr(type(metric), "compare", lambda self, generated, real: {"precision": 1.0})
+    with pytest.raises(GcflowError, match="precision-recall gives precision, but its columns are precision, recall"):
+        measured((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+def test_columns_that_are_taken_are_refused(folder):
+    text = (folder / "precision_recall.py").read_text()
+    (folder / "precision_recall.py").write_text(text.replace('"recall":', '"classifier-fd":'))
+    assert refusal(folder).startswith("params.yaml: datasets.rings.evaluation.metrics gives 'classifier-fd'")
+
+
+def test_a_project_knows_nothing_of_the_one_read_before(folder, tmp_path):
+    config = Params(folder / "params.yaml").run_config("rings/sinkhorn-conv/0")
+    assert run_config_from_dict(to_dict(config)) == config
+    document = tiny_params()
+    document["datasets"]["digits"]["methods"]["ic"]["coupling"] = "sinkhorn"
+    with pytest.raises(GcflowError, match="coupling is 'sinkhorn': expected 'ic', 'ot', 'gc'"):
+        Params(write_project(tmp_path / "other", document) / "params.yaml")
+    again = Params(folder / "params.yaml").run_config("rings/sinkhorn-conv/0")
+    assert again == config
+
+
+def test_the_grid_is_read_without_torch(folder):
+    code = "import sys; from gcflow.pipeline.params import Params; Params(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), check=False).returncode == 0
+
+
+# The science of the examples.
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.3])
+def test_the_plan_of_sinkhorn_has_the_right_marginals(examples, epsilon):
+    x, z = gaussian(0, 24, 3), gaussian(1, 24, 3)
+    plan = register.coupling["sinkhorn"](epsilon=epsilon, iterations=3000).plan(x, z)
+    assert torch.allclose(plan.sum(1), torch.ones(24).double(), atol=1e-12)
+    assert torch.allclose(plan.sum(0), torch.ones(24).double(), atol=1e-6)
+    # Entropic plans are the only ones of the form a_i b_j exp(-c_ij / epsilon): second differences show the cost.
+    cost = torch.cdist(x.double(), z.double()).square()
+    logits = plan.log() + cost / (epsilon * cost.mean())
+    assert torch.allclose(logits - logits[:1] - logits[:, :1] + logits[0, 0], torch.zeros(24, 24).double(), atol=1e-6)
+
+
+def test_for_small_entropy_sinkhorn_pairs_as_optimal_transport_and_for_large_independently(examples):
+    x, z = gaussian(2, 6, 2), gaussian(3, 6, 2)
+    uniform = torch.rand(6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    sharp = register.coupling["sinkhorn"](epsilon=1e-3, iterations=20_000).assignment(x, z, uniform)
+    assert sharp.tolist() == optimal_assignment(x, z).tolist()
+    cost = torch.cdist(x, z).square()
+    assert sharp.tolist() == list(min(permutations(range(6)), key=lambda order: cost[range(6), order].sum()))
+    blurred = register.coupling["sinkhorn"](epsilon=1e6).plan(x, z)
+    assert torch.allclose(blurred, torch.full((6, 6), 1 / 6).double(), atol=1e-5)
+
+
+def test_sinkhorn_draws_each_noise_as_often_as_its_plan_says(examples):
+    x, z, coupling = gaussian(5, 5, 2), gaussian(6, 5, 2), register.coupling["sinkhorn"](epsilon=0.5)
+    draws = 4000
+    counts = torch.zeros(5, 5)
+    for draw in range(draws):
+        counts[range(5), coupling.assignment(x, z, (torch.arange(5).double() / 5 + draw / draws) % 1)] += 1
+    assert torch.allclose(counts / draws, coupling.plan(x, z).float(), atol=2 / draws)
+
+
+def brute_force(points, others, neighbours):
+    def gap(a, b):
+        return sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
+
+    others = others.tolist()
+    radii = [sorted(gap(b, c) for c in others)[neighbours] for b in others]
+    inside = [any(gap(a, b) <= r for b, r in zip(others, radii, strict=True)) for a in points.tolist()]
+    return sum(inside) / len(inside)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_precision_and_recall_are_those_of_a_brute_force_count(examples, neighbours):
+    generated, real = 1.2 * gaussian(7, 40, 3).double() + 0.5, gaussian(8, 60, 3).double()
+    values = register.metric["precision-recall"](neighbours=neighbours).compare(generated, real)
+    expected = (brute_force(generated, real, neighbours), brute_force(real, generated, neighbours))
+    assert (values["precision"], values["recall"]) == expected
+    assert 0 < values["recall"] < 1
+
+
+def test_precision_and_recall_of_closed_cases(examples):
+    compare = register.metric["precision-recall"](neighbours=1).compare
+    real = torch.arange(2000).double()[:, None]
+    assert compare(real, real) == {"precision": 1.0, "recall": 1.0}
+    assert compare(real + 1e6, real) == {"precision": 0.0, "recall": 0.0}
+    # The balls of the first half reach one beyond its end.
+    assert compare(real[:1000], real) == {"precision": 1.0, "recall": 1001 / 2000}
+    assert compare(real, real[:1000]) == {"precision": 1001 / 2000, "recall": 1.0}
+
+
+def test_rings_are_the_same_at_every_call_and_have_four_radii(examples, tmp_path):
+    source = register.source["rings"](count=400, side=16)
+    first, second = source.load(), source.load()
+    assert (first.samples == second.samples).all()
+    assert first.samples.shape == (source.count, *source.shape)
+    assert sorted(set(first.labels.tolist())) == [0, 1, 2, 3]
+    brightness = [first.samples[first.labels == label].mean() for label in range(4)]
+    assert brightness == sorted(brightness)
+    manifest = prepare(source, tmp_path / "rings")
+    assert manifest["options"] == {"count": 400, "side": 16, "seed": 0, "source": "rings"}
+
+
+def test_a_file_of_weights_remembers_the_options_of_the_projects_own_network(project):
+    Params(project / "params.yaml")
+    model, spec, _ = load_model(run_folder(project, "rings/sinkhorn-conv/0") / "weights.safetensors")
+    assert to_dict(spec.network) == {"channels": 16, "layers": 3, "architecture": "convolutional"}
+    x = gaussian(9, 3, 1, 8, 8)
+    assert model(x, torch.full((3,), 2.0)).shape == x.shape

@@ -1,0 +1,487 @@
+"""`gcflow report`: its bytes, its numbers, and the page in a real browser."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+import typing
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from projects import error_line, gcflow, prepare_data, tiny_params, write_project
+from workflows import duplicate
+
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.report.captions import CAPTIONS
+from gcflow.pipeline.report.charts import Series, chart
+from gcflow.pipeline.report.images import png_picture, stored_png
+from gcflow.pipeline.report.jobs import read_jobs
+from gcflow.pipeline.report.words import duration, number, size
+from gcflow.pipeline.schema import Figure
+from gcflow.pipeline.stages import Stages
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SECTIONS = ("/", "/claims", "/tables", "/figures", "/samples", "/theory", "/runs", "/provenance")
+RUN = "/run/digits/gc/0"
+CLAIMS = {
+    "confidence": 0.95,
+    "power": 0.8,
+    "entries": {
+        "end": {
+            "place": "Table 1", "claim": "GC ends better than IC.", "test": "runs", "statistic": "final",
+            "lower": "gc", "higher": "ic",
+        },
+        "cost": {
+            "place": "Figure 3", "claim": "Cost falls.", "test": "transport", "statistic": "falls-at-small-noise",
+        },
+        "proved": {"place": "Theorem 1", "claim": "It holds.", "test": "theory", "statement": "Theorem 1"},
+    },
+}  # fmt: skip
+THEORY = {
+    "horizons": [1.0], "intervals": [4, 16], "points": 16, "scramblings": 2, "sigmas": [1.0, 20.0, 80.0], "paths": 0,
+    "seed": 0,
+}  # fmt: skip
+
+
+def report(folder: Path) -> Path:
+    return folder / "results" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    """The finished tiny project with a ledger of claims and checks of the theory besides, and its report."""
+    folder = duplicate(finished, tmp_path_factory.mktemp("report") / "project")
+    params = tiny_params() | {"claims": CLAIMS}
+    params["datasets"]["mixture2d"]["theory"] = THEORY
+    write_project(folder, params)
+    for command in (("theory", "mixture2d"), ("claims",), ("report",)):
+        gcflow(folder, *command)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, project):
+    """Opens the report, at a route, in a context of its own, which must end without errors and requests."""
+    opened = []
+
+    def open_page(route="", **settings):
+        context = browser.new_context(**settings)
+        page = context.new_page()
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        local = (report(project).as_uri(), "data:")
+        page.on("request", lambda request: request.url.startswith(local) or wrong.append(request.url))
+        page.goto(report(project).as_uri() + (f"#{route}" if route else ""))
+        opened.append((context, wrong))
+        return page
+
+    yield open_page
+    for context, wrong in opened:
+        context.close()
+        assert wrong == []
+
+
+def shown_views(page):
+    return page.eval_on_selector_all("main > .view", "views => views.filter(view => !view.hidden).map(view => view.id)")
+
+
+def test_the_same_files_give_the_same_bytes_again_and_in_another_place(finished, tmp_path):
+    before = report(finished).read_bytes()
+    folder = duplicate(finished, tmp_path / "elsewhere" / "deeper")
+    gcflow(folder, "report", env={"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"})
+    assert report(folder).read_bytes() == before
+
+
+def test_the_stage_reads_all_that_others_make_but_snapshots(project):
+    stages = Stages(Params(project / "params.yaml"), "embedded")
+    made = {out for stage in stages for out in stage.outs if stage.name != "report"}
+    left = made - set(stages.report().deps)
+    assert left
+    assert {Path(out).name for out in left} == {"snapshots"}
+    assert set(stages.report().deps) <= made
+
+
+def test_every_kind_of_figure_has_a_caption():
+    assert set(CAPTIONS) == set(typing.get_args(Figure.__annotations__["kind"]))
+
+
+def test_every_section_opens_by_its_link_alone_and_a_run_by_its_own(visit):
+    page = visit()
+    for route in SECTIONS:
+        link = page.locator(f'nav a[href="#{route}"]')
+        link.click()
+        assert shown_views(page) == [route]
+        assert link.get_attribute("aria-current") == "page"
+        assert page.locator(f'[id="{route}"] h2').is_visible()
+    page.locator('nav a[href="#/runs"]').click()
+    page.locator(f'#runs-table a[href="#{RUN}"]').click()
+    assert shown_views(page) == [RUN]
+    assert "iCT-GC" in page.title()
+    page.go_back()
+    assert shown_views(page) == ["/runs"]
+
+
+def test_every_link_leads_somewhere(visit, project):
+    page = visit()
+    hrefs = page.eval_on_selector_all("a", "links => [...new Set(links.map(link => link.getAttribute('href')))]")
+    inside = [href for href in hrefs if href.startswith("#")]
+    assert len(inside) > len(SECTIONS) + 9
+    ids = page.evaluate("links => links.filter(link => !document.getElementById(link.slice(1)))", inside)
+    assert ids == []
+    others = set(hrefs) - set(inside)
+    assert others == {"workflow-report.html"}
+    assert (project / "results" / "workflow-report.html").exists()
+
+
+def test_every_picture_loads_and_says_what_it_is(visit):
+    page = visit()
+    pictures = page.eval_on_selector_all(
+        "img",
+        "async all => { await Promise.all(all.map(i => i.decode())); return all.map(i => [i.naturalWidth, i.alt]) }",
+    )
+    assert len(pictures) > 20
+    assert all(width > 0 and text for width, text in pictures)
+
+
+def test_a_table_is_sorted_by_its_values_in_both_directions(visit, project):
+    page = visit("/theory")
+    checks = json.loads((project / "results/mixture2d/theory.json").read_text())["checks"]
+    head = page.locator('[id="/theory/mixture2d"] th', has_text="measured")
+    column = '[id="/theory/mixture2d"] tbody td:nth-child(3)'
+    assert head.get_attribute("aria-sort") == "none"
+    for direction, descending in (("ascending", False), ("descending", True)):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        values = page.eval_on_selector_all(column, "cells => cells.map(cell => Number(cell.dataset.sort))")
+        assert values == sorted((check["measured"] for check in checks), reverse=descending)
+
+
+def test_claims_are_filtered_by_verdict_and_data_set(visit, project):
+    page = visit("/claims")
+    records = json.loads((project / "results/claims.json").read_text())["records"]
+    rows = page.locator("#claims-table tbody tr:visible")
+    assert rows.count() == len(records) == 3
+    page.locator("label.chip", has_text="mixture2d").click()
+    assert rows.count() == sum(record["dataset"] != "mixture2d" for record in records)
+    assert page.locator(".filters output").inner_text() == f"{rows.count()} of 3 shown"
+    page.locator("label.chip", has_text="mixture2d").click()
+    verdict = records[0]["verdict"]
+    page.locator("label.chip", has_text=verdict).click()
+    assert rows.count() == sum(record["verdict"] != verdict for record in records)
+
+
+def test_the_keyboard_reaches_the_content_and_opens_and_closes_a_picture(visit):
+    page = visit()
+    focused = "document.activeElement."
+    page.keyboard.press("Tab")
+    assert page.evaluate(f"{focused}className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{focused}id") == "main"
+    assert shown_views(page) == ["/"]
+    for _ in range(5):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate(f"{focused}hash") == "#/figures":
+            break
+    assert page.evaluate(f"getComputedStyle({focused[:-1]}).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert shown_views(page) == ["/figures"]
+    assert page.evaluate(f"{focused}tagName") == "H2"
+    page.keyboard.press("Tab")
+    assert page.evaluate(f"{focused}className") == "enlarge"
+    page.keyboard.press("Enter")
+    assert page.locator("dialog img").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    assert page.evaluate(f"{focused}className") == "enlarge"
+
+
+def test_the_slider_shows_the_samples_of_the_chosen_step(visit, project):
+    page = visit(RUN)
+    view = page.locator(f'[id="{RUN}"]')
+    grids = sorted((project / "results/digits/gc/seed0/evaluation/grids").glob("*.png"))
+    assert view.locator(".steps output").inner_text() == str(int(grids[-1].stem))
+    view.locator(".steps input").focus()
+    page.keyboard.press("ArrowLeft")
+    assert view.locator(".steps output").inner_text() == str(int(grids[-2].stem))
+    pictures = view.locator(".steps img:visible")
+    assert pictures.count() == 1
+    assert f"at step {int(grids[-2].stem)}" in pictures.get_attribute("alt")
+
+
+# Of every visible text: its colour against the first opaque background below it, by WCAG's formula.
+CONTRASTS = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.querySelector("body"), NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("script, title")) continue;
+    let below = element;
+    while (below.parentElement && rgba(getComputedStyle(below).backgroundColor)[3] < 255) below = below.parentElement;
+    const style = getComputedStyle(element);
+    const ink = light(rgba(element.closest("svg") ? style.fill : style.color));
+    const [high, low] = [ink, light(rgba(getComputedStyle(below).backgroundColor))].sort((x, y) => y - x);
+    found.push([(high + 0.05) / (low + 0.05), walker.currentNode.data.trim().slice(0, 40)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_by_day_and_by_night(visit, scheme):
+    page = visit(color_scheme=scheme)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
+    assert bright == (scheme == "light")
+    for route in (*SECTIONS, RUN):
+        page.evaluate("route => { location.hash = route }", route)
+        page.wait_for_function("route => !document.getElementById(route).hidden", arg=route)
+        found = page.evaluate(CONTRASTS)
+        assert len(found) > 15
+        assert [pair for pair in found if pair[0] < 4.5] == [], route
+
+
+def test_nothing_is_wider_than_a_phone(visit):
+    page = visit(viewport={"width": 390, "height": 844})
+    for route in (*SECTIONS, RUN):
+        page.evaluate("route => { location.hash = route }", route)
+        page.wait_for_function("route => !document.getElementById(route).hidden", arg=route)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, route
+
+
+def test_headings_descend_without_a_gap_and_ids_are_unique(visit):
+    page = visit()
+    assert page.get_attribute("html", "lang") == "en"
+    assert page.locator("h1").count() == 1
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => Number(h.tagName[1]))")
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = page.eval_on_selector_all("[id]", "all => all.map(element => element.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_without_scripts_everything_is_there(browser, project):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report(project).as_uri())
+    assert page.locator('[id="/claims"] h2').is_visible()
+    assert page.locator(f'[id="{RUN}"] h2').is_visible()
+    context.close()
+
+
+def test_numbers_on_the_page_are_those_of_the_files(visit, project):
+    page = visit(RUN)
+    folder = project / "results/digits/gc/seed0"
+    records = json.loads((folder / "evaluation/metrics.json").read_text())
+    chosen = [
+        r["value"]
+        for r in records
+        if (r["metric"], r["weights"], r["step"], r["network_evaluations"]) == ("classifier-fd", "ema", 40, 1)
+    ]
+    assert len(chosen) == 2
+    view = page.locator(f'[id="{RUN}"]')
+    cell = view.locator("table", has_text="At the last step").locator("tbody tr").first.locator("td").first
+    assert float(cell.get_attribute("data-sort")) == pytest.approx(sum(chosen) / 2, rel=1e-12)
+    assert cell.inner_text() == number(sum(chosen) / 2)
+    weights = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert view.locator(".files li", has_text="weights.safetensors").locator(".hash").inner_text() == weights
+    (job,) = json.loads((folder / "jobs.json").read_text())
+    facts = view.inner_text()
+    assert job["device"] in facts
+    assert job["commit"][:12] in facts
+    assert view.locator("pre").text_content() == json.dumps(
+        json.loads((folder / "config.json").read_text())["config"], indent=2, ensure_ascii=False
+    )
+
+    page = visit("/tables")
+    written = list(csv.reader(io.StringIO((project / "results/digits/tables/table1.csv").read_text())))
+    section = page.locator('[id="/tables/digits/table1"] table').first
+    rows = section.evaluate("table => [...table.rows].map(row => [...row.cells].map(cell => cell.textContent.trim()))")
+    assert [row[:-1] for row in rows] == written
+
+    page = visit("/claims")
+    for record in json.loads((project / "results/claims.json").read_text())["records"]:
+        row = page.locator(f'[id="/claims/{record["dataset"]}/{record["name"]}"]').inner_text()
+        assert record["verdict"] in row
+        assert record["shown"] in row
+
+
+def test_it_says_that_nothing_is_fid_where_nothing_is(project):
+    text = report(project).read_text()
+    assert "No number here is an FID" in text
+    assert not re.search(r">\s*FID [↓↑]", text)
+
+
+def test_a_project_that_is_only_begun_names_what_is_missing(tmp_path, browser):
+    folder = prepare_data(write_project(tmp_path / "begun", tiny_params() | {"claims": CLAIMS}), "digits")
+    gcflow(folder, "train", "digits/ic/0")
+    said = gcflow(folder, "report").stderr
+    text = report(folder).read_text()
+    lacking = int(re.search(r"(\d+)\W+stages not there yet", said)[1])
+    assert lacking == len(list(Stages(Params(folder / "params.yaml"), "embedded"))) - 3
+    for words in (
+        "This report is incomplete",
+        "gcflow evaluate digits/ic/0",
+        "gcflow train digits/gc/0",
+        "gcflow table digits table1",
+        "gcflow figure digits convergence",
+        "gcflow claims --scale embedded",
+        "gcflow prepare mixture2d",
+        "trained, not evaluated",
+    ):
+        assert words in text
+    page = browser.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{report(folder).as_uri()}#/run/digits/ic/0")
+    assert shown_views(page) == ["/run/digits/ic/0"]
+    assert wrong == []
+    page.close()
+
+
+def test_a_run_without_a_record_of_its_jobs_says_so(project, tmp_path):
+    folder = duplicate(project, tmp_path / "old")
+    (folder / "results/digits/gc/seed0/jobs.json").unlink()
+    gcflow(folder, "report")
+    assert "Not recorded: this run was trained before jobs were" in report(folder).read_text()
+    assert "Not recorded for 1\u00a0run." in report(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("digits/gc/seed0/metrics.jsonl", '{"step": 10\n'),
+        ("digits/gc/seed0/evaluation/metrics.json", '[{"metric": "classifier-fd"}]'),
+        ("digits/gc/seed0/jobs.json", '[{"step": 0}]'),
+        ("mixture2d/theory.json", "{}"),
+        ("claims.json", "not JSON"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_old_report_stays(project, tmp_path, name, content):
+    folder = duplicate(project, tmp_path / "damaged")
+    before = report(folder).read_bytes()
+    path = folder / "results" / name
+    path.unlink()
+    path.write_text(content)
+    assert name in error_line(gcflow(folder, "report", check=False).stderr)
+    assert report(folder).read_bytes() == before
+
+
+def test_a_scale_without_data_sets_has_an_empty_report(tmp_path):
+    folder = write_project(tmp_path)
+    gcflow(folder, "report", "--scale", "paper")
+    assert "0 measured, of 0" in report(folder).read_text()
+
+
+def test_labels_seeds_and_titles_make_the_report_out_of_date_and_training_settings_do_not(tmp_path):
+    def slice_after(change):
+        params = tiny_params()
+        change(params["datasets"]["digits"])
+        loaded = Params(write_project(tmp_path, params) / "params.yaml")
+        return Stages(loaded).report().slice(loaded)
+
+    before = slice_after(lambda digits: None)
+    assert slice_after(lambda digits: digits["runs"]["gc"].update(label="another")) != before
+    assert slice_after(lambda digits: digits["tables"]["table1"].update(title="another")) != before
+    assert slice_after(lambda digits: digits["training"].update(learning_rate=0.5)) == before
+
+
+def test_jobs_share_the_seconds_of_the_steps_that_they_trained():
+    lines = [{"step": 10, "images_per_second": 50.0}, {"step": 20, "images_per_second": 100.0}]
+    facts = {
+        "begun": "2026-01-01T00:00:00+00:00",
+        "host": "h",
+        "device": "d",
+        "processes": 1,
+        "torch": "t",
+        "gcflow": "g",
+    }
+    entries = [
+        facts | {"step": 0, "commit": "a" * 40, "dirty": True, "slurm_job": None},
+        facts | {"step": 10, "commit": None, "dirty": None, "slurm_job": "7"},
+    ]
+    first, second = read_jobs(entries, lines, batch=5)
+    assert (first.steps, first.seconds, first.code) == ((0, 10), 1.0, "aaaaaaaaaaaa, with uncommitted changes")
+    assert (second.steps, second.seconds, second.code) == ((10, 20), 0.5, "no git repository")
+    assert first.begun == "2026-01-01 00:00:00 UTC"
+    assert (first.slurm_job, second.slurm_job) == ("–", "7")
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (300, 301), (5, 4, 3)])
+def test_a_stored_png_has_the_pixels_that_it_was_given(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    with Image.open(io.BytesIO(stored_png(pixels))) as image:
+        assert (np.asarray(image) == pixels).all()
+
+
+def test_only_a_magnified_grid_is_stored_at_its_own_size(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12), dtype=np.uint8)
+    Image.fromarray(pixels.repeat(4, 0).repeat(4, 1)).save(tmp_path / "magnified.png")
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    magnified, plain = png_picture(tmp_path / "magnified.png"), png_picture(tmp_path / "plain.png")
+    assert (magnified.width, magnified.height, magnified.pixelated) == (48, 32, True)
+    assert (plain.width, plain.height, plain.pixelated) == (12, 8, False)
+
+
+def test_curves_are_drawn_where_their_points_are():
+    drawn = chart("Loss", [Series("a", [(0.0, 1.0), (5.0, 10.0), (10.0, 100.0)])], may_be_logarithmic=True)
+    places = [tuple(map(float, pair.split(","))) for pair in re.search(r'points="([^"]*)"', drawn.svg)[1].split()]
+    (left, low), (middle, between), (right, high) = places
+    assert middle == pytest.approx((left + right) / 2, abs=0.1)
+    assert between == pytest.approx((low + high) / 2, abs=0.1)
+    assert low > high
+    assert "step 5: 10" in drawn.svg
+    assert drawn.note == "logarithmic"
+    assert chart("Loss", [Series("a", [(1.0, 1.0)])], may_be_logarithmic=True) is None
+    many = chart("Loss", [Series("a", [(float(x), x % 7 + 1.0) for x in range(1000)])], may_be_logarithmic=False)
+    assert many.note == "one of 5 logged points"
+    assert "circle" not in many.svg
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"), (2.5, "2.5"), (-0.81, "−0.81"), (12345.6, "12\u00a0346"), (0.00012, "0.00012"), (1e-7, "1·10⁻⁷"),
+        (99999.6, "100\u00a0000"), (float("nan"), "nan"), (None, "–"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_for_people(value, text):
+    assert number(value) == text
+
+
+def test_durations_and_sizes_have_units():
+    assert [duration(x) for x in (None, 5.0, 90.0, 5400.0)] == ["–", "5\u00a0s", "1.5\u00a0min", "1.5\u00a0h"]
+    assert [size(x) for x in (12, 1500, 2_340_000)] == ["12\u00a0bytes", "1.5\u00a0kB", "2.34\u00a0MB"]
+
+
+def test_it_is_in_both_graphs(finished):
+    stage = yaml.safe_load((finished / "dvc.yaml").read_text())["stages"]["report"]
+    assert stage["outs"] == ["results/report.html"]
+    assert stage["cmd"] == "gcflow report --scale embedded"
+    assert "report" in yaml.safe_load((finished / "dvc.lock").read_text())["stages"]

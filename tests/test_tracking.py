@@ -1,0 +1,426 @@
+"""MLflow is a mirror of files: what it shows, under real servers that work and that fail in every way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow_servers import Found, Proxy, free_port, mlflow_server, postgres, postgres_programs
+from projects import (
+    SCRIPT,
+    alive,
+    checkpoints,
+    environment,
+    gcflow,
+    limit_file_size,
+    prepare_data,
+    run_folder,
+    start,
+    tiny_params,
+    train_here,
+    wait_until,
+    weights,
+    write_project,
+)
+from workflows import duplicate
+
+from gcflow.pipeline.lock import newest_lease
+
+RUN = "digits/ic/0"
+CLOCKS = ("images_per_second", "memory_gib", "system/")
+
+
+@pytest.fixture(scope="module")
+def sqlite_server(tmp_path_factory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def postgres_server(tmp_path_factory) -> Iterator[str]:
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres() as store, mlflow_server(tmp_path_factory.mktemp("postgres"), store) as address:
+        yield address
+
+
+@pytest.fixture
+def place(request) -> str:
+    """Where MLflow is: empty for the file in the project's folder."""
+    return request.getfixturevalue(request.param) if request.param else ""
+
+
+def project(folder: Path, steps: int = 40, seeds: int = 1, every: int = 10, follow: float | None = 0.0) -> Path:
+    """Prepared data, and the runs of one method. every: steps between lines of metrics and between checkpoints."""
+    params = tiny_params()
+    params["tracking"] = {"experiment": folder.name, "follow_after": follow, "follow_every": 0.2}
+    digits = params["datasets"]["digits"]
+    digits["training"] |= {"steps": steps, "snapshot_every": steps}
+    digits["cadence"] = {"log_every": every, "checkpoint_every": every}
+    for key in ("transport", "discrepancy", "figures"):
+        del digits[key]
+    digits["methods"] = {"ic": digits["methods"]["ic"]}
+    digits["runs"] = {"ic": {"label": "iCT-IC", "seeds": list(range(seeds))}}
+    digits["tables"]["table1"]["methods"] = ["ic"]
+    params["datasets"] = {"digits": digits}
+    return prepare_data(write_project(folder, params), "digits")
+
+
+def address_of(folder: Path, place: str = "") -> dict[str, str]:
+    """What MLFLOW_TRACKING_URI is for a place."""
+    return {"MLFLOW_TRACKING_URI": place} if place else {}
+
+
+def found(folder: Path, place: str = "") -> Found:
+    experiment = yaml.safe_load((folder / "params.yaml").read_text())["tracking"]["experiment"]
+    return Found(place or f"sqlite:///{folder / 'mlflow.db'}", experiment)
+
+
+def on_disk(folder: Path, run: str = RUN, up_to: int | None = None) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of the metrics in metrics.jsonl, published or of the only configuration so far."""
+    published = run_folder(folder, run) / "metrics.jsonl"
+    path = published if published.exists() else next(run_folder(folder, run).glob("state/*/metrics.jsonl"))
+    histories: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        step = record.pop("step")
+        if record.pop("time") and (up_to is None or step <= up_to):
+            for name, value in record.items():
+                histories.setdefault(name, []).append((step, value))
+    return histories
+
+
+def without_clocks(histories: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    return {name: points for name, points in histories.items() if not name.startswith(CLOCKS)}
+
+
+def assert_mirrored(folder: Path, place: str = "", run: str = RUN) -> None:
+    """That MLflow has every point of a run once, with its step, in their order."""
+    there = found(folder, place).history(run)
+    assert {name: points for name, points in there.items() if not name.startswith("system/")} == on_disk(folder, run)
+
+
+def log(folder: Path, run: str = RUN) -> str:
+    path = run_folder(folder, run) / "state" / "tracking" / "log"
+    return path.read_text() if path.exists() else ""
+
+
+def passed(folder: Path, run: str = RUN) -> bool:
+    """Whether a process has tried to send a run, so that there is a database."""
+    lease = newest_lease(run_folder(folder, run) / "state" / "tracking")
+    return lease is not None and (lease.attempt > 1 or lease.released)
+
+
+def followers(folder: Path) -> list[int]:
+    """Processes that follow runs of a project."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+            if b"follow" in words and Path(os.readlink(path.parent / "cwd")) == folder.resolve():
+                pids.append(int(path.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in pids if alive(pid)]
+
+
+def followers_ended(folder: Path) -> bool:
+    return not followers(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The run of 40 steps as it is without MLflow."""
+    folder = project(tmp_path_factory.mktemp("undisturbed"), follow=None)
+    train_here(folder, RUN)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "postgres_server"], indirect=True)
+def test_eight_runs_that_write_at_once_arrive_once_and_whole(tmp_path, place):
+    folder = project(tmp_path / "eight", seeds=8, every=1, follow=None)
+    runs = [f"digits/ic/{seed}" for seed in range(8)]
+    for run in runs:
+        train_here(folder, run)
+    env = environment(address_of(folder, place))
+    command = [sys.executable, str(SCRIPT), "track", "follow"]
+    jobs = [
+        subprocess.Popen([*command, run], cwd=folder, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for run in runs
+    ]
+    # All of them live until each has sent its run, or said why it could not: the next pass does it then.
+    wait_until(lambda: all(passed(folder, run) for run in runs), seconds=300)
+    wait_until(
+        lambda: sum(bool(run.data.tags.get("sent")) for run in found(folder, place).runs()) == 8,
+        seconds=300,
+        pause=0.5,
+    )
+    said = [job.communicate() for job in jobs]
+    assert [job.returncode for job in jobs] == [0] * 8, said
+    for run in runs:
+        assert_mirrored(folder, place, run)
+        assert found(folder, place).run(run).info.status == "FINISHED"
+    studies = [run for run in found(folder, place).runs() if run.data.tags.get("study")]
+    assert [study.info.run_name for study in studies] == ["table1"], "one for all eight"
+    before = found(folder, place).everything()
+    assert gcflow(folder, "track", "sync", env=address_of(folder, place)).returncode == 0
+    assert found(folder, place).everything() == before
+
+
+@pytest.fixture
+def break_server(sqlite_server) -> Iterator[Callable[[str], tuple[Proxy, dict[str, str]]]]:
+    with ExitStack() as stack:
+
+        def broken(fault: str, patience: int = 0) -> tuple[Proxy, dict[str, str]]:
+            proxy = stack.enter_context(Proxy(sqlite_server))
+            proxy.breaks(fault, patience)
+            return proxy, {"MLFLOW_TRACKING_URI": proxy.address}
+
+        yield broken
+
+
+FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 12)]
+
+
+@pytest.mark.parametrize(("fault", "patience"), FAULTS)
+def test_whatever_a_server_does_the_run_is_the_same_and_is_completed_later(
+    tmp_path, undisturbed, break_server, sqlite_server, fault, patience
+):
+    folder = project(tmp_path / f"{fault}-{patience}")
+    proxy, env = break_server(fault, patience)
+    job = gcflow(folder, "train", RUN, env=env)
+    assert "MLflow" not in job.stderr, "it is the follower's business"
+    assert weights(folder, RUN) == weights(undisturbed, RUN)
+    assert without_clocks(on_disk(folder)) == without_clocks(on_disk(undisturbed))
+    wait_until(lambda: followers_ended(folder), seconds=120)
+    assert proxy.asked > patience
+    assert "not sent: " in log(folder)
+    proxy.heal()
+    gcflow(folder, "track", "sync", env=env)
+    assert_mirrored(folder, sqlite_server)
+    assert found(folder, sqlite_server).run(RUN).info.status == "FINISHED"
+    before = found(folder, sqlite_server).everything()
+    gcflow(folder, "track", "sync", env=env)
+    assert found(folder, sqlite_server).everything() == before
+
+
+def test_a_server_that_hangs_holds_its_follower_and_not_the_job(tmp_path, break_server, sqlite_server):
+    folder = project(tmp_path / "hangs", steps=2000, every=100)
+    proxy, env = break_server("hangs")
+    job = start(folder, "train", RUN, env=env | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600"})
+    try:
+        wait_until(lambda: checkpoints(folder, RUN))
+        # However fast it is, it trains a part of its steps while the server hangs.
+        job.send_signal(signal.SIGSTOP)
+        wait_until(lambda: proxy.held, seconds=120)
+        seen = checkpoints(folder, RUN)[-1]
+        job.send_signal(signal.SIGCONT)
+        said = job.communicate()[1]
+    finally:
+        job.kill()
+    assert job.returncode == 0, said
+    assert checkpoints(folder, RUN)[-1].name == "checkpoint-00002000.safetensors" > seen.name
+    assert proxy.held == 1
+    assert followers(folder)
+    proxy.heal()
+    wait_until(lambda: followers_ended(folder), seconds=120)
+    gcflow(folder, "track", "sync", env=env)
+    assert_mirrored(folder, sqlite_server)
+
+
+def test_sync_gives_a_server_that_hangs_up_with_a_warning(tmp_path, undisturbed, break_server):
+    folder = duplicate(undisturbed, tmp_path / "hangs")
+    _, env = break_server("hangs")
+    result = gcflow(folder, "track", "sync", env=env | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
+    assert f"warning: {env['MLFLOW_TRACKING_URI']} did not take 1 runs" in result.stderr
+    assert result.stderr.count("\n") <= 2
+    assert json.loads((folder / "results/tracking.json").read_text())["pending"] == [RUN]
+
+
+def test_a_server_that_comes_back_while_a_run_is_trained_has_all_of_it(tmp_path, break_server, sqlite_server):
+    folder = project(tmp_path / "back", steps=2000, every=100)
+    proxy, env = break_server("refuses")
+    job = start(folder, "train", RUN, env=env)
+    try:
+        wait_until(lambda: checkpoints(folder, RUN))
+        job.send_signal(signal.SIGSTOP)
+        wait_until(lambda: "not sent" in log(folder), seconds=120)
+        proxy.heal()
+        wait_until(lambda: any(run.data.metrics for run in found(folder, sqlite_server).runs()), seconds=120, pause=0.2)
+        assert found(folder, sqlite_server).run(RUN).info.status == "RUNNING"
+        job.send_signal(signal.SIGCONT)
+        said = job.communicate()[1]
+    finally:
+        job.kill()
+    assert job.returncode == 0, said
+    wait_until(lambda: followers_ended(folder), seconds=120)
+    assert_mirrored(folder, sqlite_server)
+    there = found(folder, sqlite_server).history(RUN)
+    assert len(there["system/cpu_utilization_percentage"]) >= 1
+    assert len(there["system/system_memory_usage_percentage"]) >= 1
+
+
+def test_a_database_that_cannot_be_written_costs_a_warning(tmp_path, undisturbed):
+    folder = duplicate(undisturbed, tmp_path / "readonly")
+    gcflow(folder, "track", "sync")
+    before = found(folder).everything()
+    path = run_folder(folder, RUN) / "metrics.jsonl"
+    grown = path.read_text() + path.read_text().splitlines()[-1].replace('"step": 40', '"step": 39') + "\n"
+    path.unlink()
+    path.write_text(grown)
+    read_only = {"MLFLOW_TRACKING_URI": f"sqlite:///file:{folder / 'mlflow.db'}?mode=ro&uri=true"}
+    result = gcflow(folder, "track", "sync", env=read_only)
+    assert "did not take 1 runs" in result.stderr
+    assert "readonly database" in result.stderr
+    assert found(folder).everything() == before
+    gcflow(folder, "track", "sync")
+    assert [step for step, _ in found(folder).history(RUN)["loss"]] == [10, 20, 30, 39, 40]
+
+
+def test_a_disk_that_is_full_costs_a_warning(tmp_path, undisturbed):
+    folder = duplicate(undisturbed, tmp_path / "full")
+    result = gcflow(folder, "track", "sync", preexec=lambda: limit_file_size(500_000))
+    assert "did not take 1 runs" in result.stderr
+    assert "Traceback" not in result.stderr
+    gcflow(folder, "track", "sync")
+    assert_mirrored(folder)
+
+
+def test_a_run_that_is_killed_and_resumed_is_one_run_with_one_history(tmp_path):
+    folder = project(tmp_path / "killed", steps=2000, every=20)
+    job = start(folder, "train", RUN)
+    try:
+        wait_until(lambda: checkpoints(folder, RUN))
+        job.send_signal(signal.SIGSTOP)
+        wait_until(lambda: passed(folder), seconds=120)
+        wait_until(lambda: any(run.data.metrics for run in found(folder).runs()), seconds=120, pause=0.2)
+    finally:
+        job.kill()
+        job.communicate()
+    wait_until(lambda: followers_ended(folder), seconds=120)
+    killed = found(folder).run(RUN)
+    covered = int(checkpoints(folder, RUN)[-1].stem.partition("-")[2])
+    assert killed.info.status == "KILLED"
+    assert without_clocks(found(folder).history(RUN)) == without_clocks(on_disk(folder, up_to=covered))
+    # As if it had been killed between two checkpoints: what it trains again takes the place of this.
+    path = state_folder_of_training(folder) / "metrics.jsonl"
+    path.write_text(path.read_text() + json.dumps({"step": covered + 20, "loss": 1e9, "time": 1.0}) + "\n")
+    gcflow(folder, "track", "sync")
+    assert max(step for step, _ in found(folder).history(RUN)["loss"]) == covered
+    assert gcflow(folder, "train", RUN).returncode == 0
+    wait_until(lambda: followers_ended(folder), seconds=120)
+    resumed = found(folder).run(RUN)
+    assert resumed.info.run_id == killed.info.run_id
+    assert resumed.info.status == "FINISHED"
+    assert (killed.data.tags["resumed"], resumed.data.tags["resumed"]) == ("0", "1")
+    assert_mirrored(folder)
+    assert not found(folder).runs(deleted=True)
+
+
+def state_folder_of_training(folder: Path) -> Path:
+    return checkpoints(folder, RUN)[0].parent
+
+
+def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finished):
+    folder = duplicate(finished, tmp_path / "finished")
+    mlflow = Found(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+    before = mlflow.run(RUN)
+    path = run_folder(folder, RUN) / "evaluation" / "metrics.json"
+    records = json.loads(path.read_text())
+    records[0]["value"] += 1.0
+    rewrite(path, json.dumps(records))
+    # The same run of somebody else, whose bits are their own.
+    mlflow.client.create_run(
+        before.info.experiment_id,
+        run_name=RUN,
+        tags={"run": "digits/gc/0", "config_hash": mlflow.run("digits/gc/0").data.tags["config_hash"], "origin": "x"},
+    )
+    gcflow(folder, "track", "sync")
+    after = mlflow.run(RUN)
+    assert after.info.run_id != before.info.run_id
+    assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [before.info.run_id]
+    assert sum(run.data.tags.get("run") == "digits/gc/0" for run in mlflow.runs()) == 2
+    name = f"{records[0]['metric']}/{records[0]['weights']}/{records[0]['network_evaluations']}-evals"
+    assert dict(mlflow.history(RUN)[name])[records[0]["step"]] == pytest.approx(
+        sum(r["value"] for r in records if same_point(r, records[0])) / 2
+    )
+
+
+def rewrite(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text)
+
+
+def same_point(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[key] == b[key] for key in ("metric", "weights", "network_evaluations", "step", "protocol"))
+
+
+def test_a_password_in_the_address_is_shown_nowhere(tmp_path, undisturbed, break_server):
+    folder = duplicate(undisturbed, tmp_path / "secret")
+    proxy, _ = break_server("fails")
+    for address in (proxy.address, f"http://127.0.0.1:{free_port()}"):
+        env = {"MLFLOW_TRACKING_URI": address.replace("//", "//me:s3cret@")}
+        result = gcflow(folder, "track", "sync", env=env)
+        follow = subprocess.run(
+            [sys.executable, str(SCRIPT), "track", "follow", RUN],
+            cwd=folder,
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        receipt = (folder / "results/tracking.json").read_text()
+        assert json.loads(receipt)["uri"] == address
+        assert "did not take" in result.stderr
+        assert "not sent" in follow.stderr
+        assert "s3cret" not in result.stdout + result.stderr + follow.stdout + follow.stderr + receipt
+
+
+def test_mlflow_shows_what_the_files_say(finished):
+    mlflow = Found(f"sqlite:///{finished / 'mlflow.db'}", "tiny")
+    run = mlflow.run(RUN)
+    tags, jobs = run.data.tags, json.loads((run_folder(finished, RUN) / "jobs.json").read_text())
+    commit = subprocess.run(["git", "rev-list", "HEAD"], cwd=finished, capture_output=True, text=True, check=True)
+    assert tags["git_commit"] == tags["mlflow.source.git.commit"] == jobs[0]["commit"] in commit.stdout.split()
+    assert tags["git_dirty"] == "False"
+    assert (tags["dataset"], tags["method"], tags["seed"], tags["label"]) == ("digits", "ic", "0", "iCT-IC")
+    assert (tags["host"], tags["device"], tags["resumed"]) == (jobs[0]["host"], jobs[0]["device"], "0")
+    config = json.loads((run_folder(finished, RUN) / "config.json").read_text())
+    assert tags["config_hash"] == config["config_hash"]
+    params = run.data.params
+    assert (params["method.coupling"], params["training.schedule.s1"]) == ("ic", "16")
+    assert params["data_sha256"] == config["inputs"]["data_sha256"]
+    lock = (finished / "dvc.lock").read_text()
+    assert tags["weights_md5"] in lock, "DVC knows the weights by it"
+    files = mlflow.artifacts(run.info.run_id)
+    assert not [name for name in files if name.endswith(".safetensors")], "nor does it keep them twice"
+    history = mlflow.history(RUN)
+    steps = [json.loads(line)["step"] for line in (run_folder(finished, RUN) / "metrics.jsonl").open()]
+    for name in ("loss", "learning_rate", "intervals", "images_per_second", "memory_gib", "gradient_norm"):
+        assert [step for step, _ in history[name]] == steps, name
+    for kind in ("ema", "raw"):
+        assert [step for step, _ in history[f"classifier-fd/{kind}/1-evals"]] == [20, 40]
+    images = [name for name in files if name.startswith("images/samples+step+")]
+    assert {name.split("+")[2] for name in images} == {"20", "40"}
+    assert len(images) == 4, "each step once, in two sizes"
+    table = next(study for study in mlflow.runs() if study.data.tags.get("study") == "table1")
+    assert tags["mlflow.parentRunId"] == table.info.run_id
+    assert {"table1.md", "table1.csv", "table1.tex"} <= set(mlflow.artifacts(table.info.run_id))
+    experiments = {e.experiment_id: e.name for e in mlflow.client.search_experiments()}
+    report = next(study for study in mlflow.runs() if study.data.tags.get("study") == "report")
+    assert experiments[report.info.experiment_id] == "tiny"
+    assert experiments[run.info.experiment_id] == "tiny/digits"
+
+
+def test_training_imports_nothing_of_mlflow():
+    code = "import gcflow.pipeline.train, sys; print({'mlflow', 'pandas', 'sqlalchemy'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"

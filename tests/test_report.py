@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import typing
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from PIL import Image
 from projects import error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import duplicate
 
+from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.report.captions import CAPTIONS
 from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
 from gcflow.pipeline.report.words import duration, number, size
+from gcflow.pipeline.report.write import write_report
 from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages
 
@@ -365,32 +368,55 @@ def test_a_project_that_is_only_begun_names_what_is_missing(tmp_path, browser):
     page.close()
 
 
-def test_a_run_without_a_record_of_its_jobs_says_so(project, tmp_path):
-    folder = duplicate(project, tmp_path / "old")
-    (folder / "results/digits/gc/seed0/jobs.json").unlink()
-    gcflow(folder, "report")
-    assert "Not recorded: this run was trained before jobs were" in report(folder).read_text()
-    assert "Not recorded for 1\u00a0run." in report(folder).read_text()
+@pytest.fixture(scope="module")
+def spare(project, tmp_path_factory):
+    """A copy of the project whose files a test may replace for itself."""
+    return duplicate(project, tmp_path_factory.mktemp("spare") / "project")
+
+
+@contextmanager
+def replaced(path, content):
+    """Another content of a file, or None, for a while."""
+    before = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    yield
+    path.unlink(missing_ok=True)
+    path.write_bytes(before)
+
+
+def test_a_run_without_a_record_of_its_jobs_says_so(spare):
+    with replaced(spare / "results/digits/gc/seed0/jobs.json", None):
+        write_report(Params(spare / "params.yaml"), "embedded")
+    text = report(spare).read_text()
+    assert "Not recorded: this run was trained before jobs were" in text
+    assert "Not recorded for 1\u00a0run." in text
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("digits/gc/seed0/config.json", '{"config": {}}'),
         ("digits/gc/seed0/metrics.jsonl", '{"step": 10\n'),
         ("digits/gc/seed0/evaluation/metrics.json", '[{"metric": "classifier-fd"}]'),
+        ("digits/gc/seed0/evaluation/samples.png", "no picture"),
         ("digits/gc/seed0/jobs.json", '[{"step": 0}]'),
+        ("digits/tables/table1.csv", "method,seeds\nGC\n"),
         ("mixture2d/theory.json", "{}"),
         ("claims.json", "not JSON"),
     ],
 )
-def test_a_damaged_file_is_named_and_the_old_report_stays(project, tmp_path, name, content):
-    folder = duplicate(project, tmp_path / "damaged")
-    before = report(folder).read_bytes()
-    path = folder / "results" / name
-    path.unlink()
-    path.write_text(content)
-    assert name in error_line(gcflow(folder, "report", check=False).stderr)
-    assert report(folder).read_bytes() == before
+def test_a_damaged_file_is_named_and_the_old_report_stays(spare, name, content):
+    before = report(spare).read_bytes()
+    with replaced(spare / "results" / name, content), pytest.raises(GcflowError, match=re.escape(name)):
+        write_report(Params(spare / "params.yaml"), "embedded")
+    assert report(spare).read_bytes() == before
+
+
+def test_a_refusal_is_one_line(spare):
+    with replaced(spare / "results/claims.json", "[]"):
+        assert "claims.json: not what its stage writes" in error_line(gcflow(spare, "report", check=False).stderr)
 
 
 def test_a_scale_without_data_sets_has_an_empty_report(tmp_path):

@@ -53,11 +53,6 @@ class Scheduler:
                 return False
         return True
 
-    @property
-    def running(self) -> bool:
-        """Whether a Snakemake runs here, or left its lock behind."""
-        return bool(self._claimed)
-
     def accept(self, paths: list[str]) -> None:
         """Makes Snakemake take the files of the jobs that make `paths` for made by it, now.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.images import MAGNIFICATION
 
 VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
@@ -58,12 +59,18 @@ def pixel_picture(pixels: np.ndarray, scale: int) -> Picture:
 
 
 def png_picture(path: Path) -> Picture:
-    """A PNG file; a grid that was magnified for viewers is stored at its own size, and magnified by the browser."""
+    """A PNG file; a grid that was magnified for viewers is stored at its own size, and magnified by the browser.
+
+    Raises:
+        GcflowError: it is no picture.
+    """
     from PIL import Image
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image)
-        size = image.size
+    try:
+        with Image.open(path) as image:
+            pixels, size = np.asarray(image), image.size
+    except OSError as error:
+        raise GcflowError(f"{path}: not a picture ({error}); delete it to make it again") from None
     small = pixels[::MAGNIFICATION, ::MAGNIFICATION]
     magnified = small.repeat(MAGNIFICATION, 0).repeat(MAGNIFICATION, 1)
     plain = pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] == 3)

@@ -99,10 +99,12 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
     samples = records.path(folder / "evaluation" / "samples.png")
     steps, known = _steps(records, folder)
     config = document.get("config")
-    with expected(records.root / folder / "metrics.jsonl"):
+    with expected(records.root / folder / "config.json"):
         batch = config["training"]["batch"] if config else None
+    with expected(records.root / folder / "metrics.jsonl"):
         seconds = training_seconds(lines, batch)
         charts, constants = _training(lines)
+    with expected(records.root / folder / "jobs.json"):
         done = read_jobs(jobs, lines, batch)
     with expected(records.root / folder / "evaluation" / "metrics.json"):
         rows = _final(measured)

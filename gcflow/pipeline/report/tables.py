@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.folders import results_folder
 from gcflow.pipeline.params import Params, published_tables
 from gcflow.pipeline.report.records import Records
@@ -69,6 +70,8 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
             tuple((str(seed), f"/run/{dataset}/{method}/{seed}") for seed in entry.runs[method].seeds)
             for method in settings.methods
         ]
+        with expected(records.root / folder / f"{name}.csv"):
+            table = None if text is None else _table(settings.title, text, links)
         paper = published_tables().get(settings.reproduces or "", {})
         labels = {method: replicates.label for method, replicates in entry.runs.items()}
         found.append(
@@ -77,7 +80,7 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
                 name,
                 settings.title,
                 settings.reproduces,
-                None if text is None else _table(settings.title, text, links),
+                table,
                 (notes or "").partition("\n\n")[2].strip().removeprefix(f"{settings.title}. "),
                 [] if settings.paper else _published(paper, labels),
                 str(paper.get("source", "")),

@@ -1,0 +1,125 @@
+"""gcflow as a library: installed with the core's dependencies alone, typed, and used by the scripts of examples/."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from projects import environment
+from workflows import ROOT
+
+import gcflow
+
+EXAMPLES = ROOT / "examples"
+
+
+def core_distributions():
+    """Names of the installed distributions that the core needs, directly or not."""
+    wanted = [r for r in map(Requirement, importlib.metadata.requires("gcflow") or []) if not str(r.marker or "")]
+    found = set()
+    while wanted:
+        requirement = wanted.pop()
+        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(requirement.name)
+        wanted += map(Requirement, importlib.metadata.requires(requirement.name) or [])
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with gcflow as pip installs it, and what its core depends on; nothing of the pipeline's extra."""
+    folder = tmp_path_factory.mktemp("library") / "site-packages"
+    source = tmp_path_factory.mktemp("source")
+    for name in ("gcflow", "pyproject.toml", "README.md", "LICENSE"):
+        subprocess.run(["cp", "--recursive", ROOT / name, source], check=True)
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", folder)
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, source], check=True, env=environment())
+    for name in core_distributions():
+        distribution = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(distribution.locate_file(top))
+    return folder
+
+
+def python(installed, *arguments):
+    """A Python process that finds what `installed` has and the standard library, and nothing else."""
+    start = f"import sys, runpy; sys.path.append({str(installed)!r}); sys.argv = sys.argv[1:]; "
+    run = "sys.argv[0] == '-c' and (exec(sys.argv[1]), sys.exit()); runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-I", "-S", "-c", start + run, *map(str, arguments)]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_every_module_of_the_library_is_there_without_the_pipelines_dependencies(installed):
+    code = f"""
+import importlib.util, json, gcflow
+for name in gcflow.MODULES:
+    getattr(gcflow, name)
+pipeline = [name for name in ("pydantic", "click", "mlflow", "pandas", "sklearn") if importlib.util.find_spec(name)]
+print(json.dumps([gcflow.__file__, pipeline, gcflow.metrics.frechet_distance.__name__]))
+"""
+    file, pipeline, name = json.loads(python(installed, "-c", code))
+    assert file == str(installed / "gcflow" / "__init__.py")
+    assert pipeline == []
+    assert name == "frechet_distance"
+
+
+def test_the_installed_package_is_typed_and_has_its_data(installed):
+    assert (installed / "gcflow" / "py.typed").exists()
+    assert (installed / "gcflow" / "paper.yaml").exists()
+
+
+def test_importing_gcflow_imports_nothing_heavy(installed):
+    code = "import sys, gcflow; gcflow.couplings; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    assert python(installed, "-c", code).split() == ["False", "False"]
+
+
+def test_the_lazy_modules_are_those_that_type_checkers_see():
+    seen = [line.split()[-1] for line in Path(gcflow.__file__).read_text().splitlines() if " import " in line]
+    assert tuple(name for name in seen if name in gcflow.MODULES) == gcflow.MODULES == tuple(sorted(gcflow.MODULES))
+    assert set(gcflow.MODULES) <= set(dir(gcflow))
+    with pytest.raises(AttributeError, match="module 'gcflow' has no attribute 'nothing'"):
+        _ = gcflow.nothing
+
+
+@pytest.fixture(scope="module")
+def trained(installed, tmp_path_factory):
+    """What train_on_tensor.py has printed, and its weights."""
+    weights = tmp_path_factory.mktemp("trained") / "weights.safetensors"
+    return python(installed, EXAMPLES / "train_on_tensor.py", weights), weights
+
+
+def test_training_on_a_tensor_lowers_the_loss_and_is_deterministic(installed, trained, tmp_path):
+    output, weights = trained
+    losses = [float(line.split()[-1]) for line in output.splitlines()]
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * losses[0]
+    python(installed, EXAMPLES / "train_on_tensor.py", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == weights.read_bytes()
+
+
+def test_samples_from_weights_are_images_like_those_trained_on(installed, trained, tmp_path):
+    _, weights = trained
+    for name in ("one.npy", "two.npy"):
+        python(installed, EXAMPLES / "sample_from_weights.py", weights, tmp_path / name)
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
+    samples = np.load(tmp_path / "one.npy")
+    assert (samples.shape, samples.dtype) == ((16, 1, 8, 8), np.uint8)
+    # Vertical stripes, dark and light, each elsewhere: rows of an image are alike, images are not.
+    assert samples.std(2).mean() < 0.1 * samples.std()
+    assert samples.mean((1, 2)).std(0).min() > 40
+
+
+def test_the_scripts_pass_a_strict_type_checker():
+    scripts = [EXAMPLES / name for name in ("train_on_tensor.py", "sample_from_weights.py")]
+    options = ("--strict", "--config-file=", "--follow-imports=silent", "--no-error-summary")
+    command = [sys.executable, "-m", "mypy", *options, *scripts]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

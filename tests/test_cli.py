@@ -31,8 +31,10 @@ from gcflow.pipeline.params import Params
 from gcflow.weights import load_tensors, save_tensors
 
 VERBS = {
+    "adopt",
     "bench",
     "claims",
+    "clean",
     "discrepancy",
     "doctor",
     "evaluate",
@@ -46,6 +48,7 @@ VERBS = {
     "pretrained",
     "record",
     "reference",
+    "report",
     "sample",
     "stages",
     "table",
@@ -53,6 +56,7 @@ VERBS = {
     "track",
     "train",
     "transport",
+    "verify",
 }
 
 
@@ -133,7 +137,7 @@ def test_help_lists_every_verb_and_the_exit_codes():
         assert code in " ".join(result.stdout.split())
 
 
-@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("track", "--help"), ("--version",)])
+@pytest.mark.parametrize("args", [("--help",), ("train", "--help"), ("track", "sync", "--help"), ("--version",)])
 def test_help_imports_nothing_heavy(tmp_path, args):
     modules, code = imported(tmp_path, *args)
     assert code == 0

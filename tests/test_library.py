@@ -58,7 +58,7 @@ def python(installed, *arguments):
 
 
 def test_every_module_of_the_library_is_there_without_the_pipelines_dependencies(installed):
-    code = f"""
+    code = """
 import importlib.util, json, gcflow
 for name in gcflow.MODULES:
     getattr(gcflow, name)

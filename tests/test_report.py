@@ -103,8 +103,16 @@ def visit(browser, project):
         assert wrong == []
 
 
-def shown_views(page):
-    return page.eval_on_selector_all("main > .view", "views => views.filter(view => !view.hidden).map(view => view.id)")
+def assert_shown(page, route):
+    """That the view of a route opens, and that it is the only one."""
+    page.wait_for_function("route => !document.getElementById(route).hidden", arg=route)
+    views = page.eval_on_selector_all("main > .view", "all => all.filter(view => !view.hidden).map(view => view.id)")
+    assert views == [route]
+
+
+def go(page, route):
+    page.evaluate("route => { location.hash = route }", route)
+    assert_shown(page, route)
 
 
 def test_the_same_files_give_the_same_bytes_again_and_in_another_place(finished, tmp_path):
@@ -132,15 +140,15 @@ def test_every_section_opens_by_its_link_alone_and_a_run_by_its_own(visit):
     for route in SECTIONS:
         link = page.locator(f'nav a[href="#{route}"]')
         link.click()
-        assert shown_views(page) == [route]
+        assert_shown(page, route)
         assert link.get_attribute("aria-current") == "page"
         assert page.locator(f'[id="{route}"] h2').is_visible()
     page.locator('nav a[href="#/runs"]').click()
     page.locator(f'#runs-table a[href="#{RUN}"]').click()
-    assert shown_views(page) == [RUN]
+    assert_shown(page, RUN)
     assert "iCT-GC" in page.title()
     page.go_back()
-    assert shown_views(page) == ["/runs"]
+    assert_shown(page, "/runs")
 
 
 def test_every_link_leads_somewhere(visit, project):
@@ -199,21 +207,21 @@ def test_the_keyboard_reaches_the_content_and_opens_and_closes_a_picture(visit):
     assert page.evaluate(f"{focused}className") == "skip"
     page.keyboard.press("Enter")
     assert page.evaluate(f"{focused}id") == "main"
-    assert shown_views(page) == ["/"]
-    for _ in range(5):
+    assert_shown(page, "/")
+    for _ in SECTIONS:
         page.keyboard.press("Shift+Tab")
         if page.evaluate(f"{focused}hash") == "#/figures":
             break
     assert page.evaluate(f"getComputedStyle({focused[:-1]}).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    assert shown_views(page) == ["/figures"]
+    assert_shown(page, "/figures")
     assert page.evaluate(f"{focused}tagName") == "H2"
     page.keyboard.press("Tab")
     assert page.evaluate(f"{focused}className") == "enlarge"
     page.keyboard.press("Enter")
-    assert page.locator("dialog img").is_visible()
+    page.locator("dialog img").wait_for(state="visible")
     page.keyboard.press("Escape")
-    assert not page.locator("dialog").is_visible()
+    page.locator("dialog").wait_for(state="hidden")
     assert page.evaluate(f"{focused}className") == "enlarge"
 
 
@@ -264,8 +272,7 @@ def test_text_can_be_read_by_day_and_by_night(visit, scheme):
     bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 3 * 128
     assert bright == (scheme == "light")
     for route in (*SECTIONS, RUN):
-        page.evaluate("route => { location.hash = route }", route)
-        page.wait_for_function("route => !document.getElementById(route).hidden", arg=route)
+        go(page, route)
         found = page.evaluate(CONTRASTS)
         assert len(found) > 15
         assert [pair for pair in found if pair[0] < 4.5] == [], route
@@ -274,8 +281,7 @@ def test_text_can_be_read_by_day_and_by_night(visit, scheme):
 def test_nothing_is_wider_than_a_phone(visit):
     page = visit(viewport={"width": 390, "height": 844})
     for route in (*SECTIONS, RUN):
-        page.evaluate("route => { location.hash = route }", route)
-        page.wait_for_function("route => !document.getElementById(route).hidden", arg=route)
+        go(page, route)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, route
 
 
@@ -363,7 +369,7 @@ def test_a_project_that_is_only_begun_names_what_is_missing(tmp_path, browser):
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{report(folder).as_uri()}#/run/digits/ic/0")
-    assert shown_views(page) == ["/run/digits/ic/0"]
+    assert_shown(page, "/run/digits/ic/0")
     assert wrong == []
     page.close()
 

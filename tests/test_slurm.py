@@ -232,10 +232,11 @@ def test_a_drained_node_ends_its_job_and_a_lost_one_gives_it_back(story):
 def test_mlflow_holds_one_run_per_run(story):
     for workflow, seeds in ((story.disturbed, DISTURBED), (story.spare, (OUTLIVED, LOST))):
         for _ in range(2):
-            workflow.call("gcflow", "track")
+            workflow.call("gcflow", "track", "sync")
         client = MlflowClient(tracking_uri=f"sqlite:///{workflow.folder / 'mlflow.db'}")
-        experiment = client.get_experiment_by_name("tiny")
-        found = sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
+        experiment = client.get_experiment_by_name("tiny/digits")
+        runs = client.search_runs([experiment.experiment_id])
+        found = sorted(run.info.run_name for run in runs if "run" in run.data.tags)
         assert found == [f"{RUN}/{seed}" for seed in seeds]
 
 

@@ -158,7 +158,7 @@ def test_eight_runs_that_write_at_once_arrive_once_and_whole(tmp_path, place):
     # All of them live until each has sent its run, or said why it could not: the next pass does it then.
     wait_until(lambda: all(passed(folder, run) for run in runs), seconds=300)
     wait_until(
-        lambda: sum(bool(run.data.tags.get("sent")) for run in found(folder, place).runs()) == 8,
+        lambda: sum(bool(run.data.tags.get("mlflow.gcflow.sent")) for run in found(folder, place).runs()) == 8,
         seconds=300,
         pause=0.5,
     )
@@ -167,8 +167,6 @@ def test_eight_runs_that_write_at_once_arrive_once_and_whole(tmp_path, place):
     for run in runs:
         assert_mirrored(folder, place, run)
         assert found(folder, place).run(run).info.status == "FINISHED"
-    studies = [run for run in found(folder, place).runs() if run.data.tags.get("study")]
-    assert [study.info.run_name for study in studies] == ["table1"], "one for all eight"
     before = found(folder, place).everything()
     assert gcflow(folder, "track", "sync", env=address_of(folder, place)).returncode == 0
     assert found(folder, place).everything() == before
@@ -347,7 +345,7 @@ def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finish
     assert after.info.run_id != before.info.run_id
     assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [before.info.run_id]
     assert sum(run.data.tags.get("run") == "digits/gc/0" for run in mlflow.runs()) == 2
-    name = f"{records[0]['metric']}/{records[0]['weights']}/{records[0]['network_evaluations']}-evals"
+    name = f"{records[0]['metric']}/{records[0]['weights']}-{records[0]['network_evaluations']}-evals"
     assert dict(mlflow.history(RUN)[name])[records[0]["step"]] == pytest.approx(
         sum(r["value"] for r in records if same_point(r, records[0])) / 2
     )
@@ -407,16 +405,17 @@ def test_mlflow_shows_what_the_files_say(finished):
     for name in ("loss", "learning_rate", "intervals", "images_per_second", "memory_gib", "gradient_norm"):
         assert [step for step, _ in history[name]] == steps, name
     for kind in ("ema", "raw"):
-        assert [step for step, _ in history[f"classifier-fd/{kind}/1-evals"]] == [20, 40]
+        assert [step for step, _ in history[f"classifier-fd/{kind}-1-evals"]] == [20, 40]
     images = [name for name in files if name.startswith("images/samples+step+")]
     assert {name.split("+")[2] for name in images} == {"20", "40"}
     assert len(images) == 4, "each step once, in two sizes"
-    table = next(study for study in mlflow.runs() if study.data.tags.get("study") == "table1")
-    assert tags["mlflow.parentRunId"] == table.info.run_id
+    assert (tags["study"], tags["studies"]) == ("table1", "table1, convergence, samples")
+    (table,) = (run for run in mlflow.runs() if run.info.run_name == "digits/table1")
     assert {"table1.md", "table1.csv", "table1.tex"} <= set(mlflow.artifacts(table.info.run_id))
     experiments = {e.experiment_id: e.name for e in mlflow.client.search_experiments()}
-    report = next(study for study in mlflow.runs() if study.data.tags.get("study") == "report")
-    assert experiments[report.info.experiment_id] == "tiny"
+    (report,) = (run for run in mlflow.runs() if run.info.run_name == "report")
+    assert "report.html" in mlflow.artifacts(report.info.run_id)
+    assert experiments[report.info.experiment_id] == experiments[table.info.experiment_id] == "tiny"
     assert experiments[run.info.experiment_id] == "tiny/digits"
 
 

@@ -18,12 +18,12 @@ from gcflow.pipeline.table import published_values
 def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_path):
     folder = prepare_data(write_project(tmp_path), "mixture2d")
     gcflow(folder, "train", "mixture2d/ic/0")
-    down = gcflow(folder, "track", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    down = gcflow(folder, "track", "sync", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     assert "did not take 1 runs" in down.stderr
     assert "Traceback" not in down.stderr
     receipt = json.loads((folder / "results/tracking.json").read_text())
     assert receipt["pending"] == ["mixture2d/ic/0"]
-    gcflow(folder, "track")
+    gcflow(folder, "track", "sync")
     receipt = json.loads((folder / "results/tracking.json").read_text())
     assert receipt["pending"] == []
     assert list(receipt["sent"]) == ["mixture2d/ic/0"]

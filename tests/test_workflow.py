@@ -6,7 +6,6 @@ import re
 
 import pytest
 import yaml
-from mlflow import MlflowClient
 from projects import contents, gcflow, tiny_params, write_project
 from workflows import clone, duplicate, dvc, snakemake
 
@@ -30,8 +29,8 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in snakemake(project, "all")
 
 
-def test_the_report_is_one_file_that_holds_tables_and_figures_and_asks_for_nothing(project):
-    text = (project / "results" / "report.html").read_text()
+def test_snakemakes_report_is_one_file_that_holds_tables_and_figures_and_asks_for_nothing(project):
+    text = (project / "results" / "workflow-report.html").read_text()
     for content in (
         "Tiny convergence",
         "Tiny table",
@@ -130,38 +129,6 @@ def test_the_two_graphs_are_the_same(project):
         assert jobs[command]["outputs"] == set(stage["outs"]), command
         named = {key for key in stage["params"] if f'"{key}": ' in " ".join(jobs[command]["params"])}
         assert named == set(stage["params"]), command
-
-
-def test_mlflow_holds_one_run_per_run_with_real_steps_metrics_and_samples(project):
-    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny")
-    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
-    names = {r.name for r in Params(project / "params.yaml").runs()}
-    assert set(runs) == names
-    ours = [json.loads(line) for line in (project / "results/digits/gc/seed0/metrics.jsonl").read_text().splitlines()]
-    run_id = runs["digits/gc/0"].info.run_id
-    history = sorted(client.get_metric_history(run_id, "loss"), key=lambda m: m.step)
-    assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in ours]
-    fd = client.get_metric_history(run_id, "classifier-fd/ema/1-evals")
-    assert sorted(m.step for m in fd) == [20, 40]
-    assert runs["digits/gc/0"].data.params["method.predictor"] == "ema"
-    assert [a.path for a in client.list_artifacts(run_id)] == ["samples.png"]
-    assert runs["digits/gc/0"].info.status == "FINISHED"
-
-
-def test_tracking_again_sends_nothing_twice(project):
-    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny").experiment_id
-
-    def snapshot():
-        found = client.search_runs([experiment])
-        return {
-            r.info.run_id: {k: len(client.get_metric_history(r.info.run_id, k)) for k in r.data.metrics} for r in found
-        }
-
-    before = snapshot()
-    gcflow(project, "track")
-    assert snapshot() == before
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def tracking_folder(root: Path, run: Run) -> Path:
 
 
 def tracking_lock(root: Path) -> Path:
-    """Lock for what only one process at a time may make in MLflow: the database, and what runs are nested under."""
+    """Lock for what only one process at a time may make in MLflow: its database, tables and figures."""
     return root / "results" / "logs" / "tracking"
 
 

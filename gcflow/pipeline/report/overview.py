@@ -26,6 +26,8 @@ class DataSet(NamedTuple):
 
     name: str
     record: dict[str, Any] | None
+    source: str
+    samples: int
     shape: str
     runs: list[RunPage]
     trained: int
@@ -73,17 +75,19 @@ def data_set(params: Params, records: Records, name: str, runs: list[RunPage]) -
     manifest = data_folder(Path(), name) / "manifest.json"
     record = records.json(manifest)
     with expected(records.root / manifest):
-        shape = "" if record is None else " × ".join(map(str, record["shape"]))
-        images = record is not None and len(record["shape"]) == 3
+        known: dict[str, Any] = {"source": "", "count": 0, "shape": []} if record is None else record
+        source, count, shape = str(known["source"]), int(known["count"]), list(known["shape"])
     return DataSet(
         name=name,
         record=record,
-        shape=shape,
+        source=source,
+        samples=count,
+        shape=" × ".join(map(str, shape)),
         runs=runs,
         trained=sum(page.config is not None for page in runs),
         evaluated=sum(page.state == "evaluated" for page in runs),
         seconds=sum(page.seconds or 0.0 for page in runs),
-        real=_real(params, records, name) if images else None,
+        real=_real(params, records, name) if len(shape) == 3 else None,
     )
 
 

@@ -61,6 +61,7 @@ class RunPage(NamedTuple):
     label: str
     state: str
     config: dict[str, Any] | None
+    facts: list[tuple[str, str]]
     config_text: str
     inputs: dict[str, str]
     config_hash: str
@@ -100,7 +101,8 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
     steps, known = _steps(records, folder)
     config = document.get("config")
     with expected(records.root / folder / "config.json"):
-        batch = config["training"]["batch"] if config else None
+        batch = None if config is None else config["training"]["batch"]
+        facts = [] if config is None else _facts(config)
     with expected(records.root / folder / "metrics.jsonl"):
         seconds = training_seconds(lines, batch)
         charts, constants = _training(lines)
@@ -116,6 +118,7 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
         label=params.dataset(run.dataset).runs[run.method].label,
         state="not trained" if config is None else "evaluated" if measured else "trained, not evaluated",
         config=config,
+        facts=facts,
         config_text=json.dumps(config, indent=2, ensure_ascii=False),
         inputs=document.get("inputs", {}),
         config_hash=document.get("config_hash", ""),
@@ -136,6 +139,22 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
         outputs=[output for stage in made for output in records.outputs(stage)],
         commands=_commands(run, [stage.name for stage in made], [stage.command for stage in made]),
     )
+
+
+def _facts(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """The configuration in a few words."""
+    method, training, network = config["method"], config["training"], config["network"]
+    coupling = method["coupling"]
+    # Those of extensions have options of their own.
+    sizes = [f"{network['channels']} channels"] if "channels" in network else []
+    sizes += [f"dropout {number(network['dropout'])}"] if "dropout" in network else []
+    return [
+        ("Objective", method["objective"]),
+        ("Coupling", coupling if isinstance(coupling, str) else coupling["kind"]),
+        ("Steps × batch", f"{number(training['steps'], 9)} × {training['batch']}"),
+        ("Optimizer", f"{training['optimizer']}, learning rate {number(training['learning_rate'])}"),
+        ("Network", ", ".join([network["architecture"], *sizes])),
+    ]
 
 
 def _commands(run: Run, names: list[str], commands: list[str]) -> list[tuple[str, str]]:

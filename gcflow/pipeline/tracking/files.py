@@ -106,7 +106,7 @@ def _evaluation(path: Path, milliseconds: int) -> list[Point]:
     frame = pd.DataFrame.from_records(read_json(path))
     if frame["protocol"].nunique() > 1:
         frame["metric"] = frame["metric"] + "/" + frame["protocol"]
-    frame["name"] = frame["metric"] + "/" + frame["weights"] + "/" + frame["network_evaluations"].astype(str) + "-evals"
+    frame["name"] = frame["metric"] + "/" + frame["weights"] + "-" + frame["network_evaluations"].astype(str) + "-evals"
     means = frame.groupby(["name", "step"], sort=False)["value"].mean().reset_index()
     rows = zip(means["name"], means["value"], means["step"], strict=True)
     return [Point(name, float(value), milliseconds, int(step)) for name, value, step in rows]

@@ -15,13 +15,15 @@ from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.tracking.files import CLOCKS, Point, RunFiles
 from gcflow.pipeline.tracking.server import Server
-from gcflow.pipeline.tracking.words import flat_parameters, note, studies_of, tags_of, weights_of
+from gcflow.pipeline.tracking.words import flat_parameters, note, tags_of, weights_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 # MLflow's own limits for one request.
 POINTS_AT_ONCE, PARAMETERS_AT_ONCE = 900, 100
+# Tags that say what was sent: of all of it, and of each file. MLflow's own prefix keeps them off its pages.
+SENT, UPLOADED = "mlflow.gcflow.sent", "mlflow.gcflow.uploaded"
 
 
 class Mirror:
@@ -38,11 +40,9 @@ class Mirror:
         """Completes a run in MLflow as far as its files go, and returns its MLflow run id."""
         points, grids = files.points(), {step: sha256_of(path)[:32] for step, path in files.grids().items()}
         tags, state = tags_of(self.params, files), self._state(files)
-        if studies := studies_of(self.params, files.run):
-            tags["mlflow.parentRunId"] = self.server.study(files.run.dataset, studies[0]).info.run_id
         proof = _digest([tags, state, points, grids])
         known = self._known(files)
-        if known is not None and known.data.tags.get("sent") == proof:
+        if known is not None and known.data.tags.get(SENT) == proof:
             return str(known.info.run_id)
         if known is not None and (self._contradicts(known, points) or _redrawn(known, grids)):
             self.client.delete_run(known.info.run_id)
@@ -58,7 +58,7 @@ class Mirror:
                 self._send_grid(known, step, path, grids[step], ended)
         self._send_tags(known, tags if files.published else tags | {"mlflow.note.content": note(None, files.run)})
         self._finish(known.info.run_id, state, points)
-        self._send_tags(known, {"sent": proof})
+        self._send_tags(known, {SENT: proof})
         return str(known.info.run_id)
 
     def _known(self, files: RunFiles) -> "MlflowRun | None":
@@ -153,7 +153,7 @@ class Mirror:
 
         sha256 = files.header["inputs"]["data_sha256"]
         source = json.dumps({"uri": f"data/{files.run.dataset}"})
-        data = Dataset(files.run.dataset, sha256[:36], "local", source, json.dumps({"sha256": sha256}))
+        data = Dataset(files.run.dataset, sha256[:8], "local", source, json.dumps({"sha256": sha256}))
         self.client.log_inputs(run_id, datasets=[DatasetInput(data, [])])
 
     def _send_grid(self, known: "MlflowRun", step: int, path: Path, digest: str, milliseconds: int) -> None:
@@ -171,7 +171,7 @@ class Mirror:
             image.convert("RGB").save(Path(folder) / f"{name}+compressed.webp", lossless=True)
             self.client.log_artifacts(known.info.run_id, folder, "images")
         self._send_tags(
-            known, {"mlflow.loggedImages": "True", "artifacts": json.dumps(_sent(known) | {_grid(step): digest})}
+            known, {"mlflow.loggedImages": "True", UPLOADED: json.dumps(_sent(known) | {_grid(step): digest})}
         )
 
     def upload(self, known: "MlflowRun", artifacts: dict[str, Path]) -> None:
@@ -182,7 +182,7 @@ class Mirror:
         for name in new:
             folder = str(Path(name).parent)
             self.client.log_artifact(known.info.run_id, str(artifacts[name]), None if folder == "." else folder)
-        self._send_tags(known, {"artifacts": json.dumps(sent | new)} if new else {})
+        self._send_tags(known, {UPLOADED: json.dumps(sent | new)} if new else {})
 
     def describe(self, known: "MlflowRun", text: str, values: dict[str, float], milliseconds: int) -> None:
         """Text and numbers of a study as they are now."""
@@ -198,7 +198,7 @@ def _digest(document: Any) -> str:
 
 def _sent(known: "MlflowRun") -> dict[str, str]:
     """Hashes of the files that were uploaded, by their names."""
-    return dict(json.loads(known.data.tags.get("artifacts", "{}")))
+    return dict(json.loads(known.data.tags.get(UPLOADED, "{}")))
 
 
 def _grid(step: int) -> str:

@@ -23,6 +23,8 @@ SETTINGS = {
     "PGCONNECT_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+# MLflow shows pages of training, not those of language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Seconds that a writer to SQLite waits for the others.
 SQLITE_PATIENCE = 60
 
@@ -59,7 +61,6 @@ class Server:
             uri += f"?timeout={SQLITE_PATIENCE}"
         self.client = MlflowClient(tracking_uri=uri)
         self._experiments: dict[str, str] = {}
-        self._studies: dict[tuple[str | None, str], MlflowRun] = {}
 
     def _make_database(self, path: Path) -> None:
         """Whole or not at all: one whose making was interrupted, by a full disk say, can never be used again."""
@@ -85,7 +86,7 @@ class Server:
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    self._experiments[name] = self.client.create_experiment(name, self._artifacts(name))
+                    self._experiments[name] = self.client.create_experiment(name, self._artifacts(name), KIND)
                     return self._experiments[name]
                 except MlflowException as error:
                     # Another process was quicker.
@@ -106,16 +107,13 @@ class Server:
         wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
         return list(self.client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]))
 
-    def study(self, dataset: str | None, name: str) -> "MlflowRun":
-        """The MLflow run of a table, a figure or the report, under which the runs that it shows are nested."""
-        if (dataset, name) not in self._studies:
-            experiment = self.experiment(dataset)
-            if not (found := self.find(experiment, {"study": name})):
-                # Many jobs begin at once, and one study is to be above all their runs.
-                with self._alone():
-                    found = self.find(experiment, {"study": name}) or [self._make_study(experiment, name)]
-            self._studies[dataset, name] = found[0]
-        return self._studies[dataset, name]
+    def study(self, name: str) -> "MlflowRun":
+        """The MLflow run of a table, a figure or the report, in the experiment of the whole project."""
+        experiment = self.experiment(None)
+        if not (found := self.find(experiment, {"study": name})):
+            with self._alone():
+                found = self.find(experiment, {"study": name}) or [self._make_study(experiment, name)]
+        return found[0]
 
     def _make_study(self, experiment: str, name: str) -> "MlflowRun":
         tags = {"study": name, "mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}

@@ -23,7 +23,6 @@ REPORT = "report"
 class Study(NamedTuple):
     """A table, a figure, or the report, as a run in MLflow. artifacts: names there to files; metrics: its numbers."""
 
-    dataset: str | None
     name: str
     note: str
     artifacts: dict[str, Path]
@@ -41,7 +40,7 @@ def studies(params: Params, scale: str) -> Iterator[Study]:
             yield _study(params, dataset, name, study_note(figure.title, figure.methods), stages.figure(dataset, name))
     claims = [claims_path(params.root, suffix) for suffix in CLAIMS_FORMATS]
     pages = {path.name: path for path in (*claims, params.root / "results" / "report.html")}
-    yield Study(None, REPORT, "The claims of the paper with their verdicts, and the report.", pages, _verdicts(params))
+    yield Study(REPORT, "The claims of the paper with their verdicts, and the report.", pages, _verdicts(params))
 
 
 def _study(params: Params, dataset: str, name: str, text: str, stage: Stage) -> Study:
@@ -53,7 +52,7 @@ def _study(params: Params, dataset: str, name: str, text: str, stage: Stage) -> 
     if str(theory_path(Path(), dataset)) in files and theory.exists():
         checks = read_json(theory)["checks"]
         metrics = {"checks": len(checks), "checks that hold": sum(bool(check["holds"]) for check in checks)}
-    return Study(dataset, name, text, {Path(file).name: params.root / file for file in files}, metrics)
+    return Study(f"{dataset}/{name}", text, {Path(file).name: params.root / file for file in files}, metrics)
 
 
 def _verdicts(params: Params) -> dict[str, float]:
@@ -128,6 +127,6 @@ def _send_study(mirror: Mirror, study: Study) -> None:
     there = {name: path for name, path in study.artifacts.items() if path.exists()}
     if not there:
         return
-    known = mirror.server.study(study.dataset, study.name)
+    known = mirror.server.study(study.name)
     mirror.upload(known, there)
     mirror.describe(known, study.note, study.metrics, int(1000 * max(path.stat().st_mtime for path in there.values())))

@@ -22,7 +22,7 @@ def flat_parameters(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def studies_of(params: Params, run: Run) -> list[str]:
-    """The tables and figures that show a run's method; the first is the one that it is grouped under."""
+    """The tables and figures that show a run's method."""
     entry = params.dataset(run.dataset)
     tables = [name for name, table in entry.tables.items() if run.method in table.methods]
     return tables + [name for name, figure in entry.figures.items() if run.method in figure.methods]
@@ -30,7 +30,7 @@ def studies_of(params: Params, run: Run) -> list[str]:
 
 def tags_of(params: Params, files: RunFiles) -> dict[str, str]:
     """Tags of a run; those of the job are of the last one that trained it."""
-    run, jobs = files.run, files.jobs()
+    run, jobs, studies = files.run, files.jobs(), studies_of(params, files.run)
     job = jobs[-1] if jobs else {}
     tags = {
         "run": run.name,
@@ -40,7 +40,9 @@ def tags_of(params: Params, files: RunFiles) -> dict[str, str]:
         "method": run.method,
         "label": params.dataset(run.dataset).runs[run.method].label,
         "seed": run.seed,
-        "studies": ", ".join(studies_of(params, run)) or None,
+        # To group by: MLflow hides runs that are nested under another one, and draws no charts of them.
+        "study": studies[0] if studies else None,
+        "studies": ", ".join(studies) or None,
         "host": job.get("host"),
         "device": job.get("device"),
         "processes": job.get("processes"),
@@ -50,7 +52,7 @@ def tags_of(params: Params, files: RunFiles) -> dict[str, str]:
         "git_dirty": job.get("dirty"),
         "resumed": len(jobs) - 1 if jobs else None,
         # What the columns of MLflow's own table show.
-        "mlflow.source.name": f"gcflow train {run.name}",
+        "mlflow.source.name": "gcflow train",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": job.get("commit"),
     }

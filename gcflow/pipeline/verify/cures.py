@@ -59,7 +59,7 @@ class Cures:
         # Snakemake knows a directory as a whole.
         made = {path if path in job.stage.outs else path.rpartition("/")[0]: None for path in names.outs}
         # Training goes on from its state, and publishes what is there.
-        states = sorted({path.partition("/state/")[0] + "/state" for path in names.state})
+        states = sorted({_configuration_folder(path) for path in names.state})
         return f"{join(['rm', '-rf', *made, *names.cache, *states])} && {_made_again(next(iter(made)))}"
 
     def _state(self, path: str, job: Job) -> str:
@@ -70,7 +70,13 @@ class Cures:
             return join(["rm", "-f", path])
         if (self.recorded.root / snapshot).exists() and snapshot not in self.bad:
             return join(["ln", "-f", snapshot, path])
-        return join(["rm", "-rf", f"{published}/state"])
+        return join(["rm", "-rf", _configuration_folder(path)])
+
+
+def _configuration_folder(path: str) -> str:
+    """Of a file in a run's state the folder of its configuration; the locks beside it stay."""
+    run, _, inner = path.partition("/state/")
+    return f"{run}/state/{inner.partition('/')[0]}"
 
 
 def _made_again(path: str) -> str:

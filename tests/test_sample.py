@@ -307,7 +307,7 @@ def test_a_png_of_points_is_a_scatter(root, sample, tmp_path):
     for count in (1, 200):
         assert sample(path, "--count", count, "--out", f"{count}.png").code == 0
     one, many = (pixels(tmp_path / f"{count}.png")[..., :3].astype(int) for count in (1, 200))
-    assert one.shape == many.shape == (450, 450, 3)
+    assert one.shape == many.shape == (990, 990, 3)
     # Dots in the first colour of the palette.
     dots = [(np.abs(picture - (0x00, 0x72, 0xB2)).max(axis=2) < 8).sum() for picture in (one, many)]
     assert 0 < 10 * dots[0] < dots[1]

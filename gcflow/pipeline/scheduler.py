@@ -49,7 +49,7 @@ class Scheduler:
             # it was made: by somebody else.
             if made is None or made.endtime is None or self._time(out) > made.endtime:
                 return False
-            if False:
+            if made.starttime < self._claimed.get(str(out), 0):
                 return False
         return True
 

@@ -334,6 +334,10 @@ def test_numbers_on_the_page_are_those_of_the_files(visit, project):
     rows = section.evaluate("table => [...table.rows].map(row => [...row.cells].map(cell => cell.textContent.trim()))")
     assert [row[:-1] for row in rows] == written
 
+    page = visit("/runs")
+    listed = page.locator("#runs-table tbody tr", has_text="digits/gc/0").locator("td", has_text="classifier FD")
+    assert float(listed.get_attribute("data-sort")) == pytest.approx(sum(chosen) / 2, rel=1e-12)
+
     page = visit("/claims")
     for record in json.loads((project / "results/claims.json").read_text())["records"]:
         row = page.locator(f'[id="/claims/{record["dataset"]}/{record["name"]}"]').inner_text()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from workflows import duplicate
 from gcflow.pipeline.lock import newest_lease
 
 RUN = "digits/ic/0"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLOCKS = ("images_per_second", "memory_gib", "system/")
 
 
@@ -133,6 +135,15 @@ def followers(folder: Path) -> list[int]:
 
 def followers_ended(folder: Path) -> bool:
     return not followers(folder)
+
+
+def rewrite(path: Path, text: str) -> None:
+    path.unlink()
+    path.write_text(text)
+
+
+def same_point(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a[key] == b[key] for key in ("metric", "weights", "network_evaluations", "step", "protocol"))
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +282,7 @@ def test_a_database_that_cannot_be_written_costs_a_warning(tmp_path, undisturbed
     before = found(folder).everything()
     path = run_folder(folder, RUN) / "metrics.jsonl"
     grown = path.read_text() + path.read_text().splitlines()[-1].replace('"step": 40', '"step": 39') + "\n"
-    path.unlink()
-    path.write_text(grown)
+    rewrite(path, grown)
     read_only = {"MLFLOW_TRACKING_URI": f"sqlite:///file:{folder / 'mlflow.db'}?mode=ro&uri=true"}
     result = gcflow(folder, "track", "sync", env=read_only)
     assert "did not take 1 runs" in result.stderr
@@ -308,7 +318,7 @@ def test_a_run_that_is_killed_and_resumed_is_one_run_with_one_history(tmp_path):
     assert killed.info.status == "KILLED"
     assert without_clocks(found(folder).history(RUN)) == without_clocks(on_disk(folder, up_to=covered))
     # As if it had been killed between two checkpoints: what it trains again takes the place of this.
-    path = state_folder_of_training(folder) / "metrics.jsonl"
+    path = checkpoints(folder, RUN)[0].parent / "metrics.jsonl"
     path.write_text(path.read_text() + json.dumps({"step": covered + 20, "loss": 1e9, "time": 1.0}) + "\n")
     gcflow(folder, "track", "sync")
     assert max(step for step, _ in found(folder).history(RUN)["loss"]) == covered
@@ -322,14 +332,11 @@ def test_a_run_that_is_killed_and_resumed_is_one_run_with_one_history(tmp_path):
     assert not found(folder).runs(deleted=True)
 
 
-def state_folder_of_training(folder: Path) -> Path:
-    return checkpoints(folder, RUN)[0].parent
-
-
 def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finished):
     folder = duplicate(finished, tmp_path / "finished")
     mlflow = Found(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
     before = mlflow.run(RUN)
+    # A published file may be a link to a recorded one, so that it is written anew.
     path = run_folder(folder, RUN) / "evaluation" / "metrics.json"
     records = json.loads(path.read_text())
     records[0]["value"] += 1.0
@@ -346,18 +353,8 @@ def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finish
     assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [before.info.run_id]
     assert sum(run.data.tags.get("run") == "digits/gc/0" for run in mlflow.runs()) == 2
     name = f"{records[0]['metric']}/{records[0]['weights']}-{records[0]['network_evaluations']}-evals"
-    assert dict(mlflow.history(RUN)[name])[records[0]["step"]] == pytest.approx(
-        sum(r["value"] for r in records if same_point(r, records[0])) / 2
-    )
-
-
-def rewrite(path: Path, text: str) -> None:
-    path.unlink()
-    path.write_text(text)
-
-
-def same_point(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(a[key] == b[key] for key in ("metric", "weights", "network_evaluations", "step", "protocol"))
+    values = [record["value"] for record in records if same_point(record, records[0])]
+    assert dict(mlflow.history(RUN)[name])[records[0]["step"]] == pytest.approx(sum(values) / len(values))
 
 
 def test_a_password_in_the_address_is_shown_nowhere(tmp_path, undisturbed, break_server):
@@ -417,6 +414,50 @@ def test_mlflow_shows_what_the_files_say(finished):
     assert "report.html" in mlflow.artifacts(report.info.run_id)
     assert experiments[report.info.experiment_id] == experiments[table.info.experiment_id] == "tiny"
     assert experiments[run.info.experiment_id] == "tiny/digits"
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1600, "height": 1200})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def test_a_person_sees_runs_curves_and_samples_in_a_browser(tmp_path, finished, page):
+    folder = duplicate(finished, tmp_path / "finished")
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    run = Found(store, "tiny").run(RUN)
+    with mlflow_server(tmp_path / "ui", store) as address:
+        page.goto(f"{address}/#/experiments")
+        for name in ("tiny", "tiny/digits", "tiny/mixture2d"):
+            page.get_by_role("link", name=name, exact=True).first.wait_for()
+        experiment = f"{address}/#/experiments/{run.info.experiment_id}/runs"
+        page.goto(experiment)
+        for name in ("ic/0", "ic/1", "gc/0", "gc-frozen/0", "cd/0", "denoiser/0", "ect/0", "ect-gc/0"):
+            page.get_by_text(f"digits/{name}", exact=True).first.wait_for()
+        page.goto(f"{experiment}?compareRunsMode=CHART")
+        page.get_by_text("classifier-fd/ema-1-evals", exact=True).first.wait_for()
+        page.locator(".js-plotly-plot .scatterlayer path.js-line").first.wait_for(state="attached")
+        page.goto(f"{experiment}/{run.info.run_id}")
+        page.get_by_text(f"gcflow train {RUN}", exact=True).first.wait_for()
+        page.get_by_text(f"{run_folder(Path(), RUN)}/weights.safetensors").first.wait_for()
+        page.goto(f"{experiment}/{run.info.run_id}/model-metrics")
+        search = page.get_by_placeholder("Search metric charts")
+        search.fill("samples")
+        page.get_by_text("samples", exact=True).first.wait_for()
+        slider = page.get_by_role("slider").first
+        for step in ("20", "40"):
+            slider.press("ArrowRight")
+            page.wait_for_function("slider => slider.ariaValueNow", arg=slider.element_handle())
+            assert slider.get_attribute("aria-valuenow") == step
+            page.wait_for_function("[...document.images].some(image => image.naturalWidth > 99)")
 
 
 def test_training_imports_nothing_of_mlflow():

@@ -21,8 +21,8 @@ OF_SCALE = ("claims", "report")
 class Job:
     """A stage as a job. needs: names of the stages whose files it reads.
 
-    kind: the verb. dataset: None for a ledger, a report or a public model. item: what it makes of the data set: a protocol, a
-    table, a figure. run: of train, evaluate and discrepancy.
+    kind: the verb. dataset: None for a ledger, a report or a public model. item: what it makes of the data set: a
+    protocol, a table, a figure. run: of train, evaluate and discrepancy.
     """
 
     stage: Stage

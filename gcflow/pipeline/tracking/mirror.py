@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # MLflow's own limits for one request.
 POINTS_AT_ONCE, PARAMETERS_AT_ONCE = 900, 100
+# Largest width and height, in pixels, of the images among MLflow's charts.
+PREVIEW = (256, 256)
 # Tags that say what was sent: of all of it, and of each file. MLflow's own prefix keeps them off its pages.
 SENT, UPLOADED = "mlflow.gcflow.sent", "mlflow.gcflow.uploaded"
 
@@ -168,7 +170,9 @@ class Mirror:
         name = f"samples+step+{step}+timestamp+{milliseconds}+{uuid.UUID(digest)}"
         with TemporaryDirectory() as folder, Image.open(path) as image:
             image.save(Path(folder) / f"{name}.png")
-            image.convert("RGB").save(Path(folder) / f"{name}+compressed.webp", lossless=True)
+            preview = image.convert("RGB")
+            preview.thumbnail(PREVIEW)
+            preview.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
             self.client.log_artifacts(known.info.run_id, folder, "images")
         self._send_tags(
             known, {"mlflow.loggedImages": "True", UPLOADED: json.dumps(_sent(known) | {_grid(step): digest})}

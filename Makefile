@@ -2,6 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+LONGEST := slurm versions tracking extending readme report verify library workflow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help
@@ -12,12 +13,13 @@ help:  ## list the targets
 reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
 	@snakemake --profile local --report-after-run --report results/workflow-report.html all
 	@gcflow record
+	@gcflow track sync
 	@echo "The report: $(CURDIR)/results/report.html"
 
 .PHONY: test
 test: .venv/complete lint  ## lint, then every test
 	# The longest files first, each whole to one process: it shares finished workflows. Those on Slurm mostly wait.
-	pytest -n 3 --dist loadfile tests/test_slurm.py tests/test_workflow.py tests
+	pytest -n 3 --dist loadfile $(LONGEST:%=tests/test_%.py) tests
 
 .PHONY: lint
 lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint, and dvc.yaml against params.yaml

@@ -58,7 +58,7 @@ def grid():
         "horizons": [3.0],
         "intervals": [16, 64],
         "points": 256,
-        "sigmas": [1.0, 10.0],
+        "sigmas": [1.0, 10.0, 80.0],
         "paths": 8,
     }
     params["claims"] = whole["claims"]

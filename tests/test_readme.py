@@ -61,7 +61,10 @@ def grid():
         "sigmas": [1.0, 10.0, 80.0],
         "paths": 8,
     }
-    params["claims"] = whole["claims"]
+    known = {method for entry in (digits, mixture) for method in entry["methods"]}
+    named = {name: {claim.get("lower"), claim.get("higher")} for name, claim in whole["claims"]["entries"].items()}
+    claims = {name: claim for name, claim in whole["claims"]["entries"].items() if named[name] <= known}
+    params["claims"] = whole["claims"] | {"entries": claims}
     params["pretrained"] = whole["pretrained"]
     params["datasets"] |= {name: entry for name, entry in whole["datasets"].items() if entry.get("scale") == "paper"}
     return params

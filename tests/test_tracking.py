@@ -342,7 +342,7 @@ def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finish
     records[0]["value"] += 1.0
     rewrite(path, json.dumps(records))
     # The same run of somebody else, whose bits are their own.
-    mlflow.client.create_run(
+    other = mlflow.client.create_run(
         before.info.experiment_id,
         run_name=RUN,
         tags={"run": "digits/gc/0", "config_hash": mlflow.run("digits/gc/0").data.tags["config_hash"], "origin": "x"},
@@ -351,6 +351,7 @@ def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finish
     after = mlflow.run(RUN)
     assert after.info.run_id != before.info.run_id
     assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [before.info.run_id]
+    assert not mlflow.client.get_run(other.info.run_id).data.metrics
     assert sum(run.data.tags.get("run") == "digits/gc/0" for run in mlflow.runs()) == 2
     name = f"{records[0]['metric']}/{records[0]['weights']}-{records[0]['network_evaluations']}-evals"
     values = [record["value"] for record in records if same_point(record, records[0])]
@@ -390,6 +391,8 @@ def test_mlflow_shows_what_the_files_say(finished):
     assert (tags["host"], tags["device"], tags["resumed"]) == (jobs[0]["host"], jobs[0]["device"], "0")
     config = json.loads((run_folder(finished, RUN) / "config.json").read_text())
     assert tags["config_hash"] == config["config_hash"]
+    times = [json.loads(line)["time"] for line in (run_folder(finished, RUN) / "metrics.jsonl").open()]
+    assert (run.info.start_time, run.info.end_time) == (int(1000 * times[0]), int(1000 * times[-1]))
     params = run.data.params
     assert (params["method.coupling"], params["training.schedule.s1"]) == ("ic", "16")
     assert params["data_sha256"] == config["inputs"]["data_sha256"]

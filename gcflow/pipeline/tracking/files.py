@@ -16,7 +16,8 @@ from gcflow.pipeline.params import Run
 from gcflow.pipeline.status.ends import checkpoint_header
 
 # Of the machine, not of the run: they may differ when steps are trained again.
-CLOCKS = ("images_per_second", "memory_gib", "system/")
+SYSTEM = "system/"
+CLOCKS = ("images_per_second", "memory_gib", SYSTEM)
 
 
 class Point(NamedTuple):

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.tracking.files import files_of
+from gcflow.pipeline.tracking.files import SYSTEM, files_of
 from gcflow.pipeline.tracking.mirror import Mirror
 from gcflow.pipeline.tracking.server import one_line
 from gcflow.pipeline.tracking.sync import send_run
@@ -48,7 +48,7 @@ def _observe(monitors: Iterable[Any], path: Path) -> None:
     values: dict[str, float] = {}
     for monitor in monitors:
         monitor.collect_metrics()
-        values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+        values |= {f"{SYSTEM}{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
         monitor.clear_metrics()
     with path.open("a") as file:
         file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")

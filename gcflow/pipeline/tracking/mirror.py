@@ -13,7 +13,7 @@ from gcflow.files import sha256_of
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.tracking.files import CLOCKS, Point, RunFiles
+from gcflow.pipeline.tracking.files import CLOCKS, SYSTEM, Point, RunFiles
 from gcflow.pipeline.tracking.server import Server
 from gcflow.pipeline.tracking.words import flat_parameters, note, tags_of, weights_of
 
@@ -55,7 +55,7 @@ class Mirror:
         self._send_points(known, points)
         if files.published:
             tags |= self._publish(known, files)
-            ended = max((point.milliseconds for point in points), default=0)
+            _, ended = _span(points)
             for step, path in files.grids().items():
                 self._send_grid(known, step, path, grids[step], ended)
         self._send_tags(known, tags if files.published else tags | {"mlflow.note.content": note(None, files.run)})
@@ -76,7 +76,7 @@ class Mirror:
 
     def _create(self, files: RunFiles, points: list[Point], tags: dict[str, str]) -> "MlflowRun":
         experiment = self.server.experiment(files.run.dataset)
-        begun = min((point.milliseconds for point in points), default=0)
+        begun, _ = _span(points)
         made = self.client.create_run(experiment, start_time=begun or None, tags=tags, run_name=files.run.name)
         self._runs[files.run.name, files.config_hash, files.origin] = made
         return made
@@ -89,7 +89,7 @@ class Mirror:
         if state == "RUNNING":
             self.client.update_run(run_id, status=state)
         else:
-            self.client.set_terminated(run_id, state, end_time=max((p.milliseconds for p in points), default=None))
+            self.client.set_terminated(run_id, state, end_time=_span(points)[1] or None)
 
     def _history(self, run_id: str, names: Iterable[str]) -> dict[str, dict[int, float]]:
         """Steps and values that MLflow has of some metrics."""
@@ -194,6 +194,12 @@ class Mirror:
         for name, value in values.items():
             if known.data.metrics.get(name) != value:
                 self.client.log_metric(known.info.run_id, name, value, milliseconds)
+
+
+def _span(points: list[Point]) -> tuple[int, int]:
+    """When training began and ended, in milliseconds; the machine was also watched later, during evaluation."""
+    times = [point.milliseconds for point in points if not point.name.startswith(SYSTEM)] or [0]
+    return min(times), max(times)
 
 
 def _digest(document: Any) -> str:

@@ -47,7 +47,7 @@ doctor: .venv/complete  ## what this machine lacks for the paper's scale
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
 	@echo "The runs: http://127.0.0.1:5000"
-	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 .PHONY: report
 report: .venv/complete  ## everything measured so far on one page, results/report.html

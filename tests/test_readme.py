@@ -29,7 +29,7 @@ INSTEAD = {
     # Weeks on a cluster or a GPU: planned only.
     "snakemake --profile slurm all": "snakemake --profile slurm all --dry-run --quiet rules",
     "snakemake --profile local --config scale=paper table1": (
-        "snakemake --profile local --config scale=paper --dry-run --quiet rules table1"
+        "snakemake --profile local --config scale=paper --dry-run table1 --quiet rules"
     ),
     # The paper's network, at a size that a CPU can time.
     "gcflow bench cifar10": (

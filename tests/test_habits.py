@@ -54,7 +54,9 @@ def test_a_dependency_has_its_reason_in_the_readme_and_its_version_in_the_lock(n
 
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = set(re.findall(r"^\.PHONY: ([a-z]+)$", text, re.MULTILINE))
     assert {line.split()[0] for line in listed.splitlines()} == targets
     wanted = "reproduce test lint format ui report plan doctor sync bench"

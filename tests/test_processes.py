@@ -133,8 +133,12 @@ def assert_nothing_runs_in(root: Path) -> None:
 def assert_agree(root: Path, other: Path, run: str) -> None:
     """That losses and weights of a run in two projects differ by the rounding of sums at most."""
     ours, theirs = metrics(root, run), metrics(other, run)
-    assert [{**line, "loss": 0} for line in ours] == [{**line, "loss": 0} for line in theirs]
-    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5, abs=0)
+    sums = ("loss", "gradient_norm")
+    assert [{**line, **dict.fromkeys(sums, 0)} for line in ours] == [
+        {**line, **dict.fromkeys(sums, 0)} for line in theirs
+    ]
+    for name in sums:
+        assert [line[name] for line in ours] == pytest.approx([line[name] for line in theirs], rel=1e-5, abs=0), name
     (ours, _), (theirs, _) = (load_tensors(run_folder(x, run) / "weights.safetensors") for x in (root, other))
     assert ours.keys() == theirs.keys()
     apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}

@@ -175,10 +175,4 @@ def table_title(wildcards):
 
 
 def tracked_files(wildcards):
-    return [
-        out
-        for dataset in STAGES.datasets
-        for run in PARAMS.runs(dataset)
-        for stage in (STAGES.train(run), STAGES.evaluate(run))
-        for out in stage.outs
-    ]
+    return [out for stage in STAGES for out in stage.outs]

@@ -97,7 +97,7 @@ def main(rounds: int) -> None:
                 whole[way].append(gcflow(folder, "train", RUN, uri=uri))
                 steps[way].append(step_milliseconds(folder))
                 # The follower's last pass is not part of the next run.
-                time.sleep(12)
+                time.sleep(6)
     sys.stdout.write(f"{rounds} rounds of {STEPS} steps\n{'tracking':<20}{'ms/step':>9}{'/ off':>8}{'job, s':>9}\n")
     for way in ways:
         ratio = median(a / b for a, b in zip(steps[way], steps["off"], strict=True))

@@ -74,6 +74,10 @@ class Table(Generic[T]):
     def _known(self) -> dict[str, type[T]]:
         for module in self.own:
             import_module(module)
+        # By module, whichever of them was imported first: messages list the names in this order.
+        places = {module: place for place, module in enumerate(self.own)}
+        listed = sorted(self.classes.items(), key=lambda item: places.get(item[1].__module__, len(places)))
+        self.classes = dict(listed)
         return self.classes
 
     def __getitem__(self, name: object) -> type[T]:

@@ -266,7 +266,7 @@ def refusal(folder):
             "methods.sinkhorn-conv.network.architecture is 'conv': ex",
         ),
         ("channels: 16, layers: 3", "width: 16", "methods.sinkhorn-conv.network.channels is missing"),
-        ("source: rings", "source: ring", "data.source is 'ring': expected '"),
+        ("source: rings", "source: ring", "data.source is 'ring': expected 'digits'"),
         ("count: 200", "count: many", "data.count is 'many': expected a valid integer"),
     ],
 )

@@ -52,5 +52,6 @@ def moment(seconds: float | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count}{NO_BREAK}{noun}{'' if count == 1 else 's'}"
+    """`1 run`, `2 runs`, `2 processes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count}{NO_BREAK}{noun}{ending}"

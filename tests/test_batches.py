@@ -257,7 +257,7 @@ class Work:
 
     def furthest(self, ahead):
         for future in list(ahead.pending.values()):
-            future.result(timeout=10)
+            future.result(timeout=60)
         time.sleep(0.01)
         return max(self.done)
 

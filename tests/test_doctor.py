@@ -1,6 +1,6 @@
 import json
 import re
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -93,11 +93,9 @@ def test_everything_that_is_not_ok_says_what_mends_it(ready, here):
         assert check.verdict in ("OK", "skipped") or check.mend, check
 
 
-def test_a_real_process_answers_in_seconds_and_exits_with_2_if_something_is_missing(tmp_path):
+def test_a_real_process_exits_with_2_if_something_is_missing(tmp_path):
     root = project(tmp_path, paper_params(FOLDER))
-    begun = time.monotonic()
     result = gcflow(root, "doctor", "--scale", "paper", check=False)
-    assert time.monotonic() - begun < 30
     assert (result.returncode, result.stderr) == (2, "")
     assert "✗ missing  archive photos" in result.stdout
     assert "→ put a folder, zip, tar or tar.gz of images there" in result.stdout
@@ -241,12 +239,14 @@ def test_a_check_that_fails_or_hangs_is_broken_and_the_others_are_made(monkeypat
     def failing() -> list[Check]:
         raise RuntimeError("first\nsecond")
 
+    done = threading.Event()
+    outlasted = []
+
     def hanging() -> list[Check]:
-        time.sleep(5)
+        outlasted.append(done.wait(60))
         return []
 
     fine = Check("fine", "OK", "there")
-    begun = time.monotonic()
     checks = made(
         [
             Probe("a", failing),
@@ -255,7 +255,8 @@ def test_a_check_that_fails_or_hangs_is_broken_and_the_others_are_made(monkeypat
             Probe("d", lambda: [fine]),
         ]
     )
-    assert time.monotonic() - begun < 3
+    assert not outlasted
+    done.set()
     assert [(check.subject, check.verdict, check.fails) for check in checks] == [
         ("a", "broken", True),
         ("b", "broken", True),

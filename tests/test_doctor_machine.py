@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -179,14 +178,13 @@ def test_slurms_partitions_with_gpus_and_its_accounting(programs):
     assert (slurm().verdict, slurm().found) == ("OK", "GPUs in long (gpu:a100:4); accounting")
 
 
-def test_a_slurm_that_does_not_answer_is_given_up(programs, monkeypatch):
+def test_a_slurm_that_does_not_answer_is_given_up(programs, tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.3)
     for name in ("sbatch", "squeue"):
         programs(name, "exit 0")
-    programs("sinfo", "sleep 20")
-    begun = time.monotonic()
+    programs("sinfo", f"sleep 60; touch {tmp_path / 'answered'}")
     assert slurm().verdict == "broken"
-    assert time.monotonic() - begun < 5
+    assert not (tmp_path / "answered").exists()
 
 
 # MLflow.
@@ -245,9 +243,7 @@ def test_a_tracking_server_that_runs_is_ok_and_one_that_does_not_is_a_warning(tr
 def test_a_tracking_server_that_never_answers_is_given_up(tracking, monkeypatch):
     monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        begun = time.monotonic()
         assert tracking(f"http://127.0.0.1:{silent.getsockname()[1]}").verdict == "warning"
-        assert time.monotonic() - begun < 3
 
 
 def test_the_tracking_database_must_be_writable(tracking, tmp_path):

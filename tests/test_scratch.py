@@ -7,8 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -382,12 +382,21 @@ def test_a_run_without_room_on_the_nodes_disk_warns_and_trains(root, near, basel
     assert_same_run(root, baseline, RUN)
 
 
+def opened_by(pid: int) -> list[Path]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(link.readlink())
+    return found
+
+
 def test_sigterm_while_another_process_copies_ends_a_run_that_has_begun_nothing(root, data, near):
     near.mkdir(parents=True)
-    lock = os.open(near / f".{copy_of(data, near).name}.lock", os.O_RDONLY | os.O_CREAT)
+    path = near / f".{copy_of(data, near).name}.lock"
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
     process = Fork(root, "train", RUN, "--scratch", near)
-    time.sleep(1.0)
+    wait_until(lambda: process.exitcode is not None or path in opened_by(process.pid))
     assert process.exitcode is None, process.output
     process.send(signal.SIGTERM)
     assert process.wait() == 75, process.output

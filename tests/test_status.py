@@ -527,7 +527,7 @@ def test_watching_ends_well_with_control_c(root):
     assert "9 runs" in shown.stdout.readline()
     time.sleep(0.5)
     shown.send_signal(signal.SIGINT)
-    _, errors = shown.communicate(timeout=20)
+    _, errors = shown.communicate(timeout=60)
     assert (shown.returncode, errors) == (0, "")
 
 

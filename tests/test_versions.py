@@ -25,6 +25,7 @@ from projects import (
 )
 from workflows import SCRIPTS, clone, commit, duplicate, dvc, run, snakemake
 
+from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -274,15 +275,17 @@ def test_one_methods_mu_and_no_comment_makes_stages_out_of_date_on_the_other_mac
     assert stale(folder) == {"train-digits-gc-0"}
 
 
-def test_tables_and_figures_made_again_from_pulled_evaluations_are_the_same_bytes(pulled, tmp_path):
+def test_tables_figures_and_report_made_again_from_pulled_evaluations_are_the_same_bytes(pulled, tmp_path):
     folder = duplicate(pulled, tmp_path / "project")
-    before = contents(folder / "results/digits/tables") | contents(folder / "results/digits/figures")
+    before = contents(folder / "results")
     for name in ("tables", "figures"):
         shutil.rmtree(folder / "results/digits" / name)
+    report_path(folder).unlink()
     gcflow(folder, "table", "digits", "table1")
     for figure in ("convergence", "transport-cost", "samples", "discrepancy"):
         gcflow(folder, "figure", "digits", figure)
-    assert contents(folder / "results/digits/tables") | contents(folder / "results/digits/figures") == before
+    gcflow(folder, "report")
+    assert contents(folder / "results") == before
 
 
 def test_what_differs_from_dvc_lock_is_left_to_snakemake_and_named(origin, tmp_path):

@@ -24,7 +24,8 @@ from gcflow.pipeline.report.captions import CAPTIONS
 from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
-from gcflow.pipeline.report.words import duration, number, size
+from gcflow.pipeline.report.readings import right_end
+from gcflow.pipeline.report.words import duration, moment, number, size
 from gcflow.pipeline.report.write import write_report
 from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages
@@ -133,6 +134,21 @@ def test_the_stage_reads_all_that_others_make_but_snapshots(project):
 
 def test_every_kind_of_figure_has_a_caption():
     assert set(CAPTIONS) == set(typing.get_args(Figure.__annotations__["kind"]))
+
+
+def test_the_order_of_curves_is_read_off_at_their_right_end():
+    training = "label,training step [updates],fd mean [x],fd std\nA,5,1.0,\nA,1000,7.0,\nB,5,9.0,\nB,1000,2.346,\n"
+    assert right_end(training) == "At step 1\u00a0000, from low to high: B 2.35, A 7."
+    constant = "label,batch,sigma [data units],cost,error\nIC,,,5.5,0.1\nGC,,0.1,9,0.1\nGC,,80.0,4,0.1\n"
+    assert right_end(constant) == "At σ = 80, from low to high: GC 4, IC 5.5."
+
+
+def test_the_first_page_has_the_papers_first_table_with_its_published_numbers_in_sight(visit, project):
+    page = visit()
+    table = page.locator('[id="/"] table', has_text="iCT-GC").first
+    rows = list(csv.reader((project / "results/digits/tables/table1.csv").open()))
+    assert table.locator("tbody tr").first.locator("td").first.inner_text() == rows[1][1]
+    assert page.locator('[id="/"] details table').first.is_visible()
 
 
 def test_every_section_opens_by_its_link_alone_and_a_run_by_its_own(visit):
@@ -463,9 +479,11 @@ def test_jobs_share_the_seconds_of_the_steps_that_they_trained():
         facts | {"step": 10, "commit": None, "dirty": None, "slurm_job": "7"},
     ]
     first, second = read_jobs(entries, lines, batch=5)
-    assert (first.steps, first.seconds, first.code) == ((0, 10), 1.0, "aaaaaaaaaaaa, with uncommitted changes")
-    assert (second.steps, second.seconds, second.code) == ((10, 20), 0.5, "no git repository")
-    assert first.begun == "2026-01-01 00:00:00 UTC"
+    assert (first.steps, first.seconds) == ((0, 10), 1.0)
+    assert (second.steps, second.seconds) == ((10, 20), 0.5)
+    assert first.environment.code == "aaaaaaaaaaaa, with uncommitted changes"
+    assert second.environment.code == "no git repository"
+    assert moment(first.begun) == "2026-01-01 00:00 UTC"
     assert (first.slurm_job, second.slurm_job) == ("–", "7")
 
 

@@ -1,35 +1,40 @@
 """The jobs that trained runs, on which machines and with which code, and how long they took."""
 
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-NOT_RECORDED = "not recorded"
+
+class Environment(NamedTuple):
+    """Where and with what a job ran."""
+
+    host: str
+    device: str
+    processes: int
+    torch: str
+    gcflow: str
+    code: str
+
+    @property
+    def versions(self) -> str:
+        """Of the two packages that decide what is computed."""
+        return f"gcflow {self.gcflow}, torch {self.torch}"
 
 
 class Job(NamedTuple):
     """A job of a run. steps: from, to. seconds: spent in its training steps; None if nothing tells."""
 
-    begun: str
+    begun: float
     steps: tuple[int, int]
     seconds: float | None
-    host: str
-    device: str
-    processes: int
-    torch: str
-    gcflow: str
-    code: str
+    environment: Environment
     slurm_job: str
 
 
-class Environment(NamedTuple):
-    """Where and with what jobs ran. runs: how many runs had a job in it."""
+class Use(NamedTuple):
+    """What ran in an environment. runs: how many had a job in it. seconds: spent in their training steps."""
 
-    host: str
-    device: str
-    processes: int
-    torch: str
-    gcflow: str
-    code: str
+    environment: Environment
     runs: int
     seconds: float
 
@@ -57,15 +62,17 @@ def read_jobs(document: Any, lines: list[dict[str, Any]], batch: int | None) -> 
         end = entries[index + 1]["step"] if index + 1 < len(entries) else last
         found.append(
             Job(
-                begun=entry["begun"].replace("T", " ").replace("+00:00", " UTC"),
+                begun=datetime.fromisoformat(entry["begun"]).timestamp(),
                 steps=(entry["step"], end),
                 seconds=training_seconds(lines, batch, entry["step"], end),
-                host=entry["host"],
-                device=entry["device"],
-                processes=entry["processes"],
-                torch=entry["torch"],
-                gcflow=entry["gcflow"],
-                code=_code(entry["commit"], entry["dirty"]),
+                environment=Environment(
+                    host=entry["host"],
+                    device=entry["device"],
+                    processes=entry["processes"],
+                    torch=entry["torch"],
+                    gcflow=entry["gcflow"],
+                    code=_code(entry["commit"], entry["dirty"]),
+                ),
                 slurm_job=entry["slurm_job"] or "–",
             )
         )
@@ -78,16 +85,15 @@ def _code(commit: str | None, dirty: bool | None) -> str:
     return f"{commit[:12]}{', with uncommitted changes' if dirty else ''}"
 
 
-def environments(jobs_of_runs: list[list[Job]]) -> list[Environment]:
+def environments(jobs_of_runs: list[list[Job]]) -> list[Use]:
     """The different environments of all jobs, those with the most time first."""
-    found: dict[tuple[Any, ...], Environment] = {}
+    found: dict[Environment, Use] = {}
     for jobs in jobs_of_runs:
         seen = set()
         for job in jobs:
-            key = (job.host, job.device, job.processes, job.torch, job.gcflow, job.code)
-            known = found.get(key) or Environment(*key, runs=0, seconds=0.0)
-            found[key] = known._replace(
-                runs=known.runs + (key not in seen), seconds=known.seconds + (job.seconds or 0.0)
+            known = found.get(job.environment, Use(job.environment, 0, 0.0))
+            found[job.environment] = known._replace(
+                runs=known.runs + (job.environment not in seen), seconds=known.seconds + (job.seconds or 0.0)
             )
-            seen.add(key)
+            seen.add(job.environment)
     return sorted(found.values(), key=lambda known: (-known.seconds, known))

@@ -11,6 +11,7 @@ from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.report.captions import CAPTIONS, Caption
 from gcflow.pipeline.report.images import Picture, pixel_picture, svg_picture
+from gcflow.pipeline.report.readings import right_end
 from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.run_pages import RunPage
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
@@ -19,6 +20,7 @@ from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import metric_label
 
 HERO_METHODS = 3
+CURVES = ("convergence", "discrepancy", "transport")
 
 
 class DataSet(NamedTuple):
@@ -42,7 +44,7 @@ class DataSet(NamedTuple):
 
 
 class ShownFigure(NamedTuple):
-    """A figure with its caption. picture: None if it is not drawn yet."""
+    """A figure with its caption. picture: None if it is not drawn yet. reading: where its curves end."""
 
     dataset: str
     name: str
@@ -51,6 +53,7 @@ class ShownFigure(NamedTuple):
     reproduces: str | None
     picture: Picture | None
     caption: Caption
+    reading: str
     command: str
     path: str
 
@@ -120,7 +123,9 @@ def shown_figures(params: Params, stages: Stages, records: Records, dataset: str
     found = []
     for name, figure in params.dataset(dataset).figures.items():
         path = results_folder(Path(), dataset) / "figures" / f"{name}.svg"
-        there = records.path(path)
+        there, table = records.path(path), records.text(path.with_suffix(".csv"))
+        with expected(records.root / path.with_suffix(".csv")):
+            reading = right_end(table) if table and figure.kind in CURVES else ""
         found.append(
             ShownFigure(
                 dataset,
@@ -130,6 +135,7 @@ def shown_figures(params: Params, stages: Stages, records: Records, dataset: str
                 figure.reproduces,
                 None if there is None else svg_picture(there),
                 CAPTIONS[figure.kind],
+                reading,
                 stages.figure(dataset, name).command,
                 str(path),
             )

@@ -46,8 +46,12 @@ doctor: .venv/complete  ## what this machine lacks for the paper's scale
 
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
-	@echo "The runs: http://127.0.0.1:5000"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+	@case "$${MLFLOW_TRACKING_URI}" in \
+	  http*) echo "The runs: $$(sed -E 's#//[^/@]*@#//#' <<<"$${MLFLOW_TRACKING_URI}")";; \
+	  *) echo "The runs: http://127.0.0.1:5000"; \
+	     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui \
+	       --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; \
+	esac
 
 .PHONY: report
 report: .venv/complete  ## everything measured so far on one page, results/report.html

@@ -1,5 +1,20 @@
-"""`python -m gcflow`: what a launcher such as torchrun starts."""
+"""The command `gcflow`, and `python -m gcflow`: what a launcher such as torchrun starts."""
 
-from gcflow.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Runs the command line, or says what it needs."""
+    try:
+        from gcflow.cli import main as command_line
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        needed = "the command line needs the extra `pipeline`: pip install 'gcflow[pipeline]'"
+        sys.stderr.write(f"gcflow: error: {needed}\n")
+        sys.exit(2)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

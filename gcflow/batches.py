@@ -14,12 +14,14 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig
+from gcflow.config import RunConfig, to_dict
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
-from gcflow.objectives import Batch, mu_at
+from gcflow.errors import GcflowError
+from gcflow.objectives import Batch, in_words, mu_at
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices, coupling_uniforms, generator
+from gcflow.register import Coupling
 from gcflow.schedules import draw_levels, uniforms
 
 STEPS_AHEAD = 2
@@ -65,6 +67,26 @@ class Ahead(Generic[T]):
     def close(self) -> None:
         """Ends the thread."""
         self.pool.shutdown(cancel_futures=True)
+
+
+def usable_assignment(coupling: Coupling, found: object, count: int) -> Tensor:
+    """What a coupling's `assignment` gave for `count` samples.
+
+    Raises:
+        GcflowError: it is not what `gcflow.register.Coupling.assignment` promises.
+    """
+    kind = to_dict(coupling)["kind"]
+    if (
+        not isinstance(found, Tensor)
+        or found.dtype != torch.int64
+        or found.shape != (count,)
+        or found.device.type != "cpu"
+    ):
+        raise GcflowError(f"coupling {kind}: assignment gives {in_words(found)}; expected int64 [{count}] on the CPU")
+    low, high = (int(end) for end in found.aminmax())
+    if low < 0 or high >= count:
+        raise GcflowError(f"coupling {kind}: assignment gives noises {low} to {high}; expected 0 to {count - 1}")
+    return found
 
 
 class Batches:
@@ -114,7 +136,8 @@ class Batches:
         with torch.cuda.stream(self.side_stream):
             samples = self.data[self._indices(step, self.paired).to(self.data.device)].to(self.device)
             x, z = to_model_space(samples, self.config.process), self._noise(step)[self.paired]
-            return self.coupling.assignment(x, z, coupling_uniforms(self.config.seed, step, self.batch)[self.paired])
+            uniform = coupling_uniforms(self.config.seed, step, self.batch)[self.paired]
+            return usable_assignment(self.coupling, self.coupling.assignment(x, z, uniform), len(x))
 
     def _samples(self, step: int) -> Tensor:
         if self.streamed is not None:

@@ -574,10 +574,11 @@ def status(context: click.Context, target: str, scale: str, watch: bool, as_json
 
 
 @verb(
-    "Compare the bytes of every file of TARGETs, and of all that they need, with everyone who knows a hash of them: "
-    "manifests, headers, configurations, protocol records, dvc.lock, DVC's cache. Says of each that differs what to "
-    "run, and what was made from it. A TARGET is a table or figure of the paper (table1), a data set, a run, a stage, "
-    "or all of the scale. Exits with 2 if a file is damaged or missing; one made with other settings is no damage.",
+    "Compare the bytes of every output and checkpoint of TARGETs, and of all that they need, with everyone who knows "
+    "a hash of them: manifests, headers, configurations, protocol records, dvc.lock, DVC's cache. Says of each that "
+    "differs what to run, and what was made from it. A TARGET is a table or figure of the paper (table1), a data set, "
+    "a run, a stage, or all of the scale. Exits with 2 if a file is damaged or missing; one made with other settings "
+    "is no damage.",
     "gcflow verify digits/gc/0 table1",
 )
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig
+from gcflow.config import RunConfig, to_dict
 from gcflow.couplings import EndpointPredictor
 from gcflow.distances import distance_for, squared_l2
+from gcflow.errors import GcflowError
 from gcflow.oracles import Denoiser, velocity
 from gcflow.preconditioning import per_sample
 from gcflow.register import CouplingContext
@@ -55,12 +56,28 @@ def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredicto
     """The clean endpoints, [B, ...], without gradient: the data, or what the coupling puts in their place.
 
     predict, multiple: see `CouplingContext`. Its noise level is the lower one of each sample.
+
+    Raises:
+        GcflowError: the coupling's endpoints are no tensor like the data.
     """
     coupling = config.method.pairing
     if not coupling.predicts:
         return batch.data
     with torch.no_grad():
-        return coupling.endpoints(batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple))
+        found: object = coupling.endpoints(
+            batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple)
+        )
+    if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
+        kind, expected = to_dict(coupling)["kind"], in_words(batch.data)
+        raise GcflowError(f"coupling {kind}: endpoints gives {in_words(found)}; expected {expected}")
+    return found
+
+
+def in_words(found: object) -> str:
+    """Type and shape of what a coupling or a network gave."""
+    if not isinstance(found, Tensor):
+        return type(found).__name__
+    return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)} on {found.device}"
 
 
 class ConsistencyObjective:

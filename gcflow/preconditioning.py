@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gcflow.config import NoiseProcess, Preconditioning
+from gcflow.errors import GcflowError
 
 SMALLEST_SIGMA = 1e-8
 VP_BETA_D, VP_BETA_MIN, VP_LEVELS = 19.9, 0.1, 1000
@@ -143,4 +144,6 @@ class PreconditionedNetwork(nn.Module):
         # Entered for each pass: cast weights that autocast kept from a pass without gradient would have none.
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             inner = self.network(per_sample(c.input, x) * x, c.noise, dropout, **labels)
+        if inner.shape != x.shape:
+            raise GcflowError(f"the network gives {list(inner.shape)} for samples {list(x.shape)}; they must agree")
         return per_sample(c.skip, x) * x + per_sample(c.out, x) * inner.to(x.dtype)

@@ -167,7 +167,7 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
     if not math.isfinite(loss) or not sound:
         found = f"loss is {loss}" if not math.isfinite(loss) else "a weight is not finite"
         raise NonFiniteLoss(
-            f"{config.name}: {found} by step {state.step}; the checkpoint before it was kept; "
+            f"{config.name}: {found} by step {state.step}; that state was not saved; "
             f"lower training.learning_rate ({config.training.learning_rate:g})"
         )
 

@@ -35,6 +35,7 @@ from gcflow.data import prepare
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
+from gcflow.objectives import Batch, coupled_endpoints
 from gcflow.pipeline.comparison import measured
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -327,6 +328,75 @@ def test_a_metric_that_gives_other_numbers_than_its_columns_is_refused(examples,
     monkeypatch.setattr(type(metric), "compare", lambda self, generated, real: {"precision": 1.0})
     with pytest.raises(GcflowError, match="precision-recall gives precision, but its columns are precision, recall"):
         measured((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_gives_no_number_is_refused(examples, monkeypatch, value):
+    metric = register.metric.of({"kind": "precision-recall", "neighbours": 1})
+    monkeypatch.setattr(type(metric), "compare", lambda *_: {"precision": 1.0, "recall": value})
+    with pytest.raises(GcflowError, match=f"metric precision-recall gives {value} for recall, not a number"):
+        measured((metric,), torch.zeros(2, 2), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("gives", "expected"),
+    [
+        (lambda x: torch.full((len(x),), -1), "gives noises -1 to -1; expected 0 to 15"),
+        (lambda x: torch.arange(len(x)) + 1, "gives noises 1 to 16; expected 0 to 15"),
+        (lambda x: torch.zeros(len(x)), "gives float32 [16] on cpu; expected int64 [16] on the CPU"),
+        (lambda x: torch.zeros(3, dtype=torch.int64), "gives int64 [3] on cpu; expected int64 [16] on the CPU"),
+        (lambda x: None, "gives NoneType; expected int64 [16] on the CPU"),
+    ],
+)
+def test_an_assignment_that_is_not_one_is_refused(folder, gives, expected):
+    params = Params(folder / "params.yaml")
+    config = params.run_config("rings/sinkhorn/0")
+    x = torch.from_numpy(params.dataset("rings").data.load().samples)
+
+    class Wrong(type(config.method.pairing)):
+        def assignment(self, x, z, uniform):
+            return gives(x)
+
+    config.method.__dict__["pairing"] = Wrong(epsilon=0.02)
+    with Batches(config, x, CPU, World(0, 1)) as batches, pytest.raises(GcflowError) as caught:
+        _ = batches[0]
+    assert str(caught.value) == f"coupling sinkhorn: assignment {expected}"
+
+
+@pytest.mark.parametrize(
+    ("gives", "found"),
+    [
+        (lambda x: x[:1], "float32 [1, 2] on cpu"),
+        (lambda x: x.double(), "float64 [16, 2] on cpu"),
+        (lambda x: [x], "list"),
+    ],
+)
+def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
+    config = Params(folder / "params.yaml").run_config("rings/sinkhorn/0")
+
+    class Wrong(type(config.method.pairing)):
+        def endpoints(self, x, z, context):
+            return gives(x)
+
+    config.method.__dict__["pairing"] = Wrong(epsilon=0.02)
+    x, levels = gaussian(0, 16, 2), torch.ones(16)
+    batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int())
+    with pytest.raises(GcflowError) as caught:
+        coupled_endpoints(batch, config, lambda x, sigma: x, 1)
+    assert str(caught.value) == f"coupling sinkhorn: endpoints gives {found}; expected float32 [16, 2] on cpu"
+
+
+def test_a_network_that_changes_the_shape_ends_training_in_one_line(folder):
+    path = folder / "convolutional.py"
+    text = path.read_text()
+    assert text.count("self.last(silu(h))") == 1
+    path.write_text(text.replace("self.last(silu(h))", "self.last(silu(h))[:, :, :1]"))
+    gcflow(folder, "prepare", "rings")
+    result = gcflow(folder, "train", "rings/sinkhorn-conv/0", check=False)
+    assert result.returncode == 2
+    expected = "the network gives [16, 1, 1, 8] for samples [16, 1, 8, 8]; they must agree"
+    assert error_line(result.stderr) == expected
+    assert not list(folder.rglob("*.safetensors"))
 
 
 def test_columns_that_are_taken_are_refused(folder):

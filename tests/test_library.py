@@ -71,6 +71,14 @@ print(json.dumps([gcflow.__file__, pipeline, gcflow.metrics.frechet_distance.__n
     assert name == "frechet_distance"
 
 
+def test_the_command_line_without_the_pipelines_dependencies_says_what_it_needs(installed):
+    code = "import runpy; runpy.run_module('gcflow', run_name='__main__')"
+    with pytest.raises(AssertionError) as caught:
+        python(installed, "-c", code)
+    needed = "gcflow: error: the command line needs the extra `pipeline`: pip install 'gcflow[pipeline]'\n"
+    assert str(caught.value).startswith(needed)
+
+
 def test_the_installed_package_is_typed_and_has_its_data(installed):
     assert (installed / "gcflow" / "py.typed").exists()
     assert (installed / "gcflow" / "paper.yaml").exists()

@@ -131,6 +131,14 @@ def test_a_command_that_goes_on_shows_what_it_should(project, command):
         process.communicate()
 
 
+def test_the_runs_on_a_server_are_at_its_own_address(project):
+    address = "http://me:secret@127.0.0.1:1"
+    process = start(project, f"MLFLOW_TRACKING_URI={address} make ui")
+    output, _ = process.communicate()
+    assert "The runs: http://127.0.0.1:1" in output.splitlines()
+    assert "secret" not in output
+
+
 def page(process, address):
     """A page, as soon as there is a server."""
     while True:

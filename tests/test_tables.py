@@ -105,6 +105,14 @@ def test_a_missing_run_shows_as_missing_and_never_as_a_number(evaluated):
     assert row(frame, "iCT-IC")["seeds"] == "3"
 
 
+def test_a_metric_that_a_run_was_evaluated_without_is_refused_with_the_command_that_makes_it(evaluated):
+    path = run_folder(evaluated.root, Run("cifar10", "ic", 2)) / "evaluation" / "metrics.json"
+    path.write_text(json.dumps([record for record in json.loads(path.read_text()) if record["metric"] != "kid"]))
+    with pytest.raises(GcflowError) as caught:
+        build_table(evaluated, "cifar10", "table1")
+    assert str(caught.value) == "cifar10/ic/2: evaluated without kid; run: gcflow evaluate cifar10/ic/2"
+
+
 def test_the_authors_protocol_reports_the_best_step_of_training(evaluated):
     assert row(build_table(evaluated, "cifar10", "table1-authors"), "iCT-IC")["FID ↓"] == "7.50 ± 0.00"
     assert row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")["FID ↓"] == "7.50 ± 0.40 (0.14)"

@@ -1,5 +1,6 @@
 """Samples compared with the real data in a network's features, under the protocols of a data set."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,7 +45,7 @@ def measured(metrics: tuple[Metric, ...], generated: Tensor, real: Tensor) -> di
     """The numbers of further metrics on features [n, F] and [m, F].
 
     Raises:
-        GcflowError: a metric gives other numbers than it has columns.
+        GcflowError: a metric gives other numbers than it has columns, or one that is not finite.
     """
     values: dict[str, float] = {}
     for metric in metrics:
@@ -53,6 +54,9 @@ def measured(metrics: tuple[Metric, ...], generated: Tensor, real: Tensor) -> di
             got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
             raise GcflowError(f"metric {to_dict(metric)['kind']} gives {got}, but its columns are {expected}")
         values |= {name: float(found[name]) for name in metric.columns}
+        for name in metric.columns:
+            if not math.isfinite(values[name]):
+                raise GcflowError(f"metric {to_dict(metric)['kind']} gives {values[name]} for {name}, not a number")
     return values
 
 

@@ -1,5 +1,6 @@
 """`gcflow table`: reported metrics of a list of methods, with their deviation over seeds, in four formats."""
 
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -66,6 +67,14 @@ def reported_values(params: Params, run: Run, protocol: str) -> pd.DataFrame:
     )
 
 
+def _with_all(metrics: Iterable[str], params: Params, run: Run, protocol: str) -> pd.DataFrame:
+    values = reported_values(params, run, protocol)
+    for metric in metrics:
+        if metric not in values:
+            raise GcflowError(f"{run.name}: evaluated without {metric}; run: gcflow evaluate {run.name}")
+    return values
+
+
 def published_values(reproduces: str | None, paper: str | None) -> dict[str, dict[str, list[float | None]]]:
     """The published numbers for a table and one of the paper's data sets: method to metric to [mean, std]."""
     if reproduces is None or paper is None:
@@ -118,7 +127,7 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
     for method in table.methods:
         seeds = entry.runs[method].seeds
         runs = [Run(dataset, method, seed) for seed in seeds]
-        found = [reported_values(params, run, protocol) for run in runs if _is_evaluated(params, run)]
+        found = [_with_all(shown, params, run, protocol) for run in runs if _is_evaluated(params, run)]
         complete = len(found) == len(seeds)
         row = {
             "method": entry.runs[method].label,

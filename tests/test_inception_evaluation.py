@@ -14,7 +14,7 @@ from gcflow.inception import PIXELS, Inception, write_surrogate
 from gcflow.metrics import FeatureStatistics, frechet_distance, kernel_inception_distance
 from gcflow.pipeline import evaluate
 from gcflow.pipeline.evaluate import evaluate_run
-from gcflow.pipeline.folders import extractor_path, reference_path
+from gcflow.pipeline.folders import extractor_path, reference_path, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import load_run_model, load_tensors, save_tensors
@@ -160,11 +160,10 @@ def test_tables_of_both_protocols_are_written(evaluated):
     assert "Protocol authors: Features of a random network, not FID" in text
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_numbers(trained, evaluated, tmp_path, monkeypatch):
-    folder = shutil.copytree(trained, tmp_path / "project")
+def interrupted(folder, monkeypatch):
+    """Evaluates a project's run up to its fourth measurement; the list to which each measurement is added."""
     monkeypatch.setattr(evaluate, "SECONDS_BETWEEN_SAVES", 0.0)
-    params, measured = Params(folder / "params.yaml"), []
-    measure = evaluate.Evaluator.measure
+    measured, measure = [], evaluate.Evaluator.measure
 
     def stop_at_the_fourth(self, model, step, weights, sampler, seed):
         measured.append((step, sampler.evaluations, seed))
@@ -174,9 +173,15 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_numbers(trained, eva
 
     monkeypatch.setattr(evaluate.Evaluator, "measure", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_run(params, RUN)
+        evaluate_run(Params(folder / "params.yaml"), RUN)
     assert not (run_folder(folder, RUN) / "evaluation").exists()
-    evaluate_run(params, RUN)
+    return measured
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_numbers(trained, evaluated, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "project")
+    measured = interrupted(folder, monkeypatch)
+    evaluate_run(Params(folder / "params.yaml"), RUN)
     assert measured[4:] == [measured[3], (4, 2, 1)]
     ours, theirs = (run_folder(root, RUN) / "evaluation" for root in (folder, evaluated))
     for name in ("samples.npy", "samples.png", *(f"grids/{path.name}" for path in (theirs / "grids").iterdir())):
@@ -184,7 +189,23 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_numbers(trained, eva
     assert {path.name for path in (ours / "grids").iterdir()} == {"00000002.png", "00000004.png"}
     for ours, theirs in zip(records_of(folder), records_of(evaluated), strict=True):
         assert ours == {**theirs, "value": pytest.approx(theirs["value"], rel=1e-9)}
-    assert not list((run_folder(folder, RUN) / "state" / "evaluation").iterdir())
+    assert not (run_folder(folder, RUN) / "state" / "evaluation").exists()
+
+
+def test_a_killed_evaluation_of_other_weights_is_begun_anew(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "project")
+    measured = interrupted(folder, monkeypatch)
+    # As after training from another initial state, which no configuration tells: only the first snapshot differs.
+    path = snapshot(run_folder(folder, RUN), 2)
+    tensors, header = load_tensors(path)
+    save_tensors(path, {name: 2 * tensor for name, tensor in tensors.items()}, header)
+    fresh = shutil.copytree(folder, tmp_path / "fresh")
+    shutil.rmtree(run_folder(fresh, RUN) / "state" / "evaluation")
+    for root in (folder, fresh):
+        evaluate_run(Params(root / "params.yaml"), RUN)
+    assert len(measured) == 4 + 5 + 5
+    assert records_of(folder) == records_of(fresh)
+    assert not (run_folder(folder, RUN) / "state" / "evaluation").exists()
 
 
 def refused(folder, *command):

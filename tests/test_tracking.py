@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow_servers import Found, Proxy, free_port, mlflow_server, postgres, postgres_programs
+from PIL import Image
 from projects import (
     SCRIPT,
     alive,
@@ -24,6 +25,7 @@ from projects import (
     prepare_data,
     run_folder,
     start,
+    state_folder,
     tiny_params,
     train_here,
     wait_until,
@@ -32,7 +34,9 @@ from projects import (
 )
 from workflows import duplicate
 
-from gcflow.pipeline.lock import newest_lease
+from gcflow.errors import Preempted
+from gcflow.pipeline.lock import RunLock, newest_lease
+from gcflow.pipeline.params import Params
 
 RUN = "digits/ic/0"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -154,6 +158,62 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder
 
 
+def change(folder: Path, **digits: dict[str, Any]) -> None:
+    """Changes keys of blocks of the data set in params.yaml; `tracking` is the file's own block."""
+    document = yaml.safe_load((folder / "params.yaml").read_text())
+    for block, values in digits.items():
+        (document if block == "tracking" else document["datasets"]["digits"])[block] |= values
+    write_project(folder, document)
+
+
+def begin(folder: Path) -> Path:
+    """Begins to train the run, whose job stops before its first step; the state folder of this configuration."""
+    known = set(run_folder(folder, RUN).glob("state/*/jobs.json"))
+    with pytest.raises(Preempted):
+        train_here(folder, RUN, minutes=0)
+    (new,) = set(run_folder(folder, RUN).glob("state/*/jobs.json")) - known
+    return new.parent
+
+
+def log_a_line(state: Path) -> None:
+    (state / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": 1.0, "time": 1.0}) + "\n")
+
+
+@pytest.fixture
+def copied(tmp_path, undisturbed) -> Callable[[str], Path]:
+    """Copies of the finished run, each with an experiment of its own."""
+
+    def copy(name: str) -> Path:
+        folder = duplicate(undisturbed, tmp_path / name)
+        change(folder, tracking={"experiment": name})
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def sync(monkeypatch, sqlite_server) -> Callable[[Path], dict[str, Any]]:
+    """`gcflow track sync` within this process to a server; what results/tracking.json says then."""
+    from gcflow.pipeline.tracking.server import SETTINGS
+    from gcflow.pipeline.tracking.sync import sync as send
+
+    for name, value in (SETTINGS | {"MLFLOW_TRACKING_URI": sqlite_server}).items():
+        monkeypatch.setenv(name, value)
+
+    def call(folder: Path) -> dict[str, Any]:
+        send(Params(folder / "params.yaml"), "all")
+        return json.loads((folder / "results/tracking.json").read_text())
+
+    return call
+
+
+def write_evaluation(folder: Path, kinds: tuple[str, ...], steps: tuple[int, ...] = (40,)) -> None:
+    path = run_folder(folder, RUN) / "evaluation" / "metrics.json"
+    path.parent.mkdir(exist_ok=True)
+    shared = {"metric": "classifier-fd", "value": 2.0, "network_evaluations": 1, "protocol": "classifier"}
+    path.write_text(json.dumps([{**shared, "weights": kind, "step": step} for kind in kinds for step in steps]))
+
+
 @pytest.mark.parametrize("place", ["", "postgres_server"], indirect=True)
 def test_eight_runs_that_write_at_once_arrive_once_and_whole(tmp_path, place):
     folder = project(tmp_path / "eight", seeds=8, every=1, follow=None)
@@ -195,7 +255,7 @@ def break_server(sqlite_server) -> Iterator[Callable[[str], tuple[Proxy, dict[st
         yield broken
 
 
-FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 12)]
+FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 10)]
 
 
 @pytest.mark.parametrize(("fault", "patience"), FAULTS)
@@ -378,6 +438,177 @@ def test_a_password_in_the_address_is_shown_nowhere(tmp_path, undisturbed, break
         assert "did not take" in result.stderr
         assert "not sent" in follow.stderr
         assert "s3cret" not in result.stdout + result.stderr + follow.stdout + follow.stderr + receipt
+    proxy.heal()
+    result = gcflow(folder, "track", "sync", env={"MLFLOW_TRACKING_URI": proxy.address.replace("//", "//me:s3cret@")})
+    receipt = (folder / "results/tracking.json").read_text()
+    assert list(json.loads(receipt)["sent"]) == [RUN]
+    assert "s3cret" not in result.stdout + result.stderr + receipt
+
+
+def test_each_configuration_of_a_run_keeps_its_own_state(tmp_path, sync, sqlite_server):
+    folder = project(tmp_path / "configurations", every=1, follow=None)
+    change(folder, training={"learning_rate": 0.001})
+    log_a_line(begin(folder))
+    change(folder, training={"learning_rate": 0.002})
+    train_here(folder, RUN)
+    receipt = sync(folder)
+    assert receipt["sent"] == {RUN: one_of(folder, sqlite_server, "0.002").info.run_id}
+    # As Snakemake does, before it trains with another configuration.
+    for name in ("config.json", "jobs.json", "weights.safetensors", "metrics.jsonl", "snapshots/00000040.safetensors"):
+        (run_folder(folder, RUN) / name).unlink()
+    change(folder, training={"learning_rate": 0.003})
+    log_a_line(begin(folder))
+    with RunLock(run_folder(folder, RUN) / "state", RUN):
+        receipt = sync(folder)
+    runs = [one_of(folder, sqlite_server, rate) for rate in ("0.001", "0.002", "0.003")]
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED", "RUNNING"]
+    assert "weights.safetensors" not in runs[1].data.tags["mlflow.note.content"], "they are another's, or nobody's"
+    assert ["not finished" in run.data.tags["mlflow.note.content"] for run in runs] == [True, False, True]
+    assert receipt["sent"] == {RUN: runs[2].info.run_id}
+    train_here(folder, RUN)
+    receipt = sync(folder)
+    runs = [one_of(folder, sqlite_server, rate) for rate in ("0.001", "0.002", "0.003")]
+    assert [run.info.status for run in runs] == ["KILLED", "FINISHED", "FINISHED"]
+    assert "weights.safetensors" in runs[2].data.tags["mlflow.note.content"]
+    assert receipt["sent"] == {RUN: runs[2].info.run_id}
+
+
+def one_of(folder: Path, place: str, rate: str) -> Any:
+    """The MLflow run of a learning rate."""
+    (run,) = (run for run in found(folder, place).runs() if run.data.params["training.learning_rate"] == rate)
+    return run
+
+
+def test_the_machine_is_watched_for_the_configuration_that_has_just_begun(copied, sync):
+    from gcflow.pipeline.tracking.follow import follow
+
+    folder = copied("begun")
+    finished_state = state_folder(folder, RUN)
+    change(folder, training={"learning_rate": 0.5})
+    begun_state = begin(folder)
+    assert not (begun_state / "metrics.jsonl").exists(), "its job has not logged a line"
+    params = Params(folder / "params.yaml")
+    with open(os.devnull) as ended:
+        follow(params, params.parse_run(RUN), ended)
+    assert (begun_state / "system.jsonl").exists()
+    assert not (finished_state / "system.jsonl").exists()
+
+
+def test_what_an_evaluation_no_longer_measures_is_no_longer_shown(copied, sync, sqlite_server):
+    folder = copied("fewer")
+    write_evaluation(folder, ("ema", "raw"), (20, 40))
+    sync(folder)
+    before = found(folder, sqlite_server).run(RUN)
+    assert {"classifier-fd/ema-1-evals", "classifier-fd/raw-1-evals"} <= before.data.metrics.keys()
+    write_evaluation(folder, ("ema",))
+    sync(folder)
+    after = found(folder, sqlite_server).run(RUN)
+    history = found(folder, sqlite_server).history(RUN)
+    assert after.info.run_id != before.info.run_id
+    assert {name for name in history if name.endswith("-evals")} == {"classifier-fd/ema-1-evals"}
+    assert history["classifier-fd/ema-1-evals"] == [(40, 2.0)]
+    # One that only is not here, in a clone say, takes nothing away.
+    (run_folder(folder, RUN) / "evaluation" / "metrics.json").unlink()
+    sync(folder)
+    assert found(folder, sqlite_server).run(RUN).info.run_id == after.info.run_id
+    assert "classifier-fd/ema-1-evals" in found(folder, sqlite_server).history(RUN)
+
+
+def write_studies(folder: Path, text: str, verdicts: list[str]) -> None:
+    """A table and the ledger of claims, an hour old."""
+    table, claims = folder / "results/digits/tables/table1.md", folder / "results/claims.json"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(text)
+    claims.write_text(json.dumps({"records": [{"dataset": "digits", "verdict": verdict} for verdict in verdicts]}))
+    for path in (table, claims):
+        os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+
+
+def test_two_projects_in_one_experiment_have_their_own_tables_and_reports(copied, sync, sqlite_server):
+    ours, theirs = copied("shared"), copied("theirs")
+    change(theirs, tracking={"experiment": "shared"})
+    jobs = run_folder(theirs, RUN) / "jobs.json"
+    rewrite(jobs, jobs.read_text().replace('"host": "', '"host": "other-'))
+    write_studies(ours, "ours", ["supported", "supported"])
+    write_studies(theirs, "theirs", ["undecided"])
+    mlflow = found(ours, sqlite_server)
+
+    def shown(name: str) -> list[tuple[str, dict[str, float]]]:
+        client, runs = mlflow.client, (run for run in mlflow.runs() if run.info.run_name == name)
+        sent = [(client.download_artifacts(run.info.run_id, ""), run.data.metrics) for run in runs]
+        return sorted((next(Path(place).glob("*")).read_text(), metrics) for place, metrics in sent)
+
+    sync(ours)
+    for run in mlflow.runs():
+        if "study" in run.data.tags and "run" not in run.data.tags:
+            # As older ones are, which were everybody's.
+            mlflow.client.delete_tag(run.info.run_id, "mlflow.gcflow.origins")
+    for folder in (ours, theirs, ours):
+        sync(folder)
+    assert [text for text, _ in shown("digits/table1")] == ["ours", "theirs"]
+    # The clone that pulled our results, and evaluated them anew: nothing is supported any more.
+    elsewhere = duplicate(ours, ours.parent / "clone")
+    shutil.rmtree(run_folder(elsewhere, RUN) / "state")
+    write_studies(elsewhere, "ours, anew", ["undecided", "undecided", "undecided"])
+    sync(elsewhere)
+    assert [text for text, _ in shown("digits/table1")] == ["ours, anew", "theirs"]
+    counts = [metrics for _, metrics in shown("report")]
+    assert sorted(counts, key=len) == [
+        {"digits/undecided": 1.0},
+        {"digits/supported": 0.0, "digits/undecided": 3.0},
+    ]
+    # Older files again: the numbers shown are theirs.
+    sync(ours)
+    assert {"digits/supported": 2.0, "digits/undecided": 0.0} in [metrics for _, metrics in shown("report")]
+
+
+def test_three_hundred_grids_are_each_sent_once(copied, sync, sqlite_server):
+    folder = copied("grids")
+    grids = run_folder(folder, RUN) / "evaluation" / "grids"
+    grids.mkdir(parents=True)
+    for step in range(300):
+        Image.new("L", (2, 2), step % 256).save(grids / f"{step:08d}.png")
+    assert sync(folder)["pending"] == []
+    mlflow = found(folder, sqlite_server)
+    run_id = mlflow.run(RUN).info.run_id
+    assert len(mlflow.artifacts(run_id, "images")) == 600
+    # Redrawn, it is known to be another image, however its hash was written down: the run is made anew.
+    mlflow.client.delete_tag(run_id, "mlflow.gcflow.uploaded.grid of step 7")
+    mlflow.client.set_tag(run_id, "mlflow.gcflow.uploaded", json.dumps({"grid of step 7": "0" * 32}))
+    for path in list(grids.iterdir())[10:]:
+        path.unlink()
+    Image.new("L", (3, 3)).save(grids / "00000007.png")
+    sync(folder)
+    assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [run_id]
+
+
+def test_an_experiment_that_was_deleted_is_made_again_from_the_files(copied, sync, sqlite_server):
+    folder = copied("deleted")
+    write_evaluation(folder, ("ema", "raw"))
+    sync(folder)
+    write_evaluation(folder, ("ema",))
+    sync(folder)
+    mlflow = found(folder, sqlite_server)
+    old = mlflow.run(RUN)
+    mlflow.client.delete_experiment(old.info.experiment_id)
+    assert sync(folder)["pending"] == []
+    new = mlflow.run(RUN)
+    assert (new.info.experiment_id, new.info.status) == (old.info.experiment_id, "FINISHED")
+    assert new.data.metrics == old.data.metrics
+    assert len(mlflow.runs(deleted=True)) == 2, "what was deleted with it or before stays deleted"
+
+
+def test_a_run_that_lacks_a_file_does_not_hold_up_the_others(copied, sync, sqlite_server, capsys):
+    folder = copied("lacking")
+    change(folder, runs={"ic": {"label": "iCT-IC", "seeds": [0, 1]}})
+    train_here(folder, "digits/ic/1")
+    missing = run_folder(folder, RUN) / "weights.safetensors"
+    missing.unlink()
+    receipt = sync(folder)
+    assert (list(receipt["sent"]), receipt["pending"]) == (["digits/ic/1"], [RUN])
+    assert f"gcflow: warning: {RUN}: {missing} is missing; not sent\n" in (said := capsys.readouterr().err)
+    assert sqlite_server not in said
+    assert [run.data.tags["run"] for run in found(folder, sqlite_server).runs()] == ["digits/ic/1"]
 
 
 def test_mlflow_shows_what_the_files_say(finished):

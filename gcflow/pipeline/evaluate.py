@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
-from gcflow.files import atomic_path, read_json, write_json
+from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
 from gcflow.inception import PIXELS
 from gcflow.pipeline.comparable import loss_curve, metric_curves, write_comparable
 from gcflow.pipeline.comparison import Reference, load_references
@@ -56,7 +56,7 @@ def measurements(config: RunConfig, settings: Evaluation) -> list[tuple[int, Wei
 class Finished:
     """What an interrupted evaluation needs to go on: the records of measurements that are done, and grids of samples.
 
-    folder: below the run's state, for this configuration alone.
+    folder: below the run's state, for this configuration and these weights alone.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,8 +81,8 @@ class Finished:
         return np.load(self.folder / f"{step}.npy")
 
     def forget(self) -> None:
-        """Removes everything: the evaluation is complete."""
-        shutil.rmtree(self.folder)
+        """Removes everything, also what began with other weights or settings: the evaluation is complete."""
+        shutil.rmtree(self.folder.parent)
 
 
 class Evaluator:
@@ -156,14 +156,16 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     references = load_references(params, run.dataset, images, device)
     loss = loss_curve(folder / "metrics.jsonl")
 
+    plan, records = measurements(config, settings), []
     identity = {
         "config": to_dict(config),
         "evaluation": to_dict(settings),
         "references": [reference.description for reference in references],
         "data": dataset.sha256,
+        # Not told by the configuration: a predictor, an initial state or an extension may have changed since.
+        "weights": {step: _content_hash(snapshot(folder, step)) for step, *_ in plan},
     }
     finished = Finished(folder / "state" / "evaluation" / digest(identity)[:16])
-    plan, records = measurements(config, settings), []
     main, seed_shown = samplers(config, settings)[0], settings.generation_seeds[0]
     shown: list[int] = []
     total = len(plan) * settings.samples
@@ -190,6 +192,12 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
         write_comparable(params.root, run, loss, curves)
         write_json(folder / "evaluation" / "metrics.json", records)
         finished.forget()
+
+
+def _content_hash(path: Path) -> str:
+    """What a snapshot says of its content, without reading it: who loads it makes sure that it is true."""
+    with opened_tensors(path, "pt") as file:
+        return str(tensors_metadata(file).get("content_sha256"))
 
 
 def _write_samples(folder: Path, columns: int, grids: dict[int, np.ndarray]) -> None:

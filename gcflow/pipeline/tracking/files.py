@@ -18,6 +18,9 @@ from gcflow.pipeline.status.ends import checkpoint_header
 # Of the machine, not of the run: they may differ when steps are trained again.
 SYSTEM = "system/"
 CLOCKS = ("images_per_second", "memory_gib", SYSTEM)
+# Where the metrics of a published run come from, and how the names of two of the three begin or end.
+TRAINING, EVALUATION = "metrics.jsonl", "evaluation/metrics.json"
+DISCREPANCY_PREFIX, EVALUATION_SUFFIX = "discrepancy/", "-evals"
 
 
 class Point(NamedTuple):
@@ -34,7 +37,8 @@ class RunFiles:
     """A run under one configuration.
 
     place: where its metrics.jsonl and jobs.json lie. header: its configuration, the hashes of its inputs, and the hash
-    of both. step: up to which its history is final, as a checkpoint covers it. published: whether it is trained.
+    of both. step: up to which its history is final, as a checkpoint covers it. published: whether the results in the
+    run's folder are its own.
     """
 
     run: Run
@@ -43,6 +47,11 @@ class RunFiles:
     header: dict[str, Any]
     step: int
     published: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was trained to its end, whatever took its place since."""
+        return self.published or self.step >= int(self.header["config"]["training"]["steps"])
 
     @property
     def config_hash(self) -> str:
@@ -65,12 +74,19 @@ class RunFiles:
         points = list(self._training())
         ended = max((point.milliseconds for point in points), default=0)
         if self.published:
-            points += _evaluation(self.folder / "evaluation" / "metrics.json", ended)
+            points += _evaluation(self.folder / EVALUATION, ended)
             points += _discrepancy(self.folder / DISCREPANCY, ended)
         return points + list(_system(self.folder / "state" / self.config_hash[:16] / "system.jsonl"))
 
+    def has_all_of(self, name: str) -> bool:
+        """Whether every point of a metric is here: not if the file that it comes from still grows, or is elsewhere."""
+        source = EVALUATION if name.endswith(EVALUATION_SUFFIX) else TRAINING
+        if name.startswith(DISCREPANCY_PREFIX):
+            source = DISCREPANCY
+        return self.published and not name.startswith(CLOCKS) and (self.folder / source).exists()
+
     def _training(self) -> Iterator[Point]:
-        for record in _lines(self.place / "metrics.jsonl"):
+        for record in _lines(self.place / TRAINING):
             step, milliseconds = record.pop("step"), int(1000 * record.pop("time", 0))
             if step <= self.step:
                 yield from (Point(name, float(value), milliseconds, step) for name, value in record.items())
@@ -107,7 +123,8 @@ def _evaluation(path: Path, milliseconds: int) -> list[Point]:
     frame = pd.DataFrame.from_records(read_json(path))
     if frame["protocol"].nunique() > 1:
         frame["metric"] = frame["metric"] + "/" + frame["protocol"]
-    frame["name"] = frame["metric"] + "/" + frame["weights"] + "-" + frame["network_evaluations"].astype(str) + "-evals"
+    frame["name"] = frame["metric"] + "/" + frame["weights"] + "-" + frame["network_evaluations"].astype(str)
+    frame["name"] += EVALUATION_SUFFIX
     means = frame.groupby(["name", "step"], sort=False)["value"].mean().reset_index()
     rows = zip(means["name"], means["value"], means["step"], strict=True)
     return [Point(name, float(value), milliseconds, int(step)) for name, value, step in rows]
@@ -117,22 +134,38 @@ def _discrepancy(path: Path, milliseconds: int) -> list[Point]:
     if not path.exists():
         return []
     document = read_json(path)
-    return [
-        Point(f"discrepancy/{r['estimate']}/sigma-{r['sigma']:g}", float(r["value"]), milliseconds, document["step"])
-        for r in document["records"]
-    ]
+    named = ((f"{DISCREPANCY_PREFIX}{r['estimate']}/sigma-{r['sigma']:g}", r["value"]) for r in document["records"])
+    return [Point(name, float(value), milliseconds, document["step"]) for name, value in named]
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The state folder of a run's newest job.
+
+    A job that begins writes jobs.json, and one that goes on cuts metrics.jsonl, before it trains.
+    """
+    written: dict[int, Path] = {}
+    for path in (*(folder / "state").glob("*/jobs.json"), *(folder / "state").glob(f"*/{TRAINING}")):
+        # Begun anew since the listing.
+        with contextlib.suppress(FileNotFoundError):
+            written[path.stat().st_mtime_ns] = path.parent
+    return written[max(written)] if written else None
 
 
 def files_of(root: Path, run: Run) -> list[RunFiles]:
-    """What there is of a run: as it was published, and as far as the newest checkpoint of another configuration."""
+    """What there is of a run, last as it is now: as it was published, or else as far as the newest job has come.
+
+    Before it, every other configuration as far as its newest checkpoint.
+    """
     folder, found = run_folder(root, run), []
-    if (folder / "config.json").exists():
-        header = read_json(folder / "config.json")
-        found.append(RunFiles(run, folder, folder, header, int(header["config"]["training"]["steps"]), published=True))
+    published = read_json(folder / "config.json") if (folder / "config.json").exists() else None
     newest = {path.parent: path for path in sorted((folder / "state").glob("*/checkpoint-*.safetensors"))}
-    for place, checkpoint in newest.items():
-        header = checkpoint_header(checkpoint)
-        known = {files.config_hash for files in found}
-        if header and header["config_hash"] not in known and (place / "metrics.jsonl").exists():
+    present = newest_state(folder)
+    for place in sorted(newest, key=lambda place: place == present):
+        header = checkpoint_header(newest[place])
+        known = published is not None and header.get("config_hash") == published["config_hash"]
+        if header and not known and (place / TRAINING).exists():
             found.append(RunFiles(run, folder, place, header, int(header["step"]), published=False))
+    if published is not None:
+        steps = int(published["config"]["training"]["steps"])
+        found.append(RunFiles(run, folder, folder, published, steps, published=True))
     return found

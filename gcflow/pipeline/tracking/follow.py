@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.tracking.files import SYSTEM, files_of
+from gcflow.pipeline.tracking.files import SYSTEM, files_of, newest_state
 from gcflow.pipeline.tracking.mirror import Mirror
 from gcflow.pipeline.tracking.server import one_line
 from gcflow.pipeline.tracking.sync import send_run
@@ -54,19 +54,13 @@ def _observe(monitors: Iterable[Any], path: Path) -> None:
         file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
 
 
-def _state_in_use(folder: Path) -> Path | None:
-    """The state folder that the job is writing to: the one whose metrics changed last."""
-    metrics = sorted((folder / "state").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    return metrics[-1].parent if metrics else None
-
-
 def follow(params: Params, run: Run, until: IO[Any]) -> None:
     """Mirrors a run until `until` ends, and once more after that. until: a pipe to which nobody writes."""
     log, mirror, ended = _Log(), None, False
     monitors = _monitors(log)
     while True:
         try:
-            place = _state_in_use(run_folder(params.root, run))
+            place = newest_state(run_folder(params.root, run))
             if place is not None and not ended:
                 _observe(monitors, place / "system.jsonl")
             mirror = mirror or Mirror(params)

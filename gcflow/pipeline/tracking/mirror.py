@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gcflow.files import sha256_of
-from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.tracking.files import CLOCKS, SYSTEM, Point, RunFiles
+from gcflow.pipeline.tracking.files import CLOCKS, SYSTEM, Point, RunFiles, newest_state
 from gcflow.pipeline.tracking.server import Server
 from gcflow.pipeline.tracking.words import flat_parameters, note, tags_of, weights_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 POINTS_AT_ONCE, PARAMETERS_AT_ONCE = 900, 100
 # Largest width and height, in pixels, of the images among MLflow's charts.
 PREVIEW = (256, 256)
-# Tags that say what was sent: of all of it, and of each file. MLflow's own prefix keeps them off its pages.
+# Tags that say what was sent: of all of it, and (a tag each) of files. MLflow's own prefix keeps them off its pages.
 SENT, UPLOADED = "mlflow.gcflow.sent", "mlflow.gcflow.uploaded"
 
 
@@ -42,23 +42,27 @@ class Mirror:
         """Completes a run in MLflow as far as its files go, and returns its MLflow run id."""
         points, grids = files.points(), {step: sha256_of(path)[:32] for step, path in files.grids().items()}
         tags, state = tags_of(self.params, files), self._state(files)
-        proof = _digest([tags, state, points, grids])
+        proof = _digest([tags, state, files.published, points, grids])
         known = self._known(files)
         if known is not None and known.data.tags.get(SENT) == proof:
             return str(known.info.run_id)
-        if known is not None and (self._contradicts(known, points) or _redrawn(known, grids)):
+        stale = known is not None and (self._contradicts(known, files, points) or _redrawn(known, grids))
+        # Before anything is changed: they may be missing.
+        weights = self._weights(files, None if stale else known) if files.published else None
+        if known is not None and stale:
             self.client.delete_run(known.info.run_id)
             known = None
         if known is None:
             known = self._create(files, points, tags)
         self._send_parameters(known, files)
         self._send_points(known, points)
-        if files.published:
-            tags |= self._publish(known, files)
+        tags |= {"mlflow.note.content": note(weights, files)}
+        if weights is not None:
+            tags |= self._publish(known, files, weights)
             _, ended = _span(points)
             for step, path in files.grids().items():
                 self._send_grid(known, step, path, grids[step], ended)
-        self._send_tags(known, tags if files.published else tags | {"mlflow.note.content": note(None, files.run)})
+        self._send_tags(known, tags)
         self._finish(known.info.run_id, state, points)
         self._send_tags(known, {SENT: proof})
         return str(known.info.run_id)
@@ -82,8 +86,10 @@ class Mirror:
         return made
 
     def _state(self, files: RunFiles) -> str:
-        lease = newest_lease(run_folder(self.params.root, files.run) / "state")
-        return "FINISHED" if files.published else "RUNNING" if lease and lease.held else "KILLED"
+        if files.complete:
+            return "FINISHED"
+        lease = newest_lease(files.folder / "state")
+        return "RUNNING" if lease and lease.held and files.place == newest_state(files.folder) else "KILLED"
 
     def _finish(self, run_id: str, state: str, points: list[Point]) -> None:
         if state == "RUNNING":
@@ -99,10 +105,12 @@ class Mirror:
                 histories[name] = {m.step: m.value for m in self.client.get_metric_history(run_id, name)}
         return histories
 
-    def _contradicts(self, known: "MlflowRun", points: list[Point]) -> bool:
-        """Whether MLflow has another value than the files somewhere: it cannot forget one, so the run is made anew."""
+    def _contradicts(self, known: "MlflowRun", files: RunFiles, points: list[Point]) -> bool:
+        """Whether MLflow has another value than the files, or one more: it forgets none, so the run is made anew."""
         histories = self._history(known.info.run_id, known.data.metrics)
-        return any(
+        ours = {(point.name, point.step) for point in points}
+        theirs = {(name, step) for name, history in histories.items() if files.has_all_of(name) for step in history}
+        return bool(theirs - ours) or any(
             math.isfinite(point.value) and histories.get(point.name, {}).get(point.step, point.value) != point.value
             for point in points
             if not point.name.startswith(CLOCKS)
@@ -137,18 +145,17 @@ class Mirror:
             self.client.log_batch(known.info.run_id, tags=[RunTag(key, value) for key, value in changed.items()])
             known.data.tags.update(changed)
 
-    def _publish(self, known: "MlflowRun", files: RunFiles) -> dict[str, str]:
+    def _weights(self, files: RunFiles, known: "MlflowRun | None") -> dict[str, str]:
+        md5 = known.data.tags.get("weights_md5") if known is not None else None
+        return weights_of(self.params, files, md5 or files.weights_md5())
+
+    def _publish(self, known: "MlflowRun", files: RunFiles, weights: dict[str, str]) -> dict[str, str]:
         """What a finished run has besides: where its weights are, and the data that it was trained on; as tags."""
-        weights = weights_of(self.params, files, known.data.tags.get("weights_md5") or files.weights_md5())
         if "weights_md5" not in known.data.tags:
             self.client.log_dict(known.info.run_id, weights, "weights.json")
             self._send_data(known.info.run_id, files)
         self.upload(known, {"samples.png": files.folder / "evaluation" / "samples.png"})
-        return {
-            "weights": weights["path"],
-            "weights_md5": weights["md5"],
-            "mlflow.note.content": note(weights, files.run),
-        }
+        return {"weights": weights["path"], "weights_md5": weights["md5"]}
 
     def _send_data(self, run_id: str, files: RunFiles) -> None:
         from mlflow.entities import Dataset, DatasetInput
@@ -174,26 +181,26 @@ class Mirror:
             preview.thumbnail(PREVIEW)
             preview.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
             self.client.log_artifacts(known.info.run_id, folder, "images")
-        self._send_tags(
-            known, {"mlflow.loggedImages": "True", UPLOADED: json.dumps(_sent(known) | {_grid(step): digest})}
-        )
+        self._send_tags(known, {"mlflow.loggedImages": "True", f"{UPLOADED}.{_grid(step)}": digest})
 
     def upload(self, known: "MlflowRun", artifacts: dict[str, Path]) -> None:
         """Uploads files that are there and are not what was uploaded last under their names."""
         sent = _sent(known)
         now = {name: sha256_of(path)[:16] for name, path in artifacts.items() if path.exists()}
         new = {name: sha for name, sha in now.items() if sent.get(name) != sha}
-        for name in new:
+        for name, sha in new.items():
             folder = str(Path(name).parent)
             self.client.log_artifact(known.info.run_id, str(artifacts[name]), None if folder == "." else folder)
-        self._send_tags(known, {UPLOADED: json.dumps(sent | new)} if new else {})
+            self._send_tags(known, {f"{UPLOADED}.{name}": sha})
 
-    def describe(self, known: "MlflowRun", text: str, values: dict[str, float], milliseconds: int) -> None:
-        """Text and numbers of a study as they are now."""
-        self._send_tags(known, {"mlflow.note.content": text})
-        for name, value in values.items():
+    def describe(self, known: "MlflowRun", tags: dict[str, str], counts: dict[str, float]) -> None:
+        """Tags and numbers of a study as they are now. counts: what was counted and no longer is, is 0 from now on."""
+        self._send_tags(known, tags)
+        zeros = dict.fromkeys(known.data.metrics, 0.0) if counts else {}
+        for name, value in {**zeros, **counts}.items():
             if known.data.metrics.get(name) != value:
-                self.client.log_metric(known.info.run_id, name, value, milliseconds)
+                # Not with the time of the files, which may be older ones again: MLflow shows the latest.
+                self.client.log_metric(known.info.run_id, name, value, int(1000 * time.time()))
 
 
 def _span(points: list[Point]) -> tuple[int, int]:
@@ -208,7 +215,10 @@ def _digest(document: Any) -> str:
 
 def _sent(known: "MlflowRun") -> dict[str, str]:
     """Hashes of the files that were uploaded, by their names."""
-    return dict(json.loads(known.data.tags.get(UPLOADED, "{}")))
+    tags = known.data.tags
+    # All in one, as it was written before, until there were too many for a tag.
+    before = dict(json.loads(tags.get(UPLOADED, "{}")))
+    return before | {key.removeprefix(f"{UPLOADED}."): tags[key] for key in tags if key.startswith(f"{UPLOADED}.")}
 
 
 def _grid(step: int) -> str:

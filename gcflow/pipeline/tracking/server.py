@@ -22,9 +22,13 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "PGCONNECT_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # With the password in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # MLflow shows pages of training, not those of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+# Whose a study is: hashes of the origins of its project's runs. MLflow's own prefix keeps it off its pages.
+ORIGINS = "mlflow.gcflow.origins"
 # Seconds that a writer to SQLite waits for the others.
 SQLITE_PATIENCE = 60
 
@@ -93,8 +97,22 @@ class Server:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
                     found = self.client.get_experiment_by_name(name)
+            if found.lifecycle_stage == "deleted":
+                self._restore(found.experiment_id)
             self._experiments[name] = found.experiment_id
         return self._experiments[name]
+
+    def _restore(self, experiment: str) -> None:
+        """Makes a deleted experiment, which keeps its name, an empty one: what was deleted in it stays deleted."""
+        from mlflow.entities import ViewType
+
+        with self._alone():
+            if self.client.get_experiment(experiment).lifecycle_stage != "deleted":
+                return
+            deleted = self.client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY, max_results=50_000)
+            self.client.restore_experiment(experiment)
+            for run in deleted:
+                self.client.delete_run(run.info.run_id)
 
     def _artifacts(self, experiment: str) -> str | None:
         """Beside our own database, wherever the command was called; a server knows its own place."""
@@ -107,16 +125,29 @@ class Server:
         wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
         return list(self.client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"]))
 
-    def study(self, name: str) -> "MlflowRun":
-        """The MLflow run of a table, a figure or the report, in the experiment of the whole project."""
-        experiment = self.experiment(None)
-        if not (found := self.find(experiment, {"study": name})):
-            with self._alone():
-                found = self.find(experiment, {"study": name}) or [self._make_study(experiment, name)]
-        return found[0]
+    def study(self, name: str, origins: set[str]) -> "MlflowRun":
+        """The MLflow run of a table, a figure or the report, in the experiment of the whole project.
 
-    def _make_study(self, experiment: str, name: str) -> "MlflowRun":
-        tags = {"study": name, "mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}
+        origins: hashes of the runs' origins. Of projects that share the experiment, the study is of those that have
+        one of the runs that it is tagged with.
+        """
+        experiment = self.experiment(None)
+        if (found := self._study(experiment, name, origins)) is None:
+            with self._alone():
+                found = self._study(experiment, name, origins) or self._make_study(experiment, name, origins)
+        return found
+
+    def _study(self, experiment: str, name: str, origins: set[str]) -> "MlflowRun | None":
+        for found in sorted(self.find(experiment, {"study": name}), key=lambda run: ORIGINS not in run.data.tags):
+            theirs = set(found.data.tags.get(ORIGINS, "").split())
+            # One without the tag was made before there was one, and becomes that of the first who comes.
+            if theirs & origins or not theirs | origins or ORIGINS not in found.data.tags:
+                return found
+        return None
+
+    def _make_study(self, experiment: str, name: str, origins: set[str]) -> "MlflowRun":
+        source = {"mlflow.source.name": f"gcflow, {name}", "mlflow.source.type": "LOCAL"}
+        tags = {"study": name, ORIGINS: " ".join(sorted(origins)), **source}
         made = self.client.create_run(experiment, tags=tags, run_name=name)
         self.client.set_terminated(made.info.run_id, "FINISHED", end_time=made.info.start_time)
         return made

@@ -72,9 +72,9 @@ def weights_of(params: Params, files: RunFiles, md5: str) -> dict[str, str]:
     }
 
 
-def note(weights: dict[str, str] | None, run: Run) -> str:
-    """The description on a run's page, in Markdown."""
-    lines = [f"`gcflow train {run.name}`" + ("" if weights else ": not finished yet")]
+def note(weights: dict[str, str] | None, files: RunFiles) -> str:
+    """The description on a run's page, in Markdown. weights: where they are, if they are published."""
+    lines = [f"`gcflow train {files.run.name}`" + ("" if files.complete else ": not finished yet")]
     if weights:
         lines += ["", f"Weights: `{weights['path']}`, md5 (DVC) `{weights['md5']}`"]
         lines += ["", f"Elsewhere: `{weights['fetch']}`, then `{weights['sample']}`"]

@@ -1,13 +1,25 @@
-"""How sure a difference is: tests of paired and of Monte-Carlo differences, Holm's correction, and seeds needed."""
+"""How sure a difference is: tests of paired values and of estimates, Holm's correction, and replicates needed."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import nct, norm, t
+from scipy.optimize import brentq
+from scipy.stats import nct, t
 
 MOST_SEEDS = 1000
+# In standard errors.
+NO_EFFECT = 1e-9
+
+
+class Estimate(NamedTuple):
+    """A mean over independent replicates: its value, its standard error, and how many replicates there are."""
+
+    value: float
+    standard_error: float
+    replicates: int
 
 
 @dataclass(frozen=True)
@@ -49,21 +61,25 @@ def paired_comparison(first: Sequence[float], second: Sequence[float], confidenc
     return Comparison(effect, count, std, error, effect - reach, effect + reach, p)
 
 
-def monte_carlo_comparison(
-    first: float, first_error: float, confidence: float, second: float = 0.0, second_error: float = 0.0
-) -> Comparison:
-    """A z test of the difference of two independent estimates with standard errors; by default of one and 0.
+def welch_comparison(estimates: Sequence[Estimate], confidence: float) -> Comparison:
+    """Welch's t test of the first of two independent estimates against the second; Student's of a single one against 0.
 
     Raises:
-        ValueError: a negative standard error, a value that is not finite, or a confidence outside (0, 1).
+        ValueError: a negative standard error, fewer than two replicates, a value that is not finite, or a confidence
+            outside (0, 1).
     """
     _check_confidence(confidence)
-    if min(first_error, second_error) < 0:
-        raise ValueError(f"standard errors are {first_error:g} and {second_error:g}, expected numbers >= 0")
-    _check_finite(first, first_error, second, second_error)
-    effect, error = first - second, math.hypot(first_error, second_error)
-    reach = float(norm.ppf((1 + confidence) / 2)) * error
-    p = 2 * float(norm.sf(abs(effect) / error)) if error > 0 else _p_without_spread(effect)
+    for estimate in estimates:
+        _check_finite(estimate.value, estimate.standard_error)
+        if estimate.standard_error < 0 or estimate.replicates < 2:
+            raise ValueError(f"{estimate}, expected a standard error >= 0 and at least 2 replicates")
+    effect = estimates[0].value - sum(estimate.value for estimate in estimates[1:])
+    error = math.hypot(*(estimate.standard_error for estimate in estimates))
+    if error == 0:
+        return Comparison(effect, None, None, 0.0, effect, effect, _p_without_spread(effect))
+    freedom = _degrees_of_freedom(estimates)
+    reach = float(t.ppf((1 + confidence) / 2, freedom)) * error
+    p = 2 * float(t.sf(abs(effect) / error, freedom))
     return Comparison(effect, None, None, error, effect - reach, effect + reach, p)
 
 
@@ -98,22 +114,48 @@ def seeds_needed(effect: float, std: float, alpha: float, power: float) -> int |
     if std == 0:
         return 2
     counts = np.arange(2, MOST_SEEDS + 1)
-    critical, shift = t.ppf(1 - alpha / 2, counts - 1), abs(effect) / std * np.sqrt(counts)
-    # Where scipy cannot compute the tail on the wrong side, it is far smaller than what would change a count.
-    wrong_side = np.nan_to_num(nct.cdf(-critical, counts - 1, shift))
-    enough = np.flatnonzero(nct.sf(critical, counts - 1, shift) + wrong_side >= power)
+    enough = np.flatnonzero(_power(abs(effect) / std * np.sqrt(counts), counts - 1, alpha) >= power)
     return int(counts[enough[0]]) if len(enough) else None
 
 
-def growth_needed(effect: float, standard_error: float, alpha: float, power: float) -> float:
-    """How many times the replicates a two-sided z test at `alpha` needs to find such an effect with `power`.
+def growth_needed(estimates: Sequence[Estimate], alpha: float, power: float) -> float:
+    """How many times the replicates `welch_comparison` at `alpha` needs to find the present effect with `power`.
 
-    `standard_error` is that of the present number of replicates. Infinite without an effect.
+    At least 1. Infinite without an effect to speak of.
     """
-    if effect == 0:
+    effect = estimates[0].value - sum(estimate.value for estimate in estimates[1:])
+    error = math.hypot(*(estimate.standard_error for estimate in estimates))
+    if abs(effect) <= NO_EFFECT * error:
         return math.inf
-    needed = float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
-    return (needed * standard_error / effect) ** 2
+    if error == 0:
+        return 1.0
+
+    def lacking(log_growth: float) -> float:
+        growth = math.exp(log_growth)
+        freedom = _degrees_of_freedom(estimates, growth)
+        return power - float(_power(abs(effect) / error * math.sqrt(growth), freedom, alpha))
+
+    if lacking(0.0) <= 0:
+        return 1.0
+    most = 1.0
+    while lacking(most) > 0:
+        most += 1.0
+    return math.exp(brentq(lacking, most - 1.0, most))
+
+
+def _degrees_of_freedom(estimates: Sequence[Estimate], growth: float = 1.0) -> float:
+    """Welch and Satterthwaite's, with `growth` times the replicates."""
+    squares = np.square([estimate.standard_error for estimate in estimates])
+    # Scaled, since fourth powers of errors leave the range of numbers early.
+    shares = squares / squares.sum()
+    return float(1 / sum(s**2 / (growth * e.replicates - 1) for s, e in zip(shares, estimates, strict=True)))
+
+
+def _power(shift: Any, freedom: Any, alpha: float) -> Any:
+    """Of a two-sided t test at `alpha`, where effect over standard error is `shift`."""
+    critical = t.ppf(1 - alpha / 2, freedom)
+    # Where scipy cannot compute the tail on the wrong side, it is far smaller than what would change a result.
+    return nct.sf(critical, freedom, shift) + np.nan_to_num(nct.cdf(-critical, freedom, shift))
 
 
 def _check_confidence(confidence: float) -> None:

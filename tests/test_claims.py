@@ -6,7 +6,10 @@ import re
 import statistics
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from matplotlib import image
@@ -14,14 +17,16 @@ from projects import environment, error_line, gcflow, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.evidence import Evidence
+from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
 from gcflow.pipeline.ledger.plans import Plan, plans
 from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.ledger.verdicts import decide
+from gcflow.pipeline.ledger.wording import effect_words
 from gcflow.pipeline.ledger.write import write_ledger
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim
 from gcflow.pipeline.stages import Stages, dvc_document
-from gcflow.significance import holm, monte_carlo_comparison, paired_comparison, seeds_needed
+from gcflow.significance import Estimate, holm, paired_comparison, seeds_needed, welch_comparison
 from gcflow.theory.check import Check
 
 DISCREPANCY = {"samples": 8, "sigmas": [0.5, 1.0], "seed": 0}
@@ -369,7 +374,14 @@ def test_transport_costs_are_compared_as_the_claims_say(judged):
     # The largest of the batches counts, and its error with that of the other side.
     assert (below["effect"], below["ratio"]) == pytest.approx((-40.0, 40 / 80))
     assert below["standard_error"] == pytest.approx(math.hypot(0.1, 0.1))
-    assert below["p"] == monte_carlo_comparison(20.0, 0.1, 0.95, 60.0, 0.1).p
+    # Few batches: what their standard error itself is uncertain by is in p and interval.
+    expected = welch_comparison([Estimate(20.0, 0.1, 2), Estimate(60.0, 0.1, 48)], 0.95)
+    assert (below["p"], below["interval"]) == (expected.p, [expected.low, expected.high])
+    assert "Two-sided Welch's t test" in below["text"]
+    assert "Two-sided paired t test" in small["text"]
+    assert small["test"]["words"].startswith(
+        "transport cost of generator-augmented pairs, endpoints by the exact flow: GC at σ = 0.5"
+    )
     assert small["replicates"] == {"gc-exact": 48}
     assert below["replicates"] == {"gc-exact": 48, "ot": 2}
     assert {record["verdict"] for record in (small, large, below)} == {"supported"}
@@ -384,7 +396,22 @@ def test_a_cost_that_rises_contradicts_and_one_that_the_errors_hide_is_undecided
     record = ledger(root)[1]["digits", "small-noise"]
     assert record["verdict"] == "undecided"
     assert record["growth_needed"] > 1
-    assert "times as many pairs" in record["text"]
+    assert "times as many samples" in record["text"]
+
+
+def test_data_too_large_for_the_exact_flow_are_judged_by_the_trained_predictors_pairs(root):
+    content = transport({0.5: 1.0, 5.0: 60.0})
+    del content["samples"]["gc-exact"]
+    content["records"] = [r for r in content["records"] if r["coupling"] != "gc-exact"]
+    dump(root / "results/digits/transport.json", content)
+    records = ledger(root, command=True)[1]
+    below, end = records["digits", "below-ot"], records["digits", "end"]
+    assert below["replicates"] == {"gc": 64, "ot": 2}
+    # The trained predictor's saving in these records.
+    assert below["effect"] == pytest.approx(20.0 + 50.0)
+    assert "Over 64 pairs of GC and 2 batches of OT" in below["text"]
+    assert "pairs, endpoints by the trained predictor: GC" in below["test"]["words"]
+    assert "endpoints" not in end["test"]["words"]
 
 
 def test_a_statement_stands_with_all_its_checks_and_falls_with_one(root):
@@ -507,6 +534,35 @@ def test_a_statistic_of_denoisers_is_not_asked_of_others(tmp_path):
     assert reasons["c"] is None
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(1.0, "0 %"), (1 + 1e-15, "0 %"), (0.9996, "−0.04 %"), (1.00004, "+0.004 %"), (0.997, "−0.3 %"), (0.8, "−20 %")],
+)
+def test_small_effects_have_a_digit_to_be_told_from_none(ratio, text):
+    assert effect_words(evidence([math.log(ratio)])) == text.replace(" ", "\u00a0")
+
+
+def test_the_forest_plot_wraps_long_labels_and_draws_what_is_beyond_its_axis_as_an_arrow():
+    name = "a label of about thirty-eight letters $x$"
+    settings = Claims(0.95, 0.8, {})
+    items = [evidence([value, value + 0.01]) for value in (-3.0, 0.0, 3.0)]
+    findings = decide([replace(item, contrast=f"{name} < {name}") for item in items], settings)
+    figure = forest_plot(findings, 0.95)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    (axes,) = figure.axes
+    assert axes.get_position().width > 0.15
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[0] == "digits"
+    assert [label.replace("\n", " ") for label in labels[1:]] == [f"end: {name} < {name}"] * 3
+    boxes = [text.get_window_extent() for text in axes.get_yticklabels()]
+    assert all(below.y1 <= above.y0 for above, below in pairwise(boxes))
+    markers = {line.get_xdata()[0]: line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1}
+    assert [markers[LIMITS[0]], markers[LIMITS[1]]] == ["<", ">"]
+    assert len(markers) == 3
+
+
 # The five files.
 
 
@@ -558,7 +614,7 @@ def test_json_markdown_page_and_pictures_agree(judged):
         assert line == [
             f"| {record['claim']}",
             record["place"],
-            record["test"]["words"],
+            record["test"]["words"].replace("<gc>", "\\<gc>").replace("<ic>", "\\<ic>"),
             record["shown"],
             f"{record['verdict']} |",
         ]

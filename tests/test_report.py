@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from markupsafe import escape
 from PIL import Image
 from projects import error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import duplicate
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.captions import CAPTIONS
+from gcflow.pipeline.report.captions import CAPTIONS, FOREST
 from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
@@ -121,6 +122,11 @@ def test_the_same_files_give_the_same_bytes_again_and_in_another_place(finished,
     folder = duplicate(finished, tmp_path / "elsewhere" / "deeper")
     gcflow(folder, "report", env={"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"})
     assert report(folder).read_bytes() == before
+    # `dvc pull` of what the report reads leaves the snapshots behind.
+    for snapshots in (folder / "results").glob("*/*/*/snapshots"):
+        shutil.rmtree(snapshots)
+    write_report(Params(folder / "params.yaml"), "embedded")
+    assert report(folder).read_bytes() == before
 
 
 def test_the_stage_reads_all_that_others_make_but_snapshots(project):
@@ -138,9 +144,11 @@ def test_every_kind_of_figure_has_a_caption():
 
 def test_the_order_of_curves_is_read_off_at_their_right_end():
     training = "label,training step [updates],fd mean [x],fd std\nA,5,1.0,\nA,1000,7.0,\nB,5,9.0,\nB,1000,2.346,\n"
-    assert right_end(training) == "At step 1\u00a0000, from low to high: B 2.35, A 7."
+    assert right_end(training) == "At step 1\u00a0000, from low to high: B 2.35; A 7."
     constant = "label,batch,sigma [data units],cost,error\nIC,,,5.5,0.1\nGC,,0.1,9,0.1\nGC,,80.0,4,0.1\n"
-    assert right_end(constant) == "At σ = 80, from low to high: GC 4, IC 5.5."
+    assert right_end(constant) == "At σ = 80, from low to high: GC 4; IC 5.5."
+    shorter = "label,training step [updates],fd\nnull,5,9.0\nnull,500,3.0\nA,5,9.0\nA,1000,7.0\n"
+    assert right_end(shorter) == "Each at its last step, from low to high: null 3; A 7."
 
 
 def test_the_first_page_has_the_papers_first_table_with_its_published_numbers_in_sight(visit, project):
@@ -165,6 +173,19 @@ def test_every_section_opens_by_its_link_alone_and_a_run_by_its_own(visit):
     assert "iCT-GC" in page.title()
     page.go_back()
     assert_shown(page, "/runs")
+
+
+def test_a_reload_keeps_the_section_and_an_address_of_none_opens_the_first(visit):
+    page = visit("/tables")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    page.reload()
+    assert_shown(page, "/tables")
+    for address in ("main", "/tables%", "/nothing", "claims-table"):
+        page.evaluate("address => { location.hash = address }", address)
+        page.reload()
+        assert_shown(page, "/")
 
 
 def test_every_link_leads_somewhere(visit, project):
@@ -367,6 +388,33 @@ def test_it_says_that_nothing_is_fid_where_nothing_is(project):
     assert not re.search(r">\s*FID [↓↑]", text)
 
 
+def test_at_a_scale_of_inceptions_features_it_does_not_say_so_before_anything_is_made(tmp_path):
+    repository = Path(__file__).parent.parent
+    document = yaml.safe_load((repository / "params.yaml").read_text())
+    document["datasets"] = {"cifar10": document["datasets"]["cifar10"]}
+    write_project(tmp_path, document | {"claims": None})
+    write_report(Params(tmp_path / "params.yaml"), "paper")
+    text = report(tmp_path).read_text()
+    assert "not trained" in text
+    assert "No number here is an FID" not in text
+    assert "FID, KID and IS are of Inception" in text
+
+
+def test_options_are_shown_as_json_and_no_words_in_marks_of_code(project):
+    text = report(project).read_text()
+    manifest = json.loads((project / "data/mixture2d/manifest.json").read_text())
+    assert escape(json.dumps(manifest["options"], ensure_ascii=False)) in text
+    assert not [caption for caption in (*CAPTIONS.values(), FOREST) if "`" in " ".join(caption)]
+
+
+def test_the_first_page_tells_what_a_verdict_of_each_kind_needs(visit):
+    page = visit()
+    assert "verdicts support their claim; " in page.locator('[id="/"] .tiles').inner_text()
+    note = page.locator('[id="/"] .note', has_text="A verdict on runs").inner_text()
+    assert "one on transport cost over samples" in note
+    assert "statements of theory are numerical checks" in note
+
+
 def test_a_project_that_is_only_begun_names_what_is_missing(tmp_path, browser):
     folder = prepare_data(write_project(tmp_path / "begun", tiny_params() | {"claims": CLAIMS}), "digits")
     gcflow(folder, "train", "digits/ic/0")
@@ -448,7 +496,10 @@ def test_a_refusal_is_one_line(spare):
 def test_a_scale_without_data_sets_has_an_empty_report(tmp_path):
     folder = write_project(tmp_path)
     gcflow(folder, "report", "--scale", "paper")
-    assert "0 measured, of 0" in report(folder).read_text()
+    text = report(folder).read_text()
+    assert "0 measured, of 0" in text
+    assert "params.yaml has no claims to test." in text
+    assert "gcflow claims" not in text.partition('id="/claims"')[2].partition("</article>")[0]
 
 
 def test_labels_seeds_and_titles_make_the_report_out_of_date_and_training_settings_do_not(tmp_path):
@@ -513,6 +564,10 @@ def test_curves_are_drawn_where_their_points_are():
     assert "step 5: 10" in drawn.svg
     assert drawn.note == "logarithmic"
     assert chart("Loss", [Series("a", [(1.0, 1.0)])], may_be_logarithmic=True) is None
+    for low, high in [(2e-5, 0.00098), (0.7, 2.9), (1.01, 20.0), (3.0, 95.0), (-1.0, 1.4), (2e-9, 5.0), (7.0, 7.0)]:
+        for may in (True, False):
+            drawn = chart("Loss", [Series("a", [(0.0, low), (5.0, high)])], may_be_logarithmic=may)
+            assert 2 <= drawn.svg.count('class="grid"') <= 9
     many = chart("Loss", [Series("a", [(float(x), x % 7 + 1.0) for x in range(1000)])], may_be_logarithmic=False)
     assert many.note == "one of 5 logged points"
     assert "circle" not in many.svg
@@ -531,6 +586,11 @@ def test_numbers_are_written_for_people(value, text):
 
 def test_durations_and_sizes_have_units():
     assert [duration(x) for x in (None, 5.0, 90.0, 5400.0)] == ["–", "5\u00a0s", "1.5\u00a0min", "1.5\u00a0h"]
+    # The unit is of the rounded number.
+    assert [duration(x) for x in (59.4, 59.7, 3596.0, 3599.0)] == [
+        "59\u00a0s", "1.0\u00a0min", "59.9\u00a0min", "1.0\u00a0h",
+    ]  # fmt: skip
+    assert [size(x) for x in (999, 999_499, 999_999)] == ["999\u00a0bytes", "999\u00a0kB", "1\u00a0MB"]
     assert [size(x) for x in (12, 1500, 2_340_000)] == ["12\u00a0bytes", "1.5\u00a0kB", "2.34\u00a0MB"]
 
 

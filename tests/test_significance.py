@@ -9,11 +9,12 @@ from scipy import stats
 
 from gcflow.significance import (
     MOST_SEEDS,
+    Estimate,
     growth_needed,
     holm,
-    monte_carlo_comparison,
     paired_comparison,
     seeds_needed,
+    welch_comparison,
 )
 
 VALUES = st.floats(-100, 100).map(lambda value: round(value, 3))
@@ -72,21 +73,38 @@ def test_a_single_pair_has_an_effect_and_nothing_else():
 def test_pairs_whose_differences_are_all_the_same_leave_no_doubt(gap, p):
     found = paired_comparison([1.0 + gap, 2.0 + gap], [1.0, 2.0], 0.95)
     assert (found.effect, found.std, found.low, found.high, found.p) == (gap, 0.0, gap, gap, p)
-    exact = monte_carlo_comparison(gap, 0.0, 0.95)
+    exact = welch_comparison([Estimate(gap, 0.0, 2)], 0.95)
     assert (exact.effect, exact.low, exact.high, exact.p) == (gap, gap, gap, p)
 
 
-def test_a_monte_carlo_comparison_of_two_means_is_a_z_test_that_simulation_confirms():
-    trials, confidence = 4000, 0.9
+def estimate(values):
+    return Estimate(float(np.mean(values)), float(stats.sem(values)), len(values))
+
+
+SAMPLES = st.lists(VALUES, min_size=2, max_size=20).filter(lambda values: np.std(values) > 1e-3)
+
+
+@settings(deadline=None)
+@given(first=SAMPLES, second=SAMPLES, confidence=st.floats(0.5, 0.99))
+def test_a_comparison_of_two_estimates_is_scipys_welch_test_and_of_one_its_t_test(first, second, confidence):
+    found = welch_comparison([estimate(first), estimate(second)], confidence)
+    sides = [(np.mean(values), np.std(values, ddof=1), len(values)) for values in (first, second)]
+    expected = stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False)
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    assert found.effect == pytest.approx(np.mean(first) - np.mean(second), abs=1e-9)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+    alone = welch_comparison([estimate(first)], confidence)
+    assert alone.p == pytest.approx(stats.ttest_1samp(first, 0.0).pvalue, rel=1e-6, abs=1e-12)
+
+
+def test_few_replicates_on_one_side_find_what_is_not_there_no_more_often_than_they_may():
+    trials, alpha = 2000, 0.01
     source = np.random.default_rng(1)
-    first, second = source.normal(1.0, 0.3, trials), source.normal(0.4, 0.4, trials)
-    found = [monte_carlo_comparison(a, 0.3, confidence, b, 0.4) for a, b in zip(first, second, strict=True)]
-    covered = np.mean([result.low <= 0.6 <= result.high for result in found])
-    assert covered == pytest.approx(confidence, abs=4 * math.sqrt(confidence * (1 - confidence) / trials))
-    assert found[0].standard_error == pytest.approx(0.5)
-    assert found[0].p == pytest.approx(math.erfc(abs(found[0].effect) / 0.5 / math.sqrt(2)))
-    alone = monte_carlo_comparison(-0.7, 0.3, confidence)
-    assert alone.p == pytest.approx(math.erfc(0.7 / 0.3 / math.sqrt(2)))
+    few, many = source.normal(0, 1, (trials, 8)), source.normal(0, 0.5, (trials, 500))
+    found = [welch_comparison([estimate(a), estimate(b)], 0.95).p for a, b in zip(few, many, strict=True)]
+    wrong = np.mean(np.less(found, alpha))
+    assert wrong == pytest.approx(alpha, abs=4 * math.sqrt(alpha * (1 - alpha) / trials))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +114,14 @@ def test_a_monte_carlo_comparison_of_two_means_is_a_z_test_that_simulation_confi
         lambda: paired_comparison([1.0, 2.0], [1.0], 0.95),
         lambda: paired_comparison([1.0, math.nan], [1.0, 2.0], 0.95),
         lambda: paired_comparison([1.0, 2.0], [1.0, 2.0], 1.0),
-        lambda: monte_carlo_comparison(1.0, -0.1, 0.95),
-        lambda: monte_carlo_comparison(math.inf, 0.1, 0.95),
-        lambda: monte_carlo_comparison(1.0, 0.1, 0.0),
+        lambda: welch_comparison([Estimate(1.0, -0.1, 4)], 0.95),
+        lambda: welch_comparison([Estimate(1.0, 0.1, 4), Estimate(1.0, 0.1, 1)], 0.95),
+        lambda: welch_comparison([Estimate(math.inf, 0.1, 4)], 0.95),
+        lambda: welch_comparison([Estimate(1.0, 0.1, 4)], 0.0),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call):
-    with pytest.raises(ValueError, match=r"pairs|finite|confidence|standard errors"):
+    with pytest.raises(ValueError, match=r"pairs|finite|confidence|standard error >= 0 and at least 2"):
         call()
 
 
@@ -190,9 +209,29 @@ def test_an_effect_that_no_affordable_number_of_seeds_shows_is_none():
     assert seeds_needed(1.0, 0.0, 0.05, 0.8) == seeds_needed(1e9, 1.0, 0.05, 0.8) == 2
 
 
-def test_the_growth_needed_gives_a_z_test_its_power():
-    alpha, power = 0.01, 0.9
-    growth = growth_needed(-0.2, 0.3, alpha, power)
-    shift, critical = 0.2 / (0.3 / math.sqrt(growth)), stats.norm.ppf(1 - alpha / 2)
-    assert stats.norm.sf(critical - shift) == pytest.approx(power)
-    assert growth_needed(0.0, 0.3, alpha, power) == math.inf
+def test_the_growth_needed_is_where_the_simulated_power_suffices():
+    alpha, power, trials = 0.05, 0.8, 20000
+    few, many = Estimate(0.9, 0.5, 4), Estimate(0.0, 0.1, 50)
+    growth = growth_needed([few, many], alpha, power)
+    source = np.random.default_rng(4)
+
+    def simulated(times):
+        sides = [
+            source.normal(side.value, side.standard_error * math.sqrt(side.replicates), (trials, count))
+            for side in (few, many)
+            if (count := round(times * side.replicates))
+        ]
+        return np.mean(stats.ttest_ind(*sides, axis=1, equal_var=False).pvalue < alpha)
+
+    assert 2 < growth < 6
+    slack = 4 * math.sqrt(power * (1 - power) / trials)
+    assert simulated(math.floor(4 * growth) / 4) <= power + slack
+    assert simulated(math.ceil(4 * growth) / 4) >= power - slack
+
+
+def test_without_an_effect_no_growth_suffices_and_a_clear_one_needs_none():
+    assert growth_needed([Estimate(0.0, 0.3, 9)], 0.05, 0.8) == math.inf
+    assert growth_needed([Estimate(1e-12, 0.3, 9)], 0.05, 0.8) == math.inf
+    assert growth_needed([Estimate(1e-6, 0.3, 9)], 0.05, 0.8) == pytest.approx(2.8016**2 * 9e10, rel=1e-4)
+    assert growth_needed([Estimate(9.0, 0.3, 9)], 0.05, 0.8) == 1.0
+    assert growth_needed([Estimate(9.0, 0.0, 9)], 0.05, 0.8) == 1.0

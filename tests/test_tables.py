@@ -139,6 +139,26 @@ def test_each_table_says_which_protocol_it_shows(evaluated):
         assert not any(symbol in tex for symbol in "±↓↑Δμ²")
 
 
+def test_labels_and_titles_keep_their_characters_in_every_format(evaluated):
+    path, label = evaluated.path, r"A & B <b>#1</b> 100% {x} | pipe \ $a_b$ ~ ^"
+    document = yaml.safe_load(path.read_text())
+    document["datasets"]["cifar10"]["runs"]["ic"]["label"] = label
+    document["datasets"]["cifar10"]["tables"]["table1"]["title"] = "Vs. others, 0.5 & more"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    write_table(Params(path), "cifar10", "table1")
+    written = {s: (path.parent / f"results/cifar10/tables/table1.{s}").read_text() for s in ("md", "tex", "html")}
+    assert r"| A & B \<b>#1\</b> 100% {x} \| pipe \ $a_b$ ~ ^ | 3 |" in written["md"]
+    tex = (
+        r"A \& B \textless{}b\textgreater{}\#1\textless{}/b\textgreater{} 100\% \{x\} \textbar{} pipe "
+        r"\textbackslash{} \$a\_b\$ \textasciitilde{} \textasciicircum{} & 3 & "
+    )
+    assert tex in written["tex"]
+    lines = [line for line in written["tex"].splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in lines}) == 1
+    assert "<title>Vs. others, 0.5 &amp; more</title>" in written["html"]
+    assert "A &amp; B &lt;b&gt;#1" in written["html"]
+
+
 def test_the_reference_point_of_ect_has_its_source(evaluated):
     write_table(evaluated, "cifar10", "table2")
     text = (evaluated.root / "results" / "cifar10" / "tables" / "table2.md").read_text()

@@ -349,7 +349,7 @@ class RunsClaim(Strict):
 
 @dataclass(frozen=True)
 class TransportClaim(Strict):
-    """About the transport cost of the exact flow's pairs: how it begins and ends, or that it falls below that of OT."""
+    """About the transport cost of generator-augmented pairs: how it begins and ends, or that it falls below OT's."""
 
     place: str
     claim: str

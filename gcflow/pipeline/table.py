@@ -9,12 +9,20 @@ import pandas as pd
 
 from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
+from gcflow.pipeline import markdown
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
 from gcflow.pipeline.params import Params, Run, published_tables
 from gcflow.pipeline.schema import metric_names
 
 PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
 MISSING = "missing"
+TEX = str.maketrans(
+    {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "×": r"$\times$", "²": "$^2$"}
+    | {"μ": r"$\mu$", "Δ": r"$\Delta$"}
+)
 
 
 def metric_label(metric: str) -> tuple[str, float]:
@@ -148,42 +156,26 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
+def _rows(frame: pd.DataFrame) -> list[list[str]]:
+    return [list(frame.columns), *frame.to_numpy().tolist()]
+
+
 def _tex(frame: pd.DataFrame, caption: str) -> str:
-    symbols = {
-        "±": r"$\pm$",
-        "↓": r"$\downarrow$",
-        "↑": r"$\uparrow$",
-        "×10²": r"$\times 10^2$",
-        "μ": r"$\mu$",
-        "%": r"\%",
-        "Δ": r"$\Delta$",
-        "_": r"\_",
-    }
-
-    def tex(text: str) -> str:
-        for symbol, command in symbols.items():
-            text = text.replace(symbol, command)
-        return text
-
-    lines = [" & ".join(map(tex, row)) + r" \\" for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    lines = [" & ".join(cell.translate(TEX) for cell in row) + r" \\" for row in _rows(frame)]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
     columns = "l" + "r" * (len(frame.columns) - 1)
-    return f"% {tex(caption)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    tabular = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    return f"% {caption.translate(TEX)}\n{tabular}"
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-
-def _html(frame: pd.DataFrame, note: str) -> str:
+def _html(frame: pd.DataFrame, title: str, note: str) -> str:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
         "table{border-collapse:collapse}th,td{padding:.35rem .9rem;text-align:right;border-bottom:1px solid #ddd}"
         "th:first-child,td:first-child{text-align:left}p{max-width:46rem;color:#555}"
     )
     table = frame.to_html(index=False, border=0)
-    head = f"<meta charset='utf-8'><title>{escape(note.partition('.')[0])}</title><style>{style}</style>"
+    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
 
 
@@ -236,7 +228,7 @@ def write_table(params: Params, dataset: str, name: str) -> None:
         assert table.reproduces is not None
         note += f" Published: {published_tables()[table.reproduces]['source']}; Δ is ours minus published."
     folder = results_folder(params.root, dataset) / "tables"
-    write_text(folder / f"{name}.md", f"{_markdown(frame)}\n{note}\n")
+    write_text(folder / f"{name}.md", f"{markdown.table(_rows(frame))}\n\n{note}\n")
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))
     write_text(folder / f"{name}.tex", _tex(frame, note))
-    write_text(folder / f"{name}.html", _html(frame, note))
+    write_text(folder / f"{name}.html", _html(frame, table.title, note))

@@ -16,7 +16,7 @@ from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import RunsClaim, TransportClaim
 from gcflow.pipeline.stages import Stages
-from gcflow.significance import Comparison, monte_carlo_comparison, paired_comparison
+from gcflow.significance import Comparison, Estimate, paired_comparison, welch_comparison
 from gcflow.theory.check import Check
 
 SEEDS = "training seed; the two methods' runs with the same seed are a pair"
@@ -32,8 +32,8 @@ class Evidence:
     """What one test found, whatever other tests there are.
 
     contrast: what is claimed to be lower than what. unit: of replication. replicates: units of each side. values: what
-    was compared, by side; for runs, seed to statistic. base: the cost that the effect is a change of; None where
-    effects are of logarithms or slopes.
+    was compared, by side; for runs, seed to statistic. estimates: what was compared as means with standard errors; none
+    for runs. base: the cost that the effect is a change of; None where effects are of logarithms or slopes.
     """
 
     plan: Plan
@@ -43,6 +43,7 @@ class Evidence:
     replicates: dict[str, int]
     values: dict[str, dict[str, float]]
     comparison: Comparison
+    estimates: tuple[Estimate, ...] = ()
     base: float | None = None
 
     @property
@@ -116,33 +117,35 @@ def compare_costs(params: Params, files: Files, plan: Plan, claim: TransportClai
     The exact flow predicts their endpoints, or the trained predictor, where the data are too large for the exact one.
     """
     assert params.claims is not None
-    confidence, (file,) = params.claims.confidence, plan.files
+    (file,) = plan.files
     document = files.read(file)
     with files.expected(file):
         records, samples = document["records"], document["samples"]
         name = "gc-exact" if "gc-exact" in samples else "gc"
         levels = sorted((r for r in records if r["coupling"] == name), key=lambda r: r["sigma"])
-        least, largest, pairs = levels[0], levels[-1], {name: samples[name]}
-        values: dict[str, dict[str, float]]
+        least, largest, replicates, unit = levels[0], levels[-1], {name: int(samples[name])}, PAIRS
         if claim.statistic == "falls-at-small-noise":
             contrast = f"GC at σ = {least['sigma']:g} < IC"
             values = {name: {"saving": least["saving"]}}
-            found = monte_carlo_comparison(-least["saving"], least["saving_standard_error"], confidence)
+            estimates = [Estimate(-least["saving"], least["saving_standard_error"], replicates[name])]
             base = least["cost"] + least["saving"]
-            return Evidence(plan, claim.statistic, contrast, PAIRS, pairs, values, found, base)
-        if claim.statistic == "falls-at-large-noise":
+        elif claim.statistic == "falls-at-large-noise":
             contrast = f"GC at σ = {largest['sigma']:g} < GC at σ = {levels[-2]['sigma']:g}"
             values = {name: {"change": largest["change"]}}
-            found = monte_carlo_comparison(largest["change"], largest["change_standard_error"], confidence)
+            estimates = [Estimate(largest["change"], largest["change_standard_error"], replicates[name])]
             base = largest["cost"] - largest["change"]
-            return Evidence(plan, claim.statistic, contrast, PAIRS, pairs, values, found, base)
-        ot = max((r for r in records if r["coupling"] == "ot"), key=lambda r: r["batch"])
-        contrast = f"GC at σ = {largest['sigma']:g} < OT in batches of {ot['batch']}"
-        values = {name: {"saving": largest["saving"]}, "ot": {"saving": ot["saving"]}}
-        estimates = [(r["saving"], r["saving_standard_error"]) for r in (ot, largest)]
-        found = monte_carlo_comparison(*estimates[0], confidence, *estimates[1])
-        replicates = pairs | {"ot": samples["ot"] // ot["batch"]}
-        return Evidence(plan, claim.statistic, contrast, PAIRS_AND_BATCHES, replicates, values, found, ot["cost"])
+        else:
+            ot = max((r for r in records if r["coupling"] == "ot"), key=lambda r: r["batch"])
+            contrast, unit = f"GC at σ = {largest['sigma']:g} < OT in batches of {ot['batch']}", PAIRS_AND_BATCHES
+            values = {name: {"saving": largest["saving"]}, "ot": {"saving": ot["saving"]}}
+            replicates["ot"] = samples["ot"] // ot["batch"]
+            estimates = [
+                Estimate(record["saving"], record["saving_standard_error"], replicates[side])
+                for side, record in (("ot", ot), (name, largest))
+            ]
+            base = ot["cost"]
+        found = welch_comparison(estimates, params.claims.confidence)
+    return Evidence(plan, claim.statistic, contrast, unit, replicates, values, found, tuple(estimates), base)
 
 
 def statement_checks(files: Files, plan: Plan, statement: str) -> list[Check]:

@@ -1,5 +1,7 @@
 """The claims' effects with their intervals, a row each: a forest plot."""
 
+from itertools import accumulate
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,37 +32,44 @@ SHORT = {
     "below-ot": "cost",
 }
 TICKS = (0.25, 0.5, 1.0, 2.0, 4.0)
+# Ratios at the ends of the axis.
 LIMITS = (0.2, 5.0)
 ROW_HEIGHT = 0.185
+# Characters of a row's label.
+LABEL_WIDTH = 56
 
 
 def forest_plot(findings: list[Finding], confidence: float) -> "Figure":
     """One row per statistical test, grouped by data set: the ratio of the two sides on a logarithmic axis.
 
-    What lies beyond the axis ends in an arrow. Slopes are drawn as the ratio that they make per e-fold of the noise.
-    confidence: of the intervals.
+    What lies beyond the axis is an arrow at its end. Slopes are drawn as the ratio that they make per e-fold of the
+    noise. confidence: of the intervals.
     """
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
         groups.setdefault(finding.plan.dataset, []).append(finding)
-    lines = len(findings) + len(groups)
+    rows: list[tuple[str, Finding | None]] = []
+    for dataset, members in groups.items():
+        rows.append((dataset, None))
+        rows += [(f"{SHORT[found.evidence.statistic]}: {found.evidence.contrast}", found) for found in members]
+    labels = [wrap(label, LABEL_WIDTH, break_on_hyphens=False) for label, _ in rows]
+    lines = sum(map(len, labels))
+    tops = [0, *accumulate(map(len, labels))]
+    places = [top + (len(label) - 1) / 2 for top, label in zip(tops, labels, strict=False)]
     figure = new_figure(PAGE_WIDTH, 1.0 + ROW_HEIGHT * max(lines, 2))
     axes = figure.add_subplot()
-    labels: list[str] = []
-    for dataset, members in groups.items():
-        labels.append(dataset)
-        for finding in members:
-            _draw(axes, finding, len(labels))
-            labels.append(f"{SHORT[finding.evidence.statistic]}: {finding.evidence.contrast}")
+    for place, (_, found) in zip(places, rows, strict=True):
+        if found is not None:
+            _draw(axes, found, place)
     axes.axvline(1, color="#555555", linewidth=0.8)
     axes.set(xscale="log", xlim=LIMITS, ylim=(lines - 0.4, -0.6))
     axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS])
     axes.set_xticks([], minor=True)
-    axes.set_yticks(range(lines), labels)
+    axes.set_yticks(places, ["\n".join(label) for label in labels])
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    for text in axes.get_yticklabels():
-        text.set_fontweight("bold" if text.get_text() in groups else "normal")
+    for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set(fontweight="bold" if found is None else "normal", parse_math=False)
     axes.set_xlabel("claimed to be lower / other (ratio)\nbelow ×1 supports the claim")
     for verdict, look in LOOKS.items():
         axes.plot([], [], color=look.colour, marker=look.marker, markerfacecolor=_fill(look), label=verdict)
@@ -73,22 +82,24 @@ def _fill(look: Look) -> str:
     return look.colour if look.filled else "white"
 
 
-def _draw(axes: "Axes", finding: Finding, line: int) -> None:
+def _draw(axes: "Axes", finding: Finding, line: float) -> None:
     evidence, found = finding.evidence, finding.evidence.comparison
     look = LOOKS[finding.verdict]
 
-    def place(effect: float) -> float:
+    def place(effect: float) -> tuple[float, str]:
+        """Where an effect is drawn, and with which marker."""
         ratio = evidence.ratio(effect)
-        return float(np.exp(effect)) if ratio is None else ratio
+        ratio = float(np.exp(effect)) if ratio is None else ratio
+        low, high = LIMITS
+        return (low, "<") if ratio < low else (high, ">") if ratio > high else (ratio, look.marker)
 
-    for end, bound, arrow in ((found.low, LIMITS[0], "<"), (found.high, LIMITS[1], ">")):
-        if end is None:
-            continue
-        shown = float(np.clip(place(end), *LIMITS))
-        axes.plot([np.clip(place(found.effect), *LIMITS), shown], [line, line], color=look.colour)
-        if shown == bound:
-            axes.plot(shown, line, color=look.colour, marker=arrow, clip_on=False)
-    centre = np.clip(place(found.effect), *LIMITS)
-    axes.plot(centre, line, color=look.colour, marker=look.marker, markerfacecolor=_fill(look), clip_on=False)
+    centre, marker = place(found.effect)
+    for end in (found.low, found.high):
+        if end is not None:
+            shown, arrow = place(end)
+            axes.plot([centre, shown], [line, line], color=look.colour)
+            if arrow != look.marker:
+                axes.plot(shown, line, color=look.colour, marker=arrow, clip_on=False)
+    axes.plot(centre, line, color=look.colour, marker=marker, markerfacecolor=_fill(look), clip_on=False)
     words, beside = effect_words(evidence), axes.get_yaxis_transform()
     axes.text(1.03, line, words, transform=beside, va="center", fontsize=8, color="#333333")

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from html import escape
 
 from gcflow.pipeline.ledger.plans import Plan
-from gcflow.pipeline.ledger.verdicts import Judgement
+from gcflow.pipeline.ledger.verdicts import Judgement, Verdict
 from gcflow.pipeline.ledger.wording import Row
+from gcflow.pipeline.markdown import escaped, table
 
 TITLE = "The paper's claims, tested"
-MARKS: dict[str, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+MARKS: dict[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 UNTESTED = "–"
 LEGEND = f"{', '.join(f'{mark} {verdict}' for verdict, mark in MARKS.items())}, {UNTESTED} not tested."
 HEADS = ["claim", "place", "test", "effect", "verdict"]
@@ -43,23 +44,24 @@ def introduction(judgement: Judgement) -> str:
         "Each claim is a test that params.yaml writes down, the same on every data set. "
         "Effects set the side that a claim has lower against the other: a negative percentage, or a factor below 1, "
         "supports it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
-        "in pairs of the same seed (two-sided paired t test), transport costs as Monte-Carlo estimates (z test). A "
-        f"verdict needs p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "
-        f"of any wrong verdict there is at most {risk}; {confidence} intervals are of each comparison alone. Undecided "
-        "speaks neither for a claim nor against it. Statements of theory are checked numerically and have no p value."
+        "in pairs of the same seed, transport costs in pairs of the same data and noise (two-sided paired t tests), "
+        "and the cost of GC with that of OT in batches as independent means (Welch's t test). A verdict needs "
+        f"p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "
+        f"of any wrong verdict there is about {risk} at most; {confidence} intervals are of each comparison alone. "
+        "Undecided speaks neither for a claim nor against it. Statements of theory are checked numerically and have no p value."
     )
 
 
 def markdown(judgement: Judgement, words: list[Row]) -> str:
     """claims.md: an overview, then for each data set a table and how each verdict came about."""
-    parts = [f"# {TITLE}", introduction(judgement), _lines(_overview(judgement, words)), LEGEND]
+    parts = [f"# {TITLE}", introduction(judgement), table(_overview(judgement, words)), LEGEND]
     for dataset in judgement.datasets:
         here = [row for row in words if row.dataset == dataset]
         parts.append(f"## {dataset}")
         if here:
-            parts.append(_lines([HEADS, *([row.claim, row.place, row.test, row.effect, row.verdict] for row in here)]))
-        parts += [f"**{row.claim}** {row.decided} Data: {row.data}" for row in here]
-        missing = [f"- {plan.claim.claim} ({plan.reason})" for plan in _untested(judgement, dataset)]
+            parts.append(table([HEADS, *([row.claim, row.place, row.test, row.effect, row.verdict] for row in here)]))
+        parts += [escaped(f"**{row.claim}** {row.decided} Data: {row.data}") for row in here]
+        missing = [escaped(f"- {plan.claim.claim} ({plan.reason})") for plan in _untested(judgement, dataset)]
         if missing:
             parts += ["Not tested here:", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
@@ -103,11 +105,6 @@ def _overview(judgement: Judgement, words: list[Row]) -> list[list[str]]:
 
 def _untested(judgement: Judgement, dataset: str) -> list[Plan]:
     return [plan for plan in judgement.untested if plan.dataset == dataset]
-
-
-def _lines(table: list[list[str]]) -> str:
-    rows = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def _table(kind: str, heads: list[str], lines: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.evidence import (
@@ -20,6 +20,7 @@ from gcflow.significance import growth_needed, holm, seeds_needed
 from gcflow.theory.check import Check
 
 Verdict = Literal["supported", "contradicted", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _decided(item: Evidence, p_adjusted: float, family: list[Evidence], settings
     # Holm's method is strictest with the least p value; for the others this number of seeds is on the safe side.
     strictest = alpha / len(family)
     if found.count is None:
-        growth = growth_needed(found.effect, found.standard_error or 0.0, strictest, settings.power)
+        growth = growth_needed(item.estimates, strictest, settings.power)
         return Finding(item, p_adjusted, len(family), "undecided", growth_needed=growth)
     std = found.std if found.std is not None else _pooled_std(item.statistic, family)
     seeds: int | None = 2

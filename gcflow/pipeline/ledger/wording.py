@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding
+from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, Verdict
 from gcflow.pipeline.schema import Claims
 from gcflow.significance import MOST_SEEDS
 from gcflow.theory.check import Check
@@ -16,11 +16,15 @@ MEANINGS = {
     "rise": "distance at the end as a multiple of the least during training",
     "discrepancy": "discrepancy R̃ (geometric mean over the noise levels)",
     "discrepancy-slope": "slope of ln R̃ against ln σ, from σ = 1 on",
-    "falls-at-small-noise": "transport cost of the exact flow's pairs",
-    "falls-at-large-noise": "transport cost of the exact flow's pairs",
-    "below-ot": "transport cost of the exact flow's pairs",
+    "falls-at-small-noise": "transport cost of generator-augmented pairs",
+    "falls-at-large-noise": "transport cost of generator-augmented pairs",
+    "below-ot": "transport cost of generator-augmented pairs",
 }
+ENDPOINTS = {"gc-exact": "the exact flow", "gc": "the trained predictor"}
+UNITS = {"ot": "batches of OT"} | dict.fromkeys(ENDPOINTS, "pairs of GC")
 LEAST_P = 1e-4
+# In per cent: what floating point leaves of nothing.
+ROUNDING = 1e-9
 NO_BREAK = "\u00a0"
 
 
@@ -34,7 +38,7 @@ class Row:
     dataset: str
     test: str
     effect: str
-    verdict: str
+    verdict: Verdict
     decided: str
     data: str
 
@@ -68,7 +72,10 @@ def effect_words(evidence: Evidence) -> str:
 
 def _percent(ratio: float) -> str:
     percentage = 100 * (ratio - 1)
-    return f"{percentage:+.{1 if abs(percentage) < 10 else 0}f}{NO_BREAK}%".replace("-", "−")
+    if abs(percentage) < ROUNDING:
+        return f"0{NO_BREAK}%"
+    decimals = max(1, -math.floor(math.log10(abs(percentage)))) if abs(percentage) < 10 else 0
+    return f"{percentage:+.{decimals}f}{NO_BREAK}%".replace("-", "−")
 
 
 def _p(value: float) -> str:
@@ -79,9 +86,14 @@ def _row(finding: Finding, settings: Claims) -> Row:
     evidence = finding.evidence
     plan = evidence.plan
     decided = f"{_basis(evidence, settings)} {_test(finding)} {_conclusion(finding, settings)}"
-    test = f"{MEANINGS[evidence.statistic]}: {evidence.contrast}"
+    test = f"{_meaning(evidence)}: {evidence.contrast}"
     words = (plan.name, plan.claim.place, plan.claim.claim, plan.dataset, test, effect_words(evidence))
     return Row(*words, finding.verdict, decided, _data(evidence))
+
+
+def _meaning(evidence: Evidence) -> str:
+    endpoints = [f", endpoints by {ENDPOINTS[side]}" for side in evidence.replicates if side in ENDPOINTS]
+    return MEANINGS[evidence.statistic] + ("".join(endpoints) if evidence.estimates else "")
 
 
 def _basis(evidence: Evidence, settings: Claims) -> str:
@@ -94,8 +106,7 @@ def _basis(evidence: Evidence, settings: Claims) -> str:
             f"Over {found.count} seeds, paired: mean difference of {evidence.scale} {number(found.effect)}, standard "
             f"deviation {number(found.std or 0.0)}; as an effect {shown} ({interval})."
         )
-    names = {"ot": "batches of OT", "gc-exact": "pairs of GC"}
-    units = " and ".join(f"{count} {names[side]}" for side, count in evidence.replicates.items())
+    units = " and ".join(f"{count} {UNITS[side]}" for side, count in evidence.replicates.items())
     return (
         f"Over {units}: difference of {evidence.scale} {number(found.effect)}, standard error "
         f"{number(found.standard_error or 0.0)}; as an effect {shown} ({interval})."
@@ -104,7 +115,7 @@ def _basis(evidence: Evidence, settings: Claims) -> str:
 
 def _test(finding: Finding) -> str:
     found = finding.evidence.comparison
-    test = "z test" if found.count is None else "paired t test"
+    test = "Welch's t test" if len(finding.evidence.estimates) == 2 else "paired t test"
     if found.count == 1:
         return f"It counts as p = 1 among the {finding.tests} tests of this data set."
     return (
@@ -128,7 +139,7 @@ def _needed(finding: Finding, settings: Claims) -> str:
     terms = f"(power {100 * settings.power:g} %, at α = {level}, which is conservative)"
     if found.count is None:
         growth = finding.growth_needed or 0.0
-        return f"about {growth:.2g} times as many pairs would decide it {terms}." if math.isfinite(growth) else none
+        return f"about {growth:.2g} times as many samples would decide it {terms}." if math.isfinite(growth) else none
     if finding.seeds_needed is None:
         return f"more than {MOST_SEEDS} seeds would be needed: {none}"
     if finding.assumed_std is None:

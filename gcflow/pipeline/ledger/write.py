@@ -10,7 +10,7 @@ from gcflow.pipeline.drawing.canvas import save_figure
 from gcflow.pipeline.folders import claims_path
 from gcflow.pipeline.ledger.forest import forest_plot
 from gcflow.pipeline.ledger.pages import html, markdown
-from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, judge
+from gcflow.pipeline.ledger.verdicts import VERDICTS, Finding, Judgement, TheoryFinding, judge
 from gcflow.pipeline.ledger.wording import Row, rows
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
@@ -38,7 +38,7 @@ def write_ledger(params: Params, scale: str) -> None:
 
 def _summary(words: list[Row]) -> str:
     counts = Counter(row.verdict for row in words)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "undecided"))
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
 
 
 def ledger_document(judgement: Judgement, words: list[Row]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ CAPTIONS = {
         "Straight paths that cross little are easy to follow in one step. Independent pairs are straight and cross "
         "everywhere; compare how the ODE of the probability flow and the generator-augmented flow trade one for the "
         "other. Straightness is 1 for straight lines.",
-        "From the same starts on a distribution whose velocity is known, integrated in float64 by `gcflow theory`; 32 "
+        "From the same starts on a distribution whose velocity is known, integrated in float64 by gcflow theory; 32 "
         "of the paths are drawn, all are counted.",
     ),
     "theory": Caption(
@@ -54,5 +54,5 @@ CAPTIONS = {
 FOREST = Caption(
     "Every statistically tested claim as the ratio of the side that it has lower to the other: left of ×1 speaks for "
     "the claim. Intervals are of each comparison alone; verdicts account for all tests of a data set.",
-    "From the records of results/claims.json, by `gcflow claims`.",
+    "From the records of results/claims.json, by gcflow claims.",
 )  # fmt: skip

@@ -64,9 +64,16 @@ class _Axis:
         low, high = (10**self.start, 10**self.end) if self.logarithmic else (self.start, self.end)
         rough = (high - low) / TICKS
         unit = 10 ** math.floor(math.log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-        first = math.ceil(low / step - 1e-9)
-        return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+        steps = [unit * factor for factor in (0.5, 1, 2, 5, 10)]
+        fitting = next(index for index, step in enumerate(steps) if index and step >= rough * 0.999)
+        # With one tick nothing tells the scale; the next finer step has at least three.
+        return next(
+            ticks for step in (steps[fitting], steps[fitting - 1]) if len(ticks := _multiples(step, low, high)) > 1
+        )
+
+
+def _multiples(step: float, low: float, high: float) -> list[float]:
+    return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def thinned(points: list[tuple[float, float]]) -> tuple[list[tuple[float, float]], int]:

@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.folders import claims_path, theory_path
+from gcflow.pipeline.ledger.forest import LIMITS
+from gcflow.pipeline.ledger.pages import MARKS
+from gcflow.pipeline.ledger.verdicts import VERDICTS
 from gcflow.pipeline.report.images import Picture, svg_picture
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
 from gcflow.pipeline.report.words import number
-
-VERDICTS = ("supported", "contradicted", "undecided")
-MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
-# Ratios at the ends of the bars.
-LIMITS = (0.2, 5.0)
 
 
 class Bar(NamedTuple):

@@ -83,10 +83,11 @@ class Records:
         found: list[Output] = []
         for out in stage.outs:
             path = self.path(out)
-            if path is None:
-                found.append(Output(out, "missing"))
-            elif out not in self.read:
+            # What the report does not depend on must not change it, there or not.
+            if out not in self.read:
                 found.append(Output(f"{out}/", "not read"))
+            elif path is None:
+                found.append(Output(out, "missing"))
             else:
                 found += [self._output(file) for file in _files(path)]
         return found

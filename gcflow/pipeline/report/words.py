@@ -1,7 +1,9 @@
 """Numbers, times and sizes as the report writes them."""
 
+import json
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 NO_BREAK = "\u00a0"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -30,20 +32,21 @@ def duration(seconds: float | None) -> str:
     """`12 s`, `3.4 min` or `5.6 h`; a dash for none."""
     if seconds is None:
         return "–"
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f}{NO_BREAK}{unit}"
-    return f"{seconds:.0f}{NO_BREAK}s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f}{NO_BREAK}s"
+    if round(seconds / 60, 1) < 60:
+        return f"{seconds / 60:.1f}{NO_BREAK}min"
+    return f"{seconds / 3600:.1f}{NO_BREAK}h"
 
 
 def size(count: int) -> str:
     """A number of bytes as `12.3 MB`."""
-    value, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g}{NO_BREAK}{unit}" if unit != "bytes" else f"{count}{NO_BREAK}{unit}"
+    if count < 1000:
+        return f"{count}{NO_BREAK}bytes"
+    value, units = count / 1000, ["kB", "MB", "GB", "TB"]
+    while float(f"{value:.3g}") >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g}{NO_BREAK}{units[0]}"
 
 
 def moment(seconds: float | None) -> str:
@@ -55,3 +58,8 @@ def plural(count: int, noun: str) -> str:
     """`1 run`, `2 runs`, `2 processes`."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count}{NO_BREAK}{noun}{ending}"
+
+
+def value(found: Any) -> str:
+    """A value of a file: text as it is, others as JSON has them."""
+    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)

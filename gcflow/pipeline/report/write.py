@@ -6,11 +6,13 @@ from typing import Any
 
 from gcflow.files import write_text
 from gcflow.pipeline.folders import report_path
+from gcflow.pipeline.ledger.forest import LIMITS
+from gcflow.pipeline.ledger.verdicts import VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report import words
 from gcflow.pipeline.report.captions import FOREST
-from gcflow.pipeline.report.findings import LIMITS, VERDICTS, ledger, theory_checks
+from gcflow.pipeline.report.findings import ledger, theory_checks
 from gcflow.pipeline.report.jobs import environments
 from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table, shown_figures
 from gcflow.pipeline.report.records import Records
@@ -65,6 +67,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "hero": hero(params, datasets),
         "runs": runs,
         "runs_table": runs_table(runs),
+        "has_claims": params.claims is not None,
         "ledger": ledger(records),
         "verdicts": VERDICTS,
         "limits": LIMITS,
@@ -79,7 +82,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "begun": min(begun, default=None),
         "ended": max(ended, default=None),
         "seconds": sum(page.seconds or 0.0 for page in runs),
-        "has_fid": any("fid" in page.metrics for page in runs),
+        "has_fid": any(params.dataset(dataset).features.kind == "inception" for dataset in stages.datasets),
         "stages": [MadeBy(stage.name, stage.command, records.outputs(stage)) for stage in made],
         "pending": records.pending(made),
     }
@@ -96,5 +99,7 @@ def _render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(words, name) for name in ("number", "duration", "size", "moment", "plural")}
+    environment.filters |= {
+        name: getattr(words, name) for name in ("number", "duration", "size", "moment", "plural", "value")
+    }
     return environment.get_template("page.html").render(content)

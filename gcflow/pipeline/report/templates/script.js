@@ -5,10 +5,16 @@
   const title = document.title;
 
   // Routes: `#/claims` is a view, `#/tables/digits/table1` a place within one.
+  function place() {
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch {
+      return "/";
+    }
+  }
   function route(event) {
-    const hash = decodeURIComponent(location.hash.slice(1)) || "/";
-    if (!hash.startsWith("/")) return;
-    const target = document.getElementById(hash) ?? document.getElementById("/");
+    const hash = place();
+    const target = (hash.startsWith("/") && document.getElementById(hash)) || document.getElementById("/");
     const view = target.closest(".view");
     for (const other of views) other.hidden = other !== view;
     document.body.classList.toggle("on-run", view.classList.contains("run"));
@@ -26,6 +32,11 @@
     else target.scrollIntoView();
   }
   addEventListener("hashchange", route);
+  // By itself the link would take the place of the view's in the address.
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    document.getElementById("main").focus();
+  });
 
   // Tables: by the values of the files, not by their text; cells without a value come last.
   function order(a, b) {

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from projects import checkpoints, environment, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import (
+    checkpoints,
+    environment,
+    error_line,
+    gcflow,
+    prepare_data,
+    tiny_params,
+    wait_until,
+    write_project,
+)
 from workflows import duplicate, dvc, run, snakemake
 
 from gcflow.errors import GcflowError
@@ -387,16 +398,37 @@ def test_a_flip_in_hard_links_is_cured_from_a_remote(own, tmp_path):
 
 def test_a_flip_in_hard_links_is_cured_without_a_remote(own):
     before = (own / SEED0 / "weights.safetensors").read_bytes()
-    write(own / SEED0 / "weights.safetensors", 20000, 1)
+    made = {
+        "weights.safetensors": f"{SEED0}/weights.safetensors {SEED0}/snapshots",
+        "metrics.jsonl": f"{SEED0}/metrics.jsonl",
+    }
+    for name, files in made.items():
+        write(own / SEED0 / name, 20, 1)
+        (found,) = (finding for finding in findings(own) if finding["kind"] != "older")
+        assert found["cure"].endswith(f"snakemake --profile local {files} && gcflow record --scale embedded")
+        cured(own, found)
+        assert (own / SEED0 / "weights.safetensors").read_bytes() == before
+        # It was trained at another time, which is recorded, and what it was measured from has other bytes now.
+        assert {finding["kind"] for finding in findings(own)} <= {"older"}
+
+
+def test_equal_outputs_of_two_stages_are_made_again_both_and_nothing_else(own):
+    """As DVC's cache makes them one file."""
+    one, other = f"{SEED0}/jobs.json", "results/digits/gc/seed0/jobs.json"
+    (own / other).unlink()
+    os.link(own / one, own / other)
+    kept = [own / file for file in outputs(own) if file not in {one, other}] + checkpoints(own, "digits/gc/0")
+    before = [path.read_bytes() for path in kept]
+    write(own / one, 5, 1)
     found = only(own)
-    assert found["cure"].endswith(f"snakemake --profile local {SEED0}/weights.safetensors")
+    assert {one, other} < names(found)
+    removed = shlex.split(found["cure"].partition(" && ")[0])[2:]
+    declared = [out for stage in stages(own).values() for out in stage["outs"]]
+    assert not [out for out in declared if any(out.startswith(f"{path}/") for path in removed)]
     cured(own, found)
-    assert (own / SEED0 / "weights.safetensors").read_bytes() == before
-    # It was trained at another time: that is for `gcflow record` to know.
-    left = {finding["path"] for finding in findings(own, "digits/ic/0")}
-    assert left <= {f"{SEED0}/metrics.jsonl", f"{SEED0}/jobs.json"}
-    gcflow(own, "record")
-    assert {finding["kind"] for finding in findings(own, "digits/ic/0")} <= {"older"}
+    # They say when a job ran, and the report shows it.
+    assert {finding["kind"] for finding in findings(own)} <= {"older"}
+    assert [path.read_bytes() for path in kept] == before
 
 
 def test_a_damaged_copy_in_the_cache_is_made_again_from_the_file(own):
@@ -452,6 +484,31 @@ def test_bad_requests_are_one_line(own):
     (own / "dvc.lock").write_text("stages: [")
     result = gcflow(own, "verify", check=False)
     assert (result.returncode, "dvc.lock" in error_line(result.stderr)) == (2, True)
+
+
+def test_ctrl_c_ends_it_within_a_file_and_before_the_next(tmp_path):
+    folder = prepare_data(write_project(tmp_path), "digits")
+    for name in ("samples.npy", "labels.npy", "held_out.npy"):
+        # Holes: they take no space, and half an hour to read.
+        os.truncate(folder / "data/digits" / name, 1 << 41)
+    # Whoever runs the tests in the background of a shell passes on that Ctrl-C is ignored.
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{begin}; from gcflow.cli import main; main(['verify'])"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: int(Path(f"/proc/{process.pid}/io").read_text().split()[1]) > 1 << 28)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: process.poll() is not None)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert process.communicate() == ("", "\nAborted!\n")
 
 
 def test_neither_torch_nor_numpy_is_imported(project):

@@ -25,10 +25,12 @@ from projects import (
 )
 from workflows import SCRIPTS, clone, commit, duplicate, dvc, run, snakemake
 
+from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
+from gcflow.pipeline.versions import locked_stages
 
 IDLE = "Nothing to be done"
 CLEAN = "Data and pipelines are up to date."
@@ -180,12 +182,38 @@ def test_outputs_of_an_older_configuration_are_not_recorded_under_the_present_on
 
 def test_an_output_that_somebody_else_has_changed_is_not_recorded(finished, tmp_path):
     folder = duplicate(finished, tmp_path / "project")
-    table = folder / "results/digits/tables/table1.md"
     before = (folder / "dvc.lock").read_bytes()
-    table.unlink()
-    table.write_text("better numbers")
-    assert "table-digits-table1" in said(gcflow(folder, "record"))
+    # Of a directory Snakemake itself looks at no file, so that what was made from it is left here, too.
+    for name in ("tables/table1.md", "ic/seed0/evaluation/curves/loss.csv", "gc/seed0/snapshots/00000020.safetensors"):
+        file = folder / "results/digits" / name
+        file.unlink()
+        file.write_text("better numbers")
+    left = said(gcflow(folder, "record")).partition("inputs: ")[2].strip().split(", ")
+    written = {"table-digits-table1", "evaluate-digits-ic-0", "train-digits-gc-0"}
+    assert set(left) == written | {"report", "evaluate-digits-gc-0"}
     assert (folder / "dvc.lock").read_bytes() == before
+
+
+def test_what_dvc_did_not_write_is_one_line_that_can_be_followed_in_a_merge(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    for text in ("[1]", "stages:", "stages: [1]", "stages: {a: 1}", "stages: {a: {outs: [1]}}", "", "\xff"):
+        (folder / "dvc.lock").write_text(text, encoding="latin-1")
+        with pytest.raises(GcflowError, match="not what DVC writes"):
+            locked_stages(folder)
+    run(folder, "git", "checkout", "dvc.lock")
+    lock = (folder / "dvc.lock").read_text()
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
+    for branch in ("theirs", "ours"):
+        run(folder, *git, "checkout", "--quiet", "-b", branch, "main")
+        (folder / "dvc.lock").write_text(lock.replace("schema: '2.0'", f"schema: '2.0' # {branch}"))
+        commit(folder, branch)
+    assert "CONFLICT" in run(folder, *git, "merge", "theirs", check=False)
+    for verb in ("record", "adopt"):
+        message = error_line(gcflow(folder, verb, check=False).stderr)
+        assert "git checkout HEAD dvc.lock, then gcflow record" in message
+    run(folder, "git", "checkout", "HEAD", "dvc.lock")
+    gcflow(folder, "record")
+    assert dvc(folder, "status").strip() == CLEAN
 
 
 def test_files_without_a_job_of_snakemakes_are_not_recorded(finished, tmp_path):
@@ -312,6 +340,8 @@ def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
 def test_a_clone_without_data_has_nothing_to_adopt(origin, tmp_path):
     folder = cloned(origin, tmp_path / "project")
     assert "`dvc pull` first" in error_line(gcflow(folder, "adopt", check=False).stderr)
+    assert "0 files" in (shown := gcflow(folder, "verify").stdout)
+    assert "nothing is here to compare" in shown
 
 
 @pytest.fixture
@@ -467,6 +497,27 @@ def test_clean_leaves_a_run_in_progress_and_an_interrupted_one(finished, tmp_pat
     assert kept < interrupted
     again = start(folder, "train", "digits/gc/0", "--time-budget", "0")
     assert "resumes at step" in "".join(again.communicate())
+    # Nor is it less interrupted on another branch, where its configuration is an older one.
+    write_project(folder, tiny_params())
+    kept = set(checkpoints(folder, "digits/gc/0"))
+    gcflow(folder, "clean", "--yes")
+    assert set(checkpoints(folder, "digits/gc/0")) == kept
+
+
+def test_clean_removes_nothing_of_a_run_whose_record_is_damaged(tmp_path):
+    write_project(tmp_path)
+    folder = tmp_path / "results/digits/ic/seed0"
+    checkpoint = folder / "state/0123456789abcdef/checkpoint-00000020.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    for file, text in (
+        (checkpoint, "state"),
+        (folder / "weights.safetensors", "weights"),
+        (folder / "config.json", "{}"),
+    ):
+        file.write_text(text)
+    before = contents(folder)
+    assert "digits/ic/0: left alone, since its config.json is damaged" in said(gcflow(tmp_path, "clean", "--yes"))
+    assert contents(folder) == before
 
 
 def test_clean_keeps_what_any_branch_tag_stash_or_remote_branch_needs_and_nothing_else(finished, tmp_path):
@@ -537,4 +588,25 @@ def test_a_cache_that_others_share_is_left_alone(finished, tmp_path):
     (folder / "dvc.lock").unlink()
     before = contents(tmp_path / "cache")
     assert "not this project's own" in said(gcflow(folder, "clean", "--yes"))
+    (folder / ".dvc/config.local").unlink()
+    (folder / ".dvc/cache").symlink_to(tmp_path / "cache")
+    assert "not this project's own" in said(gcflow(folder, "clean", "--yes"))
     assert contents(tmp_path / "cache") == before
+
+
+def test_the_cache_of_a_larger_repository_is_left_alone(tmp_path):
+    (tmp_path / "data.txt").write_text("somebody else's")
+    run(tmp_path, "git", "init", "--quiet")
+    dvc(tmp_path, "init", "--quiet")
+    dvc(tmp_path, "add", "--quiet", "data.txt")
+    before = contents(tmp_path / ".dvc/cache")
+    assert before
+    assert "not this project's own" in said(gcflow(write_project(tmp_path / "project"), "clean", "--yes"))
+    assert contents(tmp_path / ".dvc/cache") == before
+
+
+def test_without_git_nothing_tells_what_clean_may_remove(tmp_path):
+    folder = write_project(tmp_path)
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").touch()
+    assert "no git repository" in error_line(gcflow(folder, "clean", check=False).stderr)

@@ -1,7 +1,7 @@
 """`gcflow clean`: removes what a finished project no longer needs, and tells first what that would be.
 
-Checkpoints of published runs, the state of their older configurations, and objects of DVC's cache that git knows no
-version of. Never a result, and never a file of which another name would keep the bytes on disk.
+Checkpoints of published runs, the state of their older configurations that were finished, and objects of DVC's cache
+that git knows no version of. Never a result, and never a file of which another name would keep the bytes on disk.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, read_json, tensors_metadata
-from gcflow.pipeline.folders import run_folder
+from gcflow.pipeline.folders import run_folder, snapshot
 from gcflow.pipeline.lock import RunLock, newest_lease
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import say
@@ -67,14 +67,18 @@ def _state(params: Params, run: Run) -> dict[Path, str]:
     folder = run_folder(params.root, run)
     if not (folder / "config.json").exists() or not (folder / "weights.safetensors").exists():
         return {}
-    published = read_json(folder / "config.json")["config_hash"][:16]
+    try:
+        published = read_json(folder / "config.json")["config_hash"][:16]
+    except (KeyError, TypeError):
+        say(f"{run.name}: left alone, since its config.json is damaged; gcflow verify {run.name}")
+        return {}
     present = json.loads(json.dumps(to_dict(params.run_config(run.name))))
     found: dict[Path, str] = {}
     for state in sorted(path for path in (folder / "state").glob("*") if path.is_dir()):
         if state.name == published:
             found |= dict.fromkeys(state.glob("*checkpoint-*.safetensors"), CHECKPOINTS)
         # The same configuration with other inputs may be a training that was interrupted.
-        elif (config := _config(state)) is not None and config != present:
+        elif (config := _config(state)) is not None and config != present and _finished(state, config):
             found |= dict.fromkeys((path for path in state.rglob("*") if path.is_file()), OLDER)
     return found
 
@@ -85,6 +89,11 @@ def _config(state: Path) -> Any:
         with suppress(GcflowError), opened_tensors(path, "np") as file:
             return tensors_metadata(file).get("config")
     return None
+
+
+def _finished(state: Path, config: dict[str, Any]) -> bool:
+    """Whether a configuration was trained to its end; what an unfinished one has trained is nowhere else."""
+    return snapshot(state, config["training"]["steps"]).exists()
 
 
 def _freed(files: dict[Path, str]) -> dict[Path, int]:

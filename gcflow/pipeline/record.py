@@ -30,8 +30,11 @@ def record(params: Params, scale: str) -> None:
     if new:
         times = _times(params.root, new)
         # Without names DVC writes dvc.lock once for all stages, with names once for each.
-        run_dvc(params, "commit", "--force", "--quiet", *([] if len(new) == len(stages) else [s.name for s in new]))
-        _restore(times)
+        names = [] if len(new) == len(stages) else [stage.name for stage in new]
+        try:
+            run_dvc(params, "commit", "--force", "--quiet", *names)
+        finally:
+            _restore(times)
     say(f"dvc.lock: {len(new)} stages recorded, {complete} of {len(stages)} complete")
     left = [s for s in stages if s.name in versions.changed and s not in new]
     if old := [s.name for s in left if all((params.root / out).exists() for out in s.outs)]:
@@ -51,6 +54,8 @@ def _restore(times: dict[Path, int]) -> None:
     Older than what was made of them, or Snakemake would make that again.
     """
     oldest: dict[int, int] = {}
+    # DVC may have failed between removing a file and linking it.
+    times = {file: time for file, time in times.items() if file.exists()}
     for file, time in times.items():
         inode = file.stat().st_ino
         oldest[inode] = min(time, oldest.get(inode, time))

@@ -43,11 +43,14 @@ class Scheduler:
         """
         if self.would_make(stage.outs[0]):
             return False
-        for out in self._jobs[stage.outs[0]].output:
+        job = self._jobs[stage.outs[0]]
+        # An input need not be here.
+        if any(self._rewritten(file) for file in job.input if str(file) in self._jobs and os.path.lexists(file)):
+            return False
+        for out in job.output:
             made = self._persistence.metadata(out)
-            # Without a record Snakemake trusts modification times, which say nothing of parameters. Written later than
-            # it was made: by somebody else.
-            if made is None or made.endtime is None or self._time(out) > made.endtime:
+            # Without a record Snakemake trusts modification times, which say nothing of parameters.
+            if made is None or made.endtime is None or self._rewritten(out):
                 return False
             if made.starttime < self._claimed.get(str(out), 0):
                 return False
@@ -85,10 +88,13 @@ class Scheduler:
                 "dvc config --local cache.type reflink,copy, then dvc checkout --relink"
             ) from None
 
-    @staticmethod
-    def _time(path: Any) -> float:
+    def _rewritten(self, path: Any) -> bool:
+        """Whether somebody else wrote to an output after it was made; of a directory Snakemake sees its stamp only."""
+        made = self._persistence.metadata(path)
         stamp = Path(path) / ".snakemake_timestamp"
-        return os.lstat(stamp if stamp.exists() else path).st_mtime
+        files = (file.stat().st_mtime for file in Path(path).rglob("*") if file.is_file())
+        written = max([os.lstat(stamp if stamp.exists() else path).st_mtime, *files])
+        return made is not None and made.endtime is not None and written > made.endtime
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stage
 
+LOCK = "dvc.lock"
 HASH = re.compile(rb"\bmd5: *['\"]?([0-9a-f]{32}(?:\.dir)?)")
 LOCK_FILES = ("--", ":(glob)**/dvc.lock", "*.dvc")
 
@@ -32,6 +33,27 @@ def run_dvc(params: Params, *arguments: str) -> str:
     return result.stdout
 
 
+def locked_stages(root: Path) -> dict[str, Any]:
+    """The stages that dvc.lock has, by name; none if there is no such file.
+
+    Raises:
+        GcflowError: it is not what DVC writes, such as with the marks of a conflict.
+    """
+    path = root / LOCK
+    if not path.exists():
+        return {}
+    try:
+        document = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        stages: dict[str, Any] = dict(document["stages"])
+        files = [file for entry in stages.values() for part in ("deps", "outs") for file in entry.get(part, [])]
+        if not all(isinstance(file["path"], str) for file in files):
+            raise ValueError
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        cure = f"take it from git: git checkout HEAD {LOCK}, then gcflow record"
+        raise GcflowError(f"{path}: not what DVC writes; {cure}") from None
+    return stages
+
+
 class Versions:
     """dvc.lock against what lies in the project now.
 
@@ -39,13 +61,11 @@ class Versions:
     """
 
     def __init__(self, params: Params, stages: list[Stage]) -> None:
-        path = params.root / "dvc.lock"
         self.root = params.root
-        document = yaml.safe_load(path.read_text()) if path.exists() else None
-        self.locked: dict[str, Any] = (document or {}).get("stages", {})
+        self.locked = locked_stages(params.root)
         status: dict[str, Any] = json.loads(run_dvc(params, "status", "--json")) if self.locked else {}
         self.changed = {s.name: status.get(s.name, []) for s in stages if s.name in status or s.name not in self.locked}
-        self._outs = {out["path"]: out["md5"] for entry in self.locked.values() for out in entry.get("outs", [])}
+        self._outs = {out["path"]: out.get("md5") for entry in self.locked.values() for out in entry.get("outs", [])}
 
     def whole(self, stage: Stage) -> bool:
         """Whether every output is the one of dvc.lock."""
@@ -66,7 +86,7 @@ class Versions:
                 if any(how not in ("deleted", "not in cache") or self._there(path) for path, how in files.items()):
                     return True
         deps = self.locked[stage.name].get("deps", [])
-        return any(self._outs.get(dep["path"], dep["md5"]) != dep["md5"] for dep in deps)
+        return any(self._outs.get(dep["path"], dep.get("md5")) != dep.get("md5") for dep in deps)
 
     def _there(self, path: str) -> bool:
         return (self.root / path).exists()
@@ -76,20 +96,26 @@ class Versions:
 def cache_of(params: Params) -> Iterator[Path | None]:
     """The objects of the project's own DVC cache, which no DVC process changes meanwhile; None if it has none.
 
+    A cache that lies elsewhere, be it by a symbolic link, or is of a larger DVC repository has objects of others.
+
     Raises:
-        GcflowError: another DVC process is at work.
+        GcflowError: another DVC process is at work, or this is no git repository.
     """
     from dvc.exceptions import NotDvcRepoError
     from dvc.lock import LockError
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
     try:
         repo = Repo(str(params.root))
     except NotDvcRepoError:
         yield None
         return
-    folder = Path(repo.cache.local.path)
-    if not folder.is_relative_to(Path(repo.root_dir)):
+    except SCMError:
+        why = "whose commits tell which objects of DVC's cache are needed"
+        raise GcflowError(f"{params.root}: no git repository, {why}; run this in a clone of the project") from None
+    folder, own = Path(repo.cache.local.path).resolve(), params.root.resolve()
+    if Path(repo.root_dir).resolve() != own or not folder.is_relative_to(own):
         yield None
         return
     try:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from gcflow.pipeline.verify.hashing import Digests, inode
 from gcflow.pipeline.verify.recorded import DIRECTORY, listing_md5
-from gcflow.pipeline.verify.statements import LOCK, Kind, Remark, Statement, Voucher
+from gcflow.pipeline.verify.statements import Kind, Remark, Statement, Voucher
+from gcflow.pipeline.versions import LOCK
 
 
 class Reason(NamedTuple):

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 
@@ -40,7 +40,7 @@ def _digests(path: Path, wanted: set[Algorithm], header: Header | None, advance:
         found.update({name: hashes[name].hexdigest() for name in plain})
         if header is not None and "content" in wanted:
             # Its tensors stand in another order than in the file, which is in the system's memory now.
-            found["content"] = content_sha256(header, file, buffer, (lambda _: None) if hashes else advance)
+            found["content"] = content_sha256(header, file, buffer, (lambda _: advance(0)) if hashes else advance)
     return found
 
 
@@ -59,6 +59,7 @@ class Hashes:
         self.bytes = 0
         self._lock = Lock()
         self._read = 0
+        self._stopped = False
         groups: dict[Inode, list[str]] = {}
         sizes: dict[Inode, int] = {}
         for path in wanted:
@@ -81,14 +82,22 @@ class Hashes:
                 algorithms = set().union(*(wanted[name] for name in names))
                 jobs[pool.submit(_digests, root / names[0], algorithms, header, self._advance)] = names
             open_jobs = set(jobs)
-            while open_jobs:
-                done, open_jobs = wait(open_jobs, SECONDS_BETWEEN_UPDATES)
-                for job in done:
-                    self._keep(job, jobs[job])
-                progress.update(min(total, self._read // MEGABYTE))
+            try:
+                while open_jobs:
+                    done, open_jobs = wait(open_jobs, SECONDS_BETWEEN_UPDATES)
+                    for job in done:
+                        self._keep(job, jobs[job])
+                    progress.update(min(total, self._read // MEGABYTE))
+            except BaseException:
+                # Ctrl-C. Python waits for its threads, each of which may have begun a file of many gigabytes.
+                self._stopped = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             progress.update(total)
 
     def _advance(self, count: int) -> None:
+        if self._stopped:
+            raise CancelledError
         with self._lock:
             self._read += count
 

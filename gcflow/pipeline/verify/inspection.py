@@ -16,7 +16,8 @@ from gcflow.pipeline.verify.findings import Comparison, Finding, Judge
 from gcflow.pipeline.verify.hashing import Hashes, inode
 from gcflow.pipeline.verify.provenance import Provenance
 from gcflow.pipeline.verify.recorded import Recorded
-from gcflow.pipeline.verify.statements import LOCK, Algorithm, Kind, Remark, Statement, Voucher
+from gcflow.pipeline.verify.statements import Algorithm, Kind, Remark, Statement, Voucher
+from gcflow.pipeline.versions import LOCK
 
 HERE = Path()
 KINDS: tuple[Kind, ...] = ("damaged", "stray", "missing", "older")
@@ -69,7 +70,7 @@ class Inspection:
     """
 
     def __init__(self, params: Params, targets: Iterable[str], scale: str, archives: Path) -> None:
-        self.root, self.graph = params.root, Graph(params, scale)
+        self.params, self.root, self.graph = params, params.root, Graph(params, scale)
         wanted = {name for target in targets for name in self.graph.target(target)}
         self.jobs = [job for name, job in self.graph.jobs.items() if name in wanted]
         self.recorded, self.provenance = Recorded(params), Provenance(params, archives)
@@ -178,7 +179,7 @@ class Inspection:
 
     def _advice(self, findings: list[Finding], versions: dict[str, str]) -> list[Advice]:
         bad = {path for finding in findings if finding.kind == "damaged" for path in (finding.path, *finding.also)}
-        cures, found = Cures(self.recorded, versions, bad), []
+        cures, found = Cures(self.recorded, versions, self._makers.keys(), bad), []
         places = {name: place for place, name in enumerate(self.graph.jobs)}
         for finding in findings:
             job = self.owners.get(finding.path) or self._maker(finding.path)
@@ -187,8 +188,15 @@ class Inspection:
             path, *also = (*names.outs, *names.state, *names.cache) or (finding.path, *finding.also)
             named = finding._replace(path=path, also=tuple(also))
             place = KINDS.index(finding.kind), places[job.name]
-            found.append((place, Advice(named, cures.cure(named, job, names), self._dependents(names, job))))
+            cure = cures.cure(named, job, names, self._scale(job))
+            found.append((place, Advice(named, cure, self._dependents(names, job))))
         return [advice for _, advice in sorted(found, key=lambda pair: pair[0])]
+
+    def _scale(self, job: Job) -> str:
+        """The scale asked for, or a stage's own if it is none of that."""
+        if job.dataset is None or job.name in self.graph.whole:
+            return self.graph.scale
+        return self.params.dataset(job.dataset).scale
 
     def _names(self, finding: Finding, job: Job) -> Names:
         """A finding's names by kind, with those in the run's state for which nobody vouches."""

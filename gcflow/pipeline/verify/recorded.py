@@ -9,12 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.jobs import Job
-from gcflow.pipeline.verify.statements import LOCK, Remark, Statement, Voucher
+from gcflow.pipeline.verify.statements import Remark, Statement, Voucher
+from gcflow.pipeline.versions import LOCK, locked_stages
 
 DIRECTORY = ".dir"
 
@@ -35,14 +33,8 @@ class Recorded:
     def __init__(self, params: Params) -> None:
         self.params, self.root = params, params.root
         path = self.root / LOCK
-        self.stages: dict[str, Any] = {}
+        self.stages = locked_stages(self.root)
         self.written = path.stat().st_mtime if path.exists() else 0.0
-        if path.exists():
-            try:
-                document = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-                self.stages = dict(document["stages"])
-            except (yaml.YAMLError, ValueError, KeyError, TypeError):
-                raise GcflowError(f"{path}: not what DVC writes; take it from git: git checkout {LOCK}") from None
         self.ignored = _lines(self.root / ".dvcignore")
         settings = configparser.ConfigParser(interpolation=None, strict=False)
         with suppress(configparser.Error, UnicodeDecodeError):

@@ -74,7 +74,7 @@ def screen(targets: tuple[str, ...], scale: str, report: Report) -> str:
 def _verdict(report: Report) -> str:
     counts = {kind: sum(advice.finding.kind == kind for advice in report.advice) for kind in MARKS}
     found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return found if found else "all of them whole"
+    return found or ("all of them whole" if report.files else "nothing is here to compare")
 
 
 def document(targets: tuple[str, ...], scale: str, report: Report) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from typing import Literal, NamedTuple
 Algorithm = Literal["md5", "sha256", "content"]
 Kind = Literal["damaged", "stray", "missing", "older"]
 
-LOCK = "dvc.lock"
-
 
 class Voucher(NamedTuple):
     """Somebody knows a hash of a file.

@@ -48,7 +48,8 @@ def introduction(judgement: Judgement) -> str:
         "and the cost of GC with that of OT in batches as independent means (Welch's t test). A verdict needs "
         f"p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "
         f"of any wrong verdict there is about {risk} at most; {confidence} intervals are of each comparison alone. "
-        "Undecided speaks neither for a claim nor against it. Statements of theory are checked numerically and have no p value."
+        "Undecided speaks neither for a claim nor against it. Statements of theory are checked numerically and have no "
+        "p value."
     )
 
 

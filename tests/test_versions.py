@@ -1,6 +1,7 @@
 """Versions across machines: record, push, clone, pull, adopt, repro and clean, with real git, DVC and Snakemake."""
 
 import base64
+import copy
 import getpass
 import json
 import os
@@ -150,6 +151,21 @@ def test_recording_keeps_times_where_the_cache_has_the_same_bytes_from_before(fi
     assert table.stat().st_mtime_ns == made.st_mtime_ns
     assert IDLE in snakemake(folder, "-n", "all")
     assert dvc(folder, "status").strip() == CLEAN
+
+
+def test_recording_keeps_the_times_of_recorded_files_whose_bytes_another_stage_makes(tmp_path):
+    params = points_only()
+    params["datasets"]["again2d"] = copy.deepcopy(params["datasets"]["mixture2d"])
+    folder = clone(tmp_path / "project", params)
+    first, second = (folder / "data" / name / "samples.npy" for name in ("mixture2d", "again2d"))
+    snakemake(folder, "data/mixture2d/samples.npy")
+    gcflow(folder, "record")
+    before = first.stat().st_mtime_ns
+    snakemake(folder, "data/again2d/samples.npy")
+    gcflow(folder, "record")
+    assert first.stat().st_ino == second.stat().st_ino
+    assert first.stat().st_mtime_ns == before
+    assert {"prepare-mixture2d", "prepare-again2d"} <= locked(folder).keys()
 
 
 def test_recording_while_snakemake_runs_records_whole_stages_and_disturbs_nothing(tmp_path):

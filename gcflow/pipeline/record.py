@@ -28,13 +28,16 @@ def record(params: Params, scale: str) -> None:
     if not complete:
         raise GcflowError("nothing to record: no stage is complete; run `snakemake --profile local all` first")
     if new:
-        times = _times(params.root, new)
+        times, known = (
+            _times(params.root, new),
+            _times(params.root, [s for s in stages if s.name not in versions.changed]),
+        )
         # Without names DVC writes dvc.lock once for all stages, with names once for each.
         names = [] if len(new) == len(stages) else [stage.name for stage in new]
         try:
             run_dvc(params, "commit", "--force", "--quiet", *names)
         finally:
-            _restore(times)
+            _restore(times, known)
     say(f"dvc.lock: {len(new)} stages recorded, {complete} of {len(stages)} complete")
     left = [s for s in stages if s.name in versions.changed and s not in new]
     if old := [s.name for s in left if all((params.root / out).exists() for out in s.outs)]:
@@ -48,15 +51,16 @@ def _times(root: Path, stages: list[Stage]) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def _restore(times: dict[Path, int]) -> None:
+def _restore(times: dict[Path, int], known: dict[Path, int]) -> None:
     """Gives files that DVC replaced by a link to the same bytes in its cache their time back, of several the oldest.
 
-    Older than what was made of them, or Snakemake would make that again.
+    Older than what was made of them, or Snakemake would make that again. Among the several are files that were recorded
+    before; known: their times.
     """
     oldest: dict[int, int] = {}
     # DVC may have failed between removing a file and linking it.
     times = {file: time for file, time in times.items() if file.exists()}
-    for file, time in times.items():
+    for file, time in (*known.items(), *times.items()):
         inode = file.stat().st_ino
         oldest[inode] = min(time, oldest.get(inode, time))
     for file in times:

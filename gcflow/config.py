@@ -441,6 +441,18 @@ def check_start(network: Network, preconditioning: Preconditioning, process: Noi
             raise ValueError(f"which was made for process.{key} = {theirs:g}, not {getattr(config.process, key):g}")
 
 
+def differing_keys(one: Any, other: Any) -> list[str]:
+    """The dotted keys whose values differ between two JSON documents."""
+    first, second = _flat(one), _flat(other)
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(document, dict):
+        return {prefix.removesuffix("."): document}
+    return {k: v for key, value in document.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gcflow.config import differing_keys
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, remove_temporaries, write_json, write_text
 from gcflow.pipeline.folders import snapshot
@@ -78,7 +79,8 @@ class RunState:
                 path.rename(path.with_name(f"damaged-{path.name}"))
                 continue
             if metadata.get("config_hash") != self.header["config_hash"]:
-                keys = ", ".join(differing_keys(metadata, self.header)) or "the header"
+                compared = [{key: h.get(key) for key in ("config", "inputs")} for h in (metadata, self.header)]
+                keys = ", ".join(differing_keys(*compared)) or "the header"
                 raise GcflowError(f"{path}: checkpoint of another configuration ({keys} differ); move it away")
             before, now = metadata["processes"], self.header["processes"]
             if before != now:
@@ -141,15 +143,3 @@ def link(source: Path, target: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-
-
-def differing_keys(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Dotted keys of config and inputs whose values differ between two headers."""
-
-    def flat(document: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(document, dict):
-            return {prefix: document}
-        return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}").items()}
-
-    a, b = ({**flat(h.get("config"), "config"), **flat(h.get("inputs"), "inputs")} for h in (found, expected))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

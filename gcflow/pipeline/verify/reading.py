@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gcflow.config import differing_keys
 from gcflow.pipeline.verify.statements import Remark, Statement, Voucher
 from gcflow.pipeline.verify.tensors import Header, read_header
 
@@ -58,14 +59,7 @@ def older(path: str, what: str, recorded: Any, now: Any) -> Iterator[Statement]:
         yield Remark(path, "older", text, path)
 
 
-def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(document, dict):
-        return {prefix: document}
-    return {k: v for key, value in document.items() for k, v in _flat(value, f"{prefix}.{key}").items()}
-
-
 def _differing(one: Any, other: Any) -> str:
     """The dotted keys whose values differ between two JSON documents, the first three of them."""
-    first, second = _flat(one), _flat(other)
-    keys = sorted(key.lstrip(".") for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    keys = differing_keys(one, other)
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,7 +1,7 @@
 """What MLflow costs a run: step time and start-up with tracking off, to SQLite, and to servers that fail.
 
-`python benchmarks/tracking.py [ROUNDS]`. Every run is `digits/ic/0` of params.yaml, cut to 1500 steps and followed from
-its first second. The ways take turns, so that a machine whose speed drifts treats them alike.
+`python benchmarks/tracking.py [ROUNDS [STEPS]]`. Every run is `digits/ic/0` of params.yaml with so many steps, followed
+from its first second. The ways take turns, so that a machine whose speed drifts treats them alike.
 """
 
 import json
@@ -18,7 +18,6 @@ from statistics import median
 import yaml
 
 ROOT = Path(__file__).parent.parent
-STEPS = 1500
 RUN = "digits/ic/0"
 
 
@@ -43,12 +42,12 @@ class Server:
                 self.held.append(connection)
 
 
-def project(folder: Path, follow_after: float | None) -> Path:
+def project(folder: Path, follow_after: float | None, steps: int) -> Path:
     """The repository's grid, with one short run in it."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["tracking"] = {"experiment": "benchmark", "follow_after": follow_after}
     digits = params["datasets"]["digits"]
-    digits["training"] |= {"steps": STEPS, "snapshot_every": STEPS}
+    digits["training"] |= {"steps": steps, "snapshot_every": steps}
     digits["cadence"] = {"log_every": 50, "checkpoint_every": 250}
     digits["methods"], digits["runs"] = {"ic": digits["methods"]["ic"]}, {"ic": {"label": "IC", "seeds": [0]}}
     for key in ("tables", "figures", "transport", "discrepancy"):
@@ -75,7 +74,7 @@ def step_milliseconds(folder: Path) -> float:
     return 1000 * median(batch / record["images_per_second"] for record in records[2:])
 
 
-def main(rounds: int) -> None:
+def main(rounds: int = 5, count: int = 1500) -> None:
     """Prints medians over the rounds."""
     broken = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -92,17 +91,17 @@ def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         for number in range(rounds):
             for way, (after, uri) in ways.items():
-                folder = project(Path(place) / f"{number}-{way.replace(' ', '-')}", after)
+                folder = project(Path(place) / f"{number}-{way.replace(' ', '-')}", after, count)
                 gcflow(folder, "prepare", "digits")
                 whole[way].append(gcflow(folder, "train", RUN, uri=uri))
                 steps[way].append(step_milliseconds(folder))
                 # The follower's last pass is not part of the next run.
                 time.sleep(6)
-    sys.stdout.write(f"{rounds} rounds of {STEPS} steps\n{'tracking':<20}{'ms/step':>9}{'/ off':>8}{'job, s':>9}\n")
+    sys.stdout.write(f"{rounds} rounds of {count} steps\n{'tracking':<20}{'ms/step':>9}{'/ off':>8}{'job, s':>9}\n")
     for way in ways:
         ratio = median(a / b for a, b in zip(steps[way], steps["off"], strict=True))
         sys.stdout.write(f"{way:<20}{median(steps[way]):>9.3f}{ratio:>8.3f}{median(whole[way]):>9.2f}\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(*map(int, sys.argv[1:3]))

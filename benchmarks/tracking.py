@@ -1,24 +1,30 @@
-"""What MLflow costs a run: step time and start-up with tracking off, to SQLite, and to servers that fail.
+"""What MLflow costs the step of a run: to SQLite, and to servers that fail.
 
-`python benchmarks/tracking.py [ROUNDS [STEPS]]`. Every run is `digits/ic/0` of params.yaml with so many steps, followed
-from its first second. The ways take turns, so that a machine whose speed drifts treats them alike.
+`python benchmarks/tracking.py [STEPS]`, from 6000 steps on. Every run is `digits/ic/0` of params.yaml, followed from
+its first second. Its follower is held (SIGSTOP) and let go on in turns of 15 seconds, and the steps of the turns are
+compared: two runs of the same work differ by more than what is measured.
 """
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, stdev
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).parent.parent
 RUN = "digits/ic/0"
+TURN = 15.0
 
 
 class Server:
@@ -42,10 +48,10 @@ class Server:
                 self.held.append(connection)
 
 
-def project(folder: Path, follow_after: float | None, steps: int) -> Path:
+def project(folder: Path, steps: int) -> Path:
     """The repository's grid, with one short run in it."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["tracking"] = {"experiment": "benchmark", "follow_after": follow_after}
+    params["tracking"] = {"experiment": "benchmark", "follow_after": 0.0}
     digits = params["datasets"]["digits"]
     digits["training"] |= {"steps": steps, "snapshot_every": steps}
     digits["cadence"] = {"log_every": 50, "checkpoint_every": 250}
@@ -58,50 +64,74 @@ def project(folder: Path, follow_after: float | None, steps: int) -> Path:
     return folder
 
 
-def gcflow(folder: Path, *words: str, uri: str | None = None) -> float:
-    """Runs the command line, and returns its seconds."""
+def gcflow(folder: Path, *words: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+    """Begins the command line."""
     environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "gcflow", *words], cwd=folder, env=environment, check=True, stderr=-3)
-    return time.perf_counter() - began
+    return subprocess.Popen([sys.executable, "-m", "gcflow", *words], cwd=folder, env=environment, stderr=-3)
 
 
-def step_milliseconds(folder: Path) -> float:
-    """The median over the windows between two lines of metrics, but for the first two, in which a follower starts."""
+def train_in_turns(folder: Path, uri: str | None) -> list[tuple[float, float, bool]]:
+    """Trains beside a follower. Returns the begin and end of each turn, and whether the follower went on in it."""
+    job = gcflow(folder, "train", RUN, uri=uri)
+    while not (followers := psutil.Process(job.pid).children()):
+        time.sleep(0.1)
+    # Its imports are the start's cost, not the step's.
+    time.sleep(TURN)
+    turns = []
+    going = True
+    while job.poll() is None:
+        going = not going
+        with suppress(psutil.NoSuchProcess):
+            followers[0].send_signal(signal.SIGCONT if going else signal.SIGSTOP)
+        began = time.time()
+        time.sleep(TURN)
+        turns.append((began, time.time(), going))
+    with suppress(psutil.NoSuchProcess):
+        followers[0].send_signal(signal.SIGCONT)
+    # The last turn is cut short by the end of the job; the follower's last pass is not part of the next run.
+    time.sleep(TURN)
+    return turns[:-1]
+
+
+def step_milliseconds(folder: Path, turns: list[tuple[float, float, bool]]) -> list[float]:
+    """Mean milliseconds of a step in each turn, over the lines of metrics that begin and end in it."""
     path = folder / "results" / RUN.replace("/0", "/seed0") / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    batch = yaml.safe_load((folder / "params.yaml").read_text())["datasets"]["digits"]["training"]["batch"]
-    return 1000 * median(batch / record["images_per_second"] for record in records[2:])
+    lines = [(a["time"], b["time"], b["step"] - a["step"]) for a, b in pairwise(records)]
+    means = []
+    for begin, end, _ in turns:
+        inside = [(b - a, steps) for a, b, steps in lines if begin <= a and b <= end]
+        means.append(1000 * sum(seconds for seconds, _ in inside) / sum(steps for _, steps in inside))
+    return means
 
 
-def main(rounds: int = 5, count: int = 1500) -> None:
-    """Prints medians over the rounds."""
+def main(count: int = 12000) -> None:
+    """Prints the mean step of both kinds of turns, and the ratio of neighbours with its standard error."""
     broken = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with socket.create_server(("127.0.0.1", 0)) as closed:
         refused = f"http://127.0.0.1:{closed.getsockname()[1]}"
     ways = {
-        "off": (None, None),
-        "SQLite": (0.0, None),
-        "server refuses": (0.0, refused),
-        "server hangs": (0.0, Server(b"").address),
-        "server answers 500": (0.0, Server(broken).address),
+        "SQLite": None,
+        "server refuses": refused,
+        "server hangs": Server(b"").address,
+        "server answers 500": Server(broken).address,
     }
-    steps: dict[str, list[float]] = {way: [] for way in ways}
-    whole: dict[str, list[float]] = {way: [] for way in ways}
+    head = f"{'tracking':<20}{'held, ms':>10}{'going, ms':>11}{'ratio':>8}{'std err':>9}{'pairs':>7}"
+    sys.stdout.write(f"{count} steps, turns of {TURN:g} s\n{head}\n")
     with tempfile.TemporaryDirectory() as place:
-        for number in range(rounds):
-            for way, (after, uri) in ways.items():
-                folder = project(Path(place) / f"{number}-{way.replace(' ', '-')}", after, count)
-                gcflow(folder, "prepare", "digits")
-                whole[way].append(gcflow(folder, "train", RUN, uri=uri))
-                steps[way].append(step_milliseconds(folder))
-                # The follower's last pass is not part of the next run.
-                time.sleep(6)
-    sys.stdout.write(f"{rounds} rounds of {count} steps\n{'tracking':<20}{'ms/step':>9}{'/ off':>8}{'job, s':>9}\n")
-    for way in ways:
-        ratio = median(a / b for a, b in zip(steps[way], steps["off"], strict=True))
-        sys.stdout.write(f"{way:<20}{median(steps[way]):>9.3f}{ratio:>8.3f}{median(whole[way]):>9.2f}\n")
+        for way, uri in ways.items():
+            folder = project(Path(place) / way.replace(" ", "-"), count)
+            gcflow(folder, "prepare", "digits").wait()
+            turns = train_in_turns(folder, uri)
+            steps = step_milliseconds(folder, turns)
+            # Each turn against both of its neighbours, so that a drift cancels.
+            ratios = [steps[i] / mean((steps[i - 1], steps[i + 1])) for i in range(1, len(steps) - 1) if turns[i][2]]
+            held = mean(ms for ms, turn in zip(steps, turns, strict=True) if not turn[2])
+            going = mean(ms for ms, turn in zip(steps, turns, strict=True) if turn[2])
+            error = stdev(ratios) / len(ratios) ** 0.5
+            sys.stdout.write(f"{way:<20}{held:>10.3f}{going:>11.3f}{mean(ratios):>8.3f}{error:>9.3f}{len(ratios):>7}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:2]))

@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig, to_dict
+from gcflow.config import RunConfig, kind_of
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
@@ -75,17 +75,18 @@ def usable_assignment(coupling: Coupling, found: object, count: int) -> Tensor:
     Raises:
         GcflowError: it is not what `gcflow.register.Coupling.assignment` promises.
     """
-    kind = to_dict(coupling)["kind"]
     if (
         not isinstance(found, Tensor)
         or found.dtype != torch.int64
         or found.shape != (count,)
         or found.device.type != "cpu"
     ):
-        raise GcflowError(f"coupling {kind}: assignment gives {in_words(found)}; expected int64 [{count}] on the CPU")
+        expected = f"expected int64 [{count}] on the CPU"
+        raise GcflowError(f"coupling {kind_of(coupling)}: assignment gives {in_words(found)}; {expected}")
     low, high = (int(end) for end in found.aminmax())
     if low < 0 or high >= count:
-        raise GcflowError(f"coupling {kind}: assignment gives noises {low} to {high}; expected 0 to {count - 1}")
+        expected = f"expected 0 to {count - 1}"
+        raise GcflowError(f"coupling {kind_of(coupling)}: assignment gives noises {low} to {high}; {expected}")
     return found
 
 

@@ -317,7 +317,7 @@ class MethodConfig(Strict):
 
     def __post_init__(self) -> None:
         if self.pairing.predicts:
-            named = self.coupling if isinstance(self.coupling, str) else to_dict(self.coupling)["kind"]
+            named = self.coupling if isinstance(self.coupling, str) else kind_of(self.coupling)
             require(self.objective != "distillation", "coupling", named, "ic or ot, because objective is distillation")
             expected = f"a number in [0, 1], or [start, end], because coupling is {named}"
             require(self.mu is not None, "mu", None, expected)
@@ -457,6 +457,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
+
+
+def kind_of(part: Any) -> str:
+    """The word for a coupling, a metric or another config dataclass in params.yaml."""
+    return str(to_dict(part)["kind"])
 
 
 def digest(document: Any) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig, to_dict
+from gcflow.config import RunConfig, kind_of
 from gcflow.couplings import EndpointPredictor
 from gcflow.distances import distance_for, squared_l2
 from gcflow.errors import GcflowError
@@ -68,8 +68,8 @@ def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredicto
             batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple)
         )
     if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
-        kind, expected = to_dict(coupling)["kind"], in_words(batch.data)
-        raise GcflowError(f"coupling {kind}: endpoints gives {in_words(found)}; expected {expected}")
+        expected = f"expected {in_words(batch.data)}"
+        raise GcflowError(f"coupling {kind_of(coupling)}: endpoints gives {in_words(found)}; {expected}")
     return found
 
 

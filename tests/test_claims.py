@@ -17,7 +17,8 @@ from projects import environment, error_line, gcflow, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
+from gcflow.pipeline.ledger.forest import forest_plot
+from gcflow.pipeline.ledger.legend import LIMITS
 from gcflow.pipeline.ledger.plans import Plan, plans
 from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.ledger.verdicts import decide

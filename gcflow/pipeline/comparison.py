@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gcflow.config import to_dict
+from gcflow.config import kind_of, to_dict
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.inception import PIXELS, Inception
@@ -52,11 +52,11 @@ def measured(metrics: tuple[Metric, ...], generated: Tensor, real: Tensor) -> di
         found = metric.compare(generated, real)
         if found.keys() != metric.columns.keys():
             got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
-            raise GcflowError(f"metric {to_dict(metric)['kind']} gives {got}, but its columns are {expected}")
+            raise GcflowError(f"metric {kind_of(metric)} gives {got}, but its columns are {expected}")
         values |= {name: float(found[name]) for name in metric.columns}
         for name in metric.columns:
             if not math.isfinite(values[name]):
-                raise GcflowError(f"metric {to_dict(metric)['kind']} gives {values[name]} for {name}, not a number")
+                raise GcflowError(f"metric {kind_of(metric)} gives {values[name]} for {name}, not a number")
     return values
 
 

@@ -28,10 +28,8 @@ def record(params: Params, scale: str) -> None:
     if not complete:
         raise GcflowError("nothing to record: no stage is complete; run `snakemake --profile local all` first")
     if new:
-        times, known = (
-            _times(params.root, new),
-            _times(params.root, [s for s in stages if s.name not in versions.changed]),
-        )
+        times = _times(params.root, new)
+        known = _times(params.root, [s for s in stages if s.name not in versions.changed])
         # Without names DVC writes dvc.lock once for all stages, with names once for each.
         names = [] if len(new) == len(stages) else [stage.name for stage in new]
         try:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, new_figure
 from gcflow.pipeline.drawing.looks import BLUE, GREEN, VERMILLION, Look
+from gcflow.pipeline.ledger.legend import LIMITS
 from gcflow.pipeline.ledger.verdicts import Finding
 from gcflow.pipeline.ledger.wording import effect_words
 
@@ -32,8 +33,6 @@ SHORT = {
     "below-ot": "cost",
 }
 TICKS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# Ratios at the ends of the axis.
-LIMITS = (0.2, 5.0)
 ROW_HEIGHT = 0.185
 # Characters of a row's label.
 LABEL_WIDTH = 56

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from html import escape
 
+from gcflow.pipeline.ledger.legend import MARKS
 from gcflow.pipeline.ledger.plans import Plan
-from gcflow.pipeline.ledger.verdicts import Judgement, Verdict
+from gcflow.pipeline.ledger.verdicts import Judgement
 from gcflow.pipeline.ledger.wording import Row
 from gcflow.pipeline.markdown import escaped, table
 
 TITLE = "The paper's claims, tested"
-MARKS: dict[Verdict, str] = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 UNTESTED = "–"
 LEGEND = f"{', '.join(f'{mark} {verdict}' for verdict, mark in MARKS.items())}, {UNTESTED} not tested."
 HEADS = ["claim", "place", "test", "effect", "verdict"]

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.evidence import (
@@ -13,14 +12,12 @@ from gcflow.pipeline.ledger.evidence import (
     lead_in_tolerances,
     statement_checks,
 )
+from gcflow.pipeline.ledger.legend import Verdict
 from gcflow.pipeline.ledger.plans import Plan, plans
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.significance import growth_needed, holm, seeds_needed
 from gcflow.theory.check import Check
-
-Verdict = Literal["supported", "contradicted", "undecided"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, Verdict
+from gcflow.pipeline.ledger.legend import Verdict
+from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding
 from gcflow.pipeline.schema import Claims
 from gcflow.significance import MOST_SEEDS
 from gcflow.theory.check import Check

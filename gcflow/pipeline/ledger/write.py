@@ -9,8 +9,9 @@ from gcflow.files import write_json, write_text
 from gcflow.pipeline.drawing.canvas import save_figure
 from gcflow.pipeline.folders import claims_path
 from gcflow.pipeline.ledger.forest import forest_plot
+from gcflow.pipeline.ledger.legend import VERDICTS
 from gcflow.pipeline.ledger.pages import html, markdown
-from gcflow.pipeline.ledger.verdicts import VERDICTS, Finding, Judgement, TheoryFinding, judge
+from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, judge
 from gcflow.pipeline.ledger.wording import Row, rows
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say

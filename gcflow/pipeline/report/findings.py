@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.folders import claims_path, theory_path
-from gcflow.pipeline.ledger.forest import LIMITS
-from gcflow.pipeline.ledger.pages import MARKS
-from gcflow.pipeline.ledger.verdicts import VERDICTS
+from gcflow.pipeline.ledger.legend import LIMITS, MARKS, VERDICTS
 from gcflow.pipeline.report.images import Picture, svg_picture
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable

@@ -6,8 +6,7 @@ from typing import Any
 
 from gcflow.files import write_text
 from gcflow.pipeline.folders import report_path
-from gcflow.pipeline.ledger.forest import LIMITS
-from gcflow.pipeline.ledger.verdicts import VERDICTS
+from gcflow.pipeline.ledger.legend import LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report import words

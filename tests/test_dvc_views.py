@@ -14,8 +14,8 @@ from projects import contents, gcflow, run_folder
 from workflows import ROOT, commit, duplicate, dvc, run
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.comparable import MOST_POINTS, loss_curve, metric_curves, write_comparable
-from gcflow.pipeline.drawing.images import tile
+from gcflow.pipeline.drawing.image_files import tile
+from gcflow.pipeline.dvc_views import MOST_POINTS, loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import dvc_document
@@ -90,7 +90,7 @@ def test_protocols_are_kept_apart_where_there_are_several(tmp_path):
     ]  # fmt: skip
     noise = [{**records[2], "weights": "raw", "value": 99.0}, {**records[2], "network_evaluations": 2, "value": 99.0}]
     curves = metric_curves([*records, *noise], "consistency", 1)
-    write_comparable(tmp_path, Run("set", "gc", 3), [{"step": 40, "loss": 1.0}], curves)
+    write_views(tmp_path, Run("set", "gc", 3), [{"step": 40, "loss": 1.0}], curves)
     folder = run_folder(tmp_path, "set/gc/3") / "evaluation"
     assert json.loads((folder / "summary.json").read_text()) == {"clean": {"fid": 6.0}, "legacy": {"fid": 4.0}}
     assert (folder / "curves/metrics.csv").read_text() == "method,seed,step,fid\ngc,3,20,9.0\ngc,3,40,6.0\n"

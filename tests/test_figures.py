@@ -15,7 +15,7 @@ from projects import contents, error_line, gcflow, prepare_data, tiny_params, wr
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH
-from gcflow.pipeline.drawing.images import tile
+from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.looks import COLOURS, IC, looks, other_looks
 from gcflow.pipeline.figure import KINDS, draw_figure, write_figure
 from gcflow.pipeline.params import Params

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import typing
 from contextlib import contextmanager
 from itertools import pairwise
@@ -599,3 +601,10 @@ def test_it_is_in_both_graphs(finished):
     assert stage["outs"] == ["results/report.html"]
     assert stage["cmd"] == "gcflow report --scale embedded"
     assert "report" in yaml.safe_load((finished / "dvc.lock").read_text())["stages"]
+
+
+def test_the_report_imports_nothing_that_computes():
+    heavy = "{'torch', 'scipy', 'matplotlib', 'mlflow'}"
+    code = f"import gcflow.pipeline.report.write, sys; print({heavy} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

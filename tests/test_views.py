@@ -9,7 +9,7 @@ from projects import gcflow, prepare_data, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline import figure
-from gcflow.pipeline.drawing.images import tile
+from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document
 from gcflow.pipeline.table import published_values

@@ -14,9 +14,9 @@ from torch import Tensor
 from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
 from gcflow.inception import PIXELS
-from gcflow.pipeline.comparable import loss_curve, metric_curves, write_comparable
 from gcflow.pipeline.comparison import Reference, load_references
-from gcflow.pipeline.drawing.images import save_samples
+from gcflow.pipeline.drawing.image_files import save_samples
+from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
@@ -141,7 +141,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     """Measures a run: its weights at every snapshot; every sampler and generation seed at the last step.
 
     Writes evaluation/metrics.json (each number with its protocol record), samples.npy and samples.png of the last step,
-    grids/ of every snapshot's samples from the same noises, and what `write_comparable` writes. Interrupted, it goes on
+    grids/ of every snapshot's samples from the same noises, and what `write_views` writes. Interrupted, it goes on
     after the last measurement that was saved.
 
     Raises:
@@ -189,7 +189,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
                 records += finished.records[key]
         curves = metric_curves(records, main.name, main.evaluations)
         _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
-        write_comparable(params.root, run, loss, curves)
+        write_views(params.root, run, loss, curves)
         write_json(folder / "evaluation" / "metrics.json", records)
         finished.forget()
 

@@ -10,7 +10,7 @@ import torch
 from gcflow.config import NoiseProcess, Weights
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path
-from gcflow.pipeline.drawing.images import save_image, save_samples
+from gcflow.pipeline.drawing.image_files import save_image, save_samples
 from gcflow.pipeline.progress import Progress, say
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import ModelSpec, is_denoiser, load_model

@@ -13,7 +13,7 @@ import yaml
 from gcflow.config import RunReference
 from gcflow.extensions import origins
 from gcflow.files import write_text
-from gcflow.pipeline.comparable import dvc_views
+from gcflow.pipeline.dvc_views import view_definitions
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
     DATA_FILES,
@@ -385,7 +385,7 @@ def dvc_document(params: Params, scale: str) -> str:
     for stage in Stages(params, scale):
         parts = {"cmd": stage.command, "deps": stage.deps, "params": stage.keys, "outs": stage.outs}
         stages[stage.name] = {key: value if key == "cmd" else list(value) for key, value in parts.items() if value}
-    document = {"stages": stages} | dvc_views(params, params.at_scale(scale))
+    document = {"stages": stages} | view_definitions(params, params.at_scale(scale))
     return HEADER.format(scale=scale) + yaml.safe_dump(document, sort_keys=False, width=1000)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from gcflow.errors import GcflowError
 from gcflow.files import read_json
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, Drawing, new_figure
-from gcflow.pipeline.drawing.images import tile
+from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.drawing.looks import BLACK, GC, GREY, IC, looks, other_looks
 from gcflow.pipeline.folders import data_folder, run_folder, theory_path

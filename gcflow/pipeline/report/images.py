@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.drawing.images import MAGNIFICATION
+from gcflow.pipeline.drawing.image_files import MAGNIFICATION
 
 VIEW_BOX = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 PIXELS_PER_POINT = 4 / 3

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gcflow.pipeline.drawing.images import MAGNIFICATION, tile
+from gcflow.pipeline.drawing.image_files import MAGNIFICATION, tile
 from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.params import Params

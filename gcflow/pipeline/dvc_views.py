@@ -60,7 +60,7 @@ def metric_curves(records: list[dict[str, Any]], sampler: str, evaluations: int)
     }
 
 
-def write_comparable(root: Path, run: Run, loss: list[Row], curves: dict[str, list[Row]]) -> None:
+def write_views(root: Path, run: Run, loss: list[Row], curves: dict[str, list[Row]]) -> None:
     """Writes the summary and the curves of a run.
 
     Args:
@@ -86,7 +86,7 @@ def _write_curve(path: Path, run: Run, rows: list[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def dvc_views(params: Params, datasets: list[str]) -> dict[str, Any]:
+def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
     """The `metrics` and `plots` of dvc.yaml for some data sets: per data set its losses, by objective, and its FD."""
     root = Path()
     plots: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Pictures of samples."""
+"""Samples as image files, and as one image of many."""
 
 from pathlib import Path
 

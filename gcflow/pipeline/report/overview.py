@@ -147,7 +147,7 @@ def runs_table(pages: list[RunPage]) -> SortableTable:
     """Every run with its state and its first metric."""
     columns = [
         Column("run", numeric=False),
-        Column("method", numeric=False),
+        Column("method", numeric=False, prose=True),
         Column("state", numeric=False),
         Column("steps"),
         Column("first metric", hint="at the last step, of EMA weights with the fewest network evaluations"),

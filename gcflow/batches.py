@@ -145,6 +145,10 @@ class Batches:
             return self.streamed[step].to(self.device, non_blocking=True)
         return self.data[self._indices(step, self.mine).to(self.device, non_blocking=True)]
 
+    def _dropout(self, step: int, purpose: str) -> Tensor:
+        keys = dropout_keys(self.config.seed, step, self.batch, purpose)
+        return keys[self.mine].to(self.device, non_blocking=True)
+
     def __getitem__(self, step: int) -> Batch:
         """This process's samples at `step`, on the device; no wait for the device."""
         config, mine = self.config, self.mine
@@ -162,5 +166,6 @@ class Batches:
             low=low[mine].to(self.device, non_blocking=True),
             high=high[mine].to(self.device, non_blocking=True),
             take_gc=(uniforms(config, step)[:, 1] < mu_at(step, config))[mine],
-            dropout=dropout_keys(config.seed, step, self.batch)[mine].to(self.device, non_blocking=True),
+            dropout=self._dropout(step, "dropout"),
+            predictor_dropout=self._dropout(step, "predictor-dropout"),
         )

@@ -192,7 +192,10 @@ class TrainingConfig(Strict):
     snapshot_every: steps between saved weights (convergence curves are computed from them).
     gradient_clip: largest global norm of a gradient; null means none, as in the paper. One outlier of the rare large
     gradients stays in Lion's momentum for a hundred steps and can undo a run.
-    ema_ramp_up: effective decay min(ema_decay, 1 - (1 + k)^(-2/3)) at step k.
+    ema_every: the average moves at the steps, from 0, that are divisible by it.
+    ema_start: until this step each move is a copy of the weights.
+    ema_ramp_up: the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the first
+    move past ema_start, as ema-pytorch has it; without it the decay is ema_decay from ema_start on.
     huber_c: constant of the pseudo-Huber distance; null means 0.00054 sqrt(d), 0 the plain L2 norm.
     assignment: with several processes, whether optimal transport re-pairs the `global` batch or each `rank`'s share.
     micro_batch: most samples that pass through the network at once on each device; null means the whole share.
@@ -210,6 +213,8 @@ class TrainingConfig(Strict):
     weight_decay: float = 0.0
     gradient_clip: float | None = None
     ema_decay: float = 0.9999
+    ema_every: int = 1
+    ema_start: int = 0
     ema_ramp_up: bool = False
     distance: Literal["pseudo-huber", "squared-l2"] = "pseudo-huber"
     huber_c: float | None = None
@@ -222,13 +227,14 @@ class TrainingConfig(Strict):
     schedule: Annotated[Schedule, ByKind()] = field(default_factory=IctSchedule)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "snapshot_every", "cpu_threads"):
+        for name in ("steps", "batch", "snapshot_every", "ema_every", "cpu_threads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number >= 0")
         clip = self.gradient_clip
         require(clip is None or clip > 0, "gradient_clip", clip, "a number > 0, or null")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a number in [0, 1)")
+        require(self.ema_start >= 0, "ema_start", self.ema_start, "an integer >= 0")
         require(self.huber_c is None or self.huber_c >= 0, "huber_c", self.huber_c, "a number >= 0, or null")
         require(
             self.micro_batch is None or self.micro_batch >= 1,

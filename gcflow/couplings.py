@@ -15,7 +15,7 @@ from gcflow.register import Coupling, CouplingContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-EndpointPredictor = Callable[["Tensor", "Tensor"], "Tensor"]
+EndpointPredictor = Callable[..., "Tensor"]
 
 
 def optimal_assignment(x: "Tensor", z: "Tensor") -> "Tensor":
@@ -46,7 +46,8 @@ def generator_augmented(x: "Tensor", z: "Tensor", context: CouplingContext) -> "
     sigma = context.sigma_low[chosen]
     noisy = x[chosen] + sigma.reshape(-1, *[1] * (x.ndim - 1)) * z[chosen]
     endpoints = x.clone()
-    endpoints[chosen[:count]] = context.predict(noisy, sigma)[:count]
+    keys = () if context.dropout is None else (context.dropout[chosen],)
+    endpoints[chosen[:count]] = context.predict(noisy, sigma, *keys)[:count]
     return endpoints
 
 

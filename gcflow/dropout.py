@@ -32,9 +32,9 @@ def _mixed(h: Tensor) -> Tensor:
     return h
 
 
-def dropout_keys(seed: int, step: int, batch: int) -> Tensor:
-    """One key per sample of the global batch: int32 [batch], on the CPU."""
-    source = generator(seed, step, "dropout")
+def dropout_keys(seed: int, step: int, batch: int, purpose: str = "dropout") -> Tensor:
+    """One key per sample of the global batch, another for each purpose: int32 [batch], on the CPU."""
+    source = generator(seed, step, purpose)
     return torch.randint(-(1 << 31), 1 << 31, (batch,), generator=source, dtype=torch.int64).int()
 
 

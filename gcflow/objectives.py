@@ -23,7 +23,8 @@ class Batch(NamedTuple):
 
     data: [B, ...], in model space. noise: z [B, ...], already paired with the data by the coupling's assignment.
     low, high: noise levels of the two points, [B]. take_gc: [B] bool on the CPU, whether the endpoint is predicted.
-    dropout: keys, int32 [B].
+    dropout: keys of student and teacher, int32 [B]. predictor_dropout: those of the online endpoint predictor, which is
+    in training as in the paper's authors' code; the EMA and frozen weights predict without dropout.
     """
 
     data: Tensor
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     high: Tensor
     take_gc: Tensor
     dropout: Tensor
+    predictor_dropout: Tensor
 
     def split(self, size: int | None) -> list["Batch"]:
         """Micro-batches of at most `size` samples; the batch itself for None."""
@@ -64,9 +66,9 @@ def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredicto
     if not coupling.predicts:
         return batch.data
     with torch.no_grad():
-        found: object = coupling.endpoints(
-            batch.data, batch.noise, CouplingContext(batch.low, batch.take_gc, predict, multiple)
-        )
+        dropout = batch.predictor_dropout if config.method.predictor == "online" else None
+        context = CouplingContext(batch.low, batch.take_gc, predict, multiple, dropout)
+        found: object = coupling.endpoints(batch.data, batch.noise, context)
     if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
         expected = f"expected {in_words(batch.data)}"
         raise GcflowError(f"coupling {kind_of(coupling)}: endpoints gives {in_words(found)}; {expected}")

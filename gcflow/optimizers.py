@@ -73,11 +73,17 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
     return training.learning_rate * (1 - step / training.steps)
 
 
-def ema_decay(step: int, training: TrainingConfig) -> float:
-    """The decay applied after `step` (from 0); with ramp-up min(decay, 1 - (1 + k)^(-2/3)), k = step."""
+def ema_decay(step: int, training: TrainingConfig) -> float | None:
+    """The decay with which the average moves after `step` (from 0): 0 copies the weights, None leaves the average.
+
+    With ramp-up as the paper's authors' code has it, through ema-pytorch 0.2.3.
+    """
+    if step % training.ema_every:
+        return None
+    past = step - training.ema_start
     if not training.ema_ramp_up:
-        return training.ema_decay
-    return min(training.ema_decay, 1 - (1 + step) ** (-2 / 3))
+        return training.ema_decay if past >= 0 else 0.0
+    return min(training.ema_decay, 1 - (1 + past) ** (-2 / 3)) if past > training.ema_every else 0.0
 
 
 @torch.no_grad()

@@ -137,12 +137,14 @@ class CouplingContext:
     take_gc: [B] bool on the CPU, which samples take a predicted endpoint: each with probability mu.
     predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
     multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.
+    dropout: int32 [B], keys of a predictor in training, whose third argument are those of its samples; else None.
     """
 
     sigma_low: "Tensor"
     take_gc: "Tensor"
-    predict: "Callable[[Tensor, Tensor], Tensor]"
+    predict: "Callable[..., Tensor]"
     multiple: int = 1
+    dropout: "Tensor | None" = None
 
 
 class Coupling(Strict):

@@ -140,9 +140,9 @@ def make_objective(
     named = config.method.predictor if isinstance(config.method.predictor, str) else ""
     predictor = predictors.get(named, helpers.predictor)
 
-    def predict(x: Tensor, sigma: Tensor) -> Tensor:
+    def predict(x: Tensor, sigma: Tensor, *dropout: Tensor) -> Tensor:
         assert predictor is not None
-        return predictor(x, sigma)
+        return predictor(x, sigma, *dropout)
 
     samples = samples or config.training.batch
     multiple = share_multiple(min(samples, config.training.micro_batch or samples), config.training)
@@ -213,7 +213,9 @@ def update(
         group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(ema_parameters, model_parameters, ema_decay(state.step, training))
+    decay = ema_decay(state.step, training)
+    if decay is not None:
+        update_ema(ema_parameters, model_parameters, decay)
     state.step += 1
     return Update(rate, norm)
 

@@ -91,6 +91,7 @@ def test_a_batch_holds_the_samples_levels_and_keys_of_its_step(method, data):
         assert torch.equal(batch.low, low)
         assert torch.equal(batch.high, high)
         assert torch.equal(batch.dropout, dropout_keys(0, step, 16))
+        assert torch.equal(batch.predictor_dropout, dropout_keys(0, step, 16, "predictor-dropout"))
         assert batch.noise.shape == batch.data.shape
         assert batch.noise.dtype == batch.data.dtype == torch.float32
         assert batch.take_gc.dtype == torch.bool

@@ -227,14 +227,16 @@ def test_masks_of_layers_and_samples_are_uncorrelated_at_every_distance(size):
 # Keys.
 
 
-def test_keys_are_a_function_of_seed_and_step():
+def test_keys_are_a_function_of_seed_step_and_purpose():
     keys = dropout_keys(3, 5, 1000)
     assert keys.dtype == torch.int32
     assert keys.shape == (1000,)
     assert keys.device.type == "cpu"
     assert torch.equal(keys, dropout_keys(3, 5, 1000))
-    for seed, step in ((4, 5), (3, 6), (5, 3)):
-        other = dropout_keys(seed, step, 1000)
+    for other in (
+        *(dropout_keys(*place, 1000) for place in ((4, 5), (3, 6), (5, 3))),
+        dropout_keys(3, 5, 1000, "other"),
+    ):
         # 1000 random pairs out of 2^32 meet with probability 2e-7.
         assert not (keys == other).any()
 

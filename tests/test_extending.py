@@ -380,7 +380,7 @@ def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
 
     config.method.__dict__["pairing"] = Wrong(epsilon=0.02)
     x, levels = gaussian(0, 16, 2), torch.ones(16)
-    batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int())
+    batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int())
     with pytest.raises(GcflowError) as caught:
         coupled_endpoints(batch, config, lambda x, sigma: x, 1)
     assert str(caught.value) == f"coupling sinkhorn: endpoints gives {found}; expected float32 [16, 2] on cpu"

@@ -27,7 +27,7 @@ from gcflow.weights import spec_of
 
 IC = MethodConfig(objective="consistency")
 CD = MethodConfig(objective="distillation", teacher="exact")
-GC = MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="online")
+GC = MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="ema")
 DENOISING = MethodConfig(objective="denoising")
 GENTLE = NoiseProcess(sigma_min=0.1, sigma_max=3.0, rho=3.0)
 SCHEDULE = IctSchedule(s0=5, s1=5, p_mean=-0.5, p_std=1.0)
@@ -434,6 +434,20 @@ def test_a_denoiser_is_trained_with_the_dropout_of_its_batch():
     DenoisingObjective(config, PreconditionedNetwork(network, "edm", GENTLE), must_not_be_called)(batch)
     (mask,) = network.masks
     assert torch.equal(mask, network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8)))
+
+
+@pytest.mark.parametrize("predictor", ["online", "ema"])
+def test_the_online_predictor_drops_by_a_mask_of_its_own_and_the_ema_not_at_all(predictor):
+    network, config = MaskRecorder(), run_config(replace(GC, mu=1.0, predictor=predictor))
+    batch = drawn(config, gaussian(0, 8, 16), 3)
+    model = PreconditionedNetwork(network, "consistency", GENTLE)
+    ConsistencyObjective(config, model, model, model)(batch)
+    predicting, student, teacher = network.masks
+    own = network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8, "predictor-dropout"))
+    assert torch.equal(predicting, own if predictor == "online" else torch.ones(8, 16))
+    assert torch.equal(student, network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8)))
+    assert torch.equal(student, teacher)
+    assert not torch.equal(student, own)
 
 
 # Denoising of predicted endpoints.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ema_pytorch import EMA
 from torch import nn
 
 from gcflow.config import TrainingConfig
@@ -156,11 +157,75 @@ def test_a_constant_learning_rate_stays_and_a_linear_one_falls_to_zero_after_the
 
 def test_the_ema_decay_ramps_up_as_one_minus_a_power_and_is_capped():
     ramped = training(ema_decay=0.95, ema_ramp_up=True)
-    steps = [0, 7, 26, 63, 88, 89, 10**6]
-    expected = [0, 0.75, 8 / 9, 15 / 16, 1 - 89 ** (-2 / 3), 1 - 90 ** (-2 / 3), 0.95]
+    steps = [0, 1, 7, 26, 63, 88, 89, 10**6]
+    expected = [0, 0, 0.75, 8 / 9, 15 / 16, 1 - 89 ** (-2 / 3), 1 - 90 ** (-2 / 3), 0.95]
     assert [ema_decay(k, ramped) for k in steps] == pytest.approx([min(e, 0.95) for e in expected])
     assert ema_decay(88, ramped) < 0.95 == ema_decay(89, ramped)
     assert {ema_decay(k, training(ema_decay=0.95)) for k in steps} == {0.95}
+
+
+def test_an_ema_without_ramp_up_copies_until_its_start_and_moves_at_multiples_of_its_interval():
+    config = training(ema_decay=0.75, ema_every=3, ema_start=7)
+    decays = [ema_decay(k, config) for k in range(13)]
+    assert decays == [0.0, None, None, 0.0, None, None, 0.0, None, None, 0.75, None, None, 0.75]
+
+
+def walk(steps):
+    """Weights that take a random step at every step of training."""
+    position = nn.Linear(3, 2)
+    for step in range(steps):
+        for parameter in position.parameters():
+            parameter.data.add_(gaussian(step, *parameter.shape), alpha=0.1)
+        yield position
+
+
+@pytest.mark.parametrize("every", [1, 5, 7])
+@pytest.mark.parametrize("start", [0, 100])
+def test_the_ema_is_that_of_ema_pytorch(start, every):
+    config = training(ema_decay=0.96, ema_every=every, ema_start=start, ema_ramp_up=True)
+    theirs, ours = None, []
+    for step, model in enumerate(walk(300)):
+        if theirs is None:
+            theirs = EMA(model, beta=0.96, update_after_step=start, update_every=every)
+            ours = [parameter.detach().clone() for parameter in theirs.ema_model.parameters()]
+        theirs.update()
+        decay = ema_decay(step, config)
+        if decay is not None:
+            update_ema(ours, list(model.parameters()), decay)
+        for one, other in zip(ours, theirs.ema_model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def shares(config, steps):
+    """What the weights after each step (index from 1; 0 the initial ones) contribute to the average after `steps`."""
+    share, remaining = np.zeros(steps + 1), 1.0
+    for step in reversed(range(steps)):
+        decay = ema_decay(step, config)
+        if decay is not None:
+            share[step + 1] = remaining * (1 - decay)
+            remaining *= decay
+    share[0] = remaining
+    return share
+
+
+@pytest.mark.parametrize(
+    ("start", "ages"),
+    [(0, {1_000: 360, 10_000: 1989, 100_000: 10_025}), (10_000, {1_000: 4, 10_000: 4, 20_000: 1989})],
+)
+def test_the_authors_average_is_as_old_as_published_code_makes_it(start, ages):
+    config = training(ema_decay=0.9999, ema_every=5, ema_start=start, ema_ramp_up=True)
+    for steps, age in ages.items():
+        share = shares(config, steps)
+        assert share.sum() == pytest.approx(1)
+        assert steps - share @ np.arange(steps + 1) == pytest.approx(age, rel=0.01)
+        assert share[0] == 0
+
+
+def test_of_the_authors_average_at_step_1000_the_weights_after_step_6_are_less_than_a_hundredth():
+    share = shares(training(ema_decay=0.9999, ema_every=5, ema_ramp_up=True), 1000)
+    assert share[6] == pytest.approx(0.0075, abs=5e-5)
+    assert share[:6].sum() == 0
+    assert shares(training(ema_decay=0.9999), 1000)[0] == pytest.approx(0.905, abs=5e-4)
 
 
 def test_the_ema_of_constant_weights_approaches_them_geometrically():
@@ -176,7 +241,7 @@ def test_the_ema_is_the_weighted_mean_of_all_weights_so_far(ramp_up):
     config = training(ema_decay=0.8, ema_ramp_up=ramp_up)
     history = [gaussian(k, 4).double() for k in range(31)]
     average = history[0].clone()
-    decays = [0.8 if not ramp_up else min(0.8, 1 - (1 + k) ** (-2 / 3)) for k in range(30)]
+    decays = [min(0.8, 1 - (1 + k) ** (-2 / 3) if k > 1 else 0) if ramp_up else 0.8 for k in range(30)]
     for k, weights in enumerate(history[1:]):
         update_ema([average], [weights], ema_decay(k, config))
     shares = [math.prod(decays)] + [(1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(30)]

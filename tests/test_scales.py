@@ -119,6 +119,8 @@ def test_the_recipes_are_those_of_the_paper(params):
     for name, config in recipes.items():
         training, process = config.training, config.process
         assert (training.optimizer, training.ema_decay, training.gradient_clip) == ("lion", 0.9999, None)
+        assert (training.ema_every, training.ema_ramp_up) == (5, True)
+        assert training.ema_start == (10_000 if name == "imagenet32" else 0)
         assert (training.schedule.s0, training.schedule.s1) == (10, 1280)
         assert (training.schedule.p_mean, training.schedule.p_std) == (-1.1, 2.0)
         assert (process.sigma_min, process.sigma_max, process.rho) == (0.002, 80.0, 7.0)
@@ -136,6 +138,7 @@ def test_ect_is_the_public_recipe_from_the_public_model(params):
     assert long.training.schedule.stage_every == 25_000
     for config in (short, long):
         assert (config.training.batch, config.training.optimizer, config.training.huber_c) == (128, "radam", 0.0)
+        assert (config.training.ema_every, config.training.ema_ramp_up) == (1, False)
         assert (config.network.channels, config.network.multipliers, config.network.blocks) == (128, (2, 2, 2), 4)
         assert (config.network.attention, config.network.dropout) == ((16,), 0.2)
         assert (config.method.mu, config.preconditioning) == (0.3, "edm")

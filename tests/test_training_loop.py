@@ -461,7 +461,7 @@ def test_the_average_is_the_exponential_mean_of_the_raw_weights_of_every_step(ra
     train(config, DATA, start(config), weights, Cadence(checkpoint_every=1))
     assert len(weights.history) == STEPS
     for k, now in enumerate(weights.history):
-        decay = min(0.8, 1 - (1 + k) ** (-2 / 3)) if ramp_up else 0.8
+        decay = min(0.8, 1 - (1 + k) ** (-2 / 3) if k > 1 else 0) if ramp_up else 0.8
         for name, value in average.items():
             value.mul_(decay).add_(now[name], alpha=1 - decay)
             stored = now[name.replace("raw.", "ema.", 1)].double()

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from ema_pytorch import EMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ema_pytorch import EMA
 from torch import nn
 
 from gcflow.config import TrainingConfig

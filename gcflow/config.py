@@ -132,7 +132,10 @@ def without_dropout(network: Network) -> Network:
 
 @dataclass(frozen=True)
 class IctSchedule(Strict):
-    """iCT's curriculum (paper, section 2): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma."""
+    """iCT's curriculum (Song & Dhariwal 2024): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma.
+
+    N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
+    """
 
     s0: int = 10
     s1: int = 1280
@@ -148,10 +151,11 @@ class IctSchedule(Strict):
 
 @dataclass(frozen=True)
 class EctSchedule(Strict):
-    """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; paper, section 5).
+    """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; the paper's Section 5.3).
 
     ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
-    which the stage rises by one; null keeps it at 0.
+    which the stage rises by one; null keeps it at 0. The length of training does not stretch the stages: a shorter
+    training ends in an earlier one, a longer one goes on to further ones.
     """
 
     q: float = 2.0
@@ -167,6 +171,10 @@ class EctSchedule(Strict):
         require(self.k >= 0, "k", self.k, "a number >= 0")
         require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
         require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+    def stage(self, step: int) -> int:
+        """The stage at `step` (from 0): that of ECT's code, whose first step stands apart, before the first period."""
+        return 0 if self.stage_every is None else max(0, step - 1) // self.stage_every
 
 
 @dataclass(frozen=True)
@@ -407,7 +415,7 @@ class RunConfig(Strict):
 
         schedule = self.training.schedule
         if isinstance(schedule, EctSchedule) and schedule.stage_every is not None:
-            stage = (self.training.steps - 1) // schedule.stage_every
+            stage = schedule.stage(self.training.steps - 1)
             apart = (stage + 1) * math.log2(schedule.q) <= SINGLE_PRECISION_BITS
             expected = f"so many that q^(stage + 1), now {schedule.q:g}^{stage + 1} at the end, stays below 2^20: "
             require(

@@ -32,9 +32,10 @@ def optimal_assignment(x: "Tensor", z: "Tensor") -> "Tensor":
 
 
 def generator_augmented(x: "Tensor", z: "Tensor", context: CouplingContext) -> "Tensor":
-    """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low) (paper, Algorithm 1).
+    """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low).
 
-    The prediction is computed only for those samples; their noise is kept.
+    The prediction (the paper's Eqs. 13 to 15; mixed with independent pairs Eq. 21, Algorithm 1) is computed only for
+    those samples; their noise is kept.
     """
     import torch
 

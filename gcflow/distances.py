@@ -1,4 +1,4 @@
-"""Distances D(x, y) = phi(||x - y||) between the outputs of student and teacher (paper, section 2)."""
+"""Distances D(x, y) = phi(||x - y||) between the outputs of student and teacher."""
 
 from collections.abc import Callable
 

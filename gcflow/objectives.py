@@ -83,10 +83,11 @@ def in_words(found: object) -> str:
 
 
 class ConsistencyObjective:
-    """D(sg f(x_low, sigma_low), f(x_high, sigma_high)) / (sigma_high - sigma_low) (paper, section 2).
+    """D(sg f(x_low, sigma_low), f(x_high, sigma_high)) / (sigma_high - sigma_low) (the paper's Eqs. 4 and 6).
 
-    Both points lie on the line of a coupled pair (training), or the lower one is an Euler step along the velocity of a
-    denoiser (distillation). Student and teacher share weights and dropout mask.
+    Both points lie on the line of a coupled pair (training: Eq. 6, with predicted endpoints Eqs. 13 to 15, both mixed
+    Eq. 21), or the lower one is an Euler step along a denoiser's velocity (distillation: Eqs. 4 and 5). Student and
+    teacher share weights and dropout mask.
 
     Args:
         config: the run.

@@ -23,7 +23,7 @@ class Coefficients(NamedTuple):
 
 
 def consistency_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
-    """Consistency preconditioning (paper, section 2); c_skip = 1 and c_out = 0 exactly at sigma_min."""
+    """Consistency preconditioning (Song et al. 2023, appendix C); c_skip = 1 and c_out = 0 exactly at sigma_min."""
     data, above = process.sigma_data, sigma - process.sigma_min
     return Coefficients(
         skip=1 / (1 + (above / data) ** 2),

@@ -61,11 +61,6 @@ def _normals(config: RunConfig, step: int) -> Tensor:
     return torch.randn(config.training.batch, generator=generator(config.seed, step, "sigma"))
 
 
-def ect_stage(step: int, schedule: EctSchedule) -> int:
-    """The stage at `step` (from 0)."""
-    return 0 if schedule.stage_every is None else step // schedule.stage_every
-
-
 def ect_lower(t: Tensor, stage: int, schedule: EctSchedule) -> Tensor:
     """R(t) = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))), shape of t (Geng et al. 2024)."""
     ratio = 1 - (1 + schedule.k * torch.sigmoid(-schedule.b * t)) / schedule.q ** (stage + 1)
@@ -85,7 +80,7 @@ def _ect_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
     schedule = config.training.schedule
     assert isinstance(schedule, EctSchedule)
     t = (schedule.p_mean + schedule.p_std * _normals(config, step).double()).exp()
-    return ect_lower(t, ect_stage(step, schedule), schedule).float(), t.float()
+    return ect_lower(t, schedule.stage(step), schedule).float(), t.float()
 
 
 def _edm_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +111,7 @@ def describe(config: RunConfig, step: int) -> dict[str, Any]:
     if isinstance(schedule, IctSchedule):
         record["intervals"] = number_of_intervals(step, config.training.steps, schedule)
     if isinstance(schedule, EctSchedule):
-        record["stage"] = ect_stage(step, schedule)
+        record["stage"] = schedule.stage(step)
     if config.method.pairing.predicts:
         record["mu"] = mu_at(step, config)
     return record

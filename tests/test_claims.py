@@ -792,8 +792,7 @@ def test_the_repositorys_own_claims_have_a_place_and_one_sentence_each():
     claims = Params().claims
     assert claims is not None
     for name, entry in claims.entries.items():
-        assert re.fullmatch(r"(Section \d|Appendix), (Theorem|Lemma|Table|Figure) \d|beyond the paper", entry.place), (
-            name
-        )
+        place = r"(Introduction|Section \d(\.\d)+|Appendix), (Theorem|Lemma|Table|Figure) \d|beyond the paper"
+        assert re.fullmatch(place, entry.place), name
         assert re.fullmatch(r"[A-Z][^.!?]*(\.\d[^.!?]*)*\.", entry.claim), name
     assert len({entry.claim for entry in claims.entries.values()}) == len(claims.entries)

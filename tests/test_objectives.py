@@ -209,7 +209,7 @@ def test_the_endpoint_prediction_carries_no_gradient_even_from_a_model_in_traini
     [
         (EctSchedule(), 0, True),
         (EctSchedule(), 5, True),
-        (EctSchedule(stage_every=5), 5, True),
+        (EctSchedule(stage_every=5), 6, True),
         (EctSchedule(stage_every=1), 5, False),
         (EctSchedule(q=256), 5, False),
     ],

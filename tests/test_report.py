@@ -402,6 +402,18 @@ def test_at_a_scale_of_inceptions_features_it_does_not_say_so_before_anything_is
     assert "FID, KID and IS are of Inception" in text
 
 
+def test_numbers_of_a_secondary_source_are_shown_with_that_word(tmp_path):
+    repository = Path(__file__).parent.parent
+    document = yaml.safe_load((repository / "params.yaml").read_text())
+    document["datasets"] = {"digits": document["datasets"]["digits"]}
+    write_project(tmp_path, document | {"claims": None})
+    write_report(Params(tmp_path / "params.yaml"), "embedded")
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", report(tmp_path).read_text())
+    for published in ("7.37", "6.41", "3.74", "6.38", "6.73", "7.77"):
+        found = {cell.strip() for cell in cells if published in cell}
+        assert found == {f"{published} unconfirmed"}
+
+
 def test_options_are_shown_as_json_and_no_words_in_marks_of_code(project):
     text = report(project).read_text()
     manifest = json.loads((project / "data/mixture2d/manifest.json").read_text())

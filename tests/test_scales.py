@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from projects import environment
 from workflows import SCRIPTS
 
 from gcflow.pipeline.params import Params
+from gcflow.pipeline.planning.work import mean_passes_per_sample
 from gcflow.pipeline.stages import Stages, dvc_document
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +51,7 @@ def test_the_papers_scale_is_one_plan(folder, params):
     stages = Stages(params, "paper")
     assert params.at_scale("paper") == PAPER
     runs = [run for dataset in PAPER for run in params.runs(dataset)]
-    assert jobs["train"] == jobs["evaluate"] == len(runs) == 57, output
+    assert jobs["train"] == jobs["evaluate"] == len(runs) == 60, output
     assert jobs["prepare"] == jobs["features"] == 4
     assert jobs["reference"] == 8
     assert jobs["pretrained"] == 1
@@ -60,7 +62,7 @@ def test_the_papers_scale_is_one_plan(folder, params):
 
 
 @pytest.mark.parametrize(
-    ("target", "trained"), [("table1", 36), ("table2", 8), ("table3", 10), ("figure5", 12), ("figure8", 12)]
+    ("target", "trained"), [("table1", 36), ("table2", 8), ("table3", 11), ("figure5", 12), ("figure8", 12)]
 )
 def test_a_table_or_figure_is_a_target_that_trains_what_it_shows_and_no_more(folder, target, trained):
     jobs, output = plan(folder, "--config", "scale=paper", "--", target)
@@ -130,16 +132,38 @@ def test_the_recipes_are_those_of_the_paper(params):
         assert (params.run_config(f"{name}/gc/0").method.mu, params.dataset(name).evaluation.samples) == (0.5, 50_000)
 
 
-def test_ect_is_the_public_recipe_from_the_public_model(params):
-    short, long = (params.run_config(f"cifar10/{method}/0") for method in ("ect-gc", "ect-long-gc"))
-    assert (short.training.steps, short.training.ema_decay, short.training.schedule.q) == (8_000, 0.9993, 256.0)
-    assert short.training.schedule.stage_every is None
-    assert (long.training.steps, long.training.ema_decay, long.training.schedule.q) == (100_000, 0.9999, 2.0)
+def test_ect_is_the_public_recipe_from_the_public_model_for_the_papers_steps_and_for_its_own(params):
+    methods = ("ect-gc", "ect-8k-gc", "ect-long-gc")
+    short, own, long = (params.run_config(f"cifar10/{method}/0") for method in methods)
+    assert (short.training.steps, own.training.steps, long.training.steps) == (4_000, 8_000, 100_000)
+    for config in (short, own):
+        assert (config.training.ema_decay, config.training.schedule.q) == (0.9993, 256.0)
+        assert config.training.schedule.stage_every is None
+    assert (long.training.ema_decay, long.training.schedule.q) == (0.9999, 2.0)
     assert long.training.schedule.stage_every == 25_000
-    for config in (short, long):
+    for config in (short, own, long):
+        assert config.training.snapshot_steps[-2:] == [
+            config.training.steps - config.training.snapshot_every,
+            config.training.steps,
+        ]
         assert (config.training.batch, config.training.optimizer, config.training.huber_c) == (128, "radam", 0.0)
         assert (config.training.ema_every, config.training.ema_ramp_up) == (1, False)
         assert (config.network.channels, config.network.multipliers, config.network.blocks) == (128, (2, 2, 2), 4)
         assert (config.network.attention, config.network.dropout) == ((16,), 0.2)
         assert (config.method.mu, config.preconditioning) == (0.3, "edm")
         assert config.method.init.file == "checkpoints/edm-cifar10.safetensors"
+    labels = {method: replicates.label for method, replicates in params.dataset("cifar10").runs.items()}
+    assert all(
+        "4k steps (the paper's)" in labels[method] for method in params.dataset("cifar10").tables["table2"].methods[:2]
+    )
+    assert all("8k steps (ECT's)" in labels[method] for method in ("ect-8k", "ect-8k-gc"))
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits"])
+def test_gc_at_equal_time_costs_what_ic_does(params, dataset):
+    ic, gc, equal = (params.run_config(f"{dataset}/{method}/0") for method in ("ic", "gc", "gc-equal-time"))
+    passes = [config.training.steps * mean_passes_per_sample(config) for config in (ic, equal)]
+    # To the nearest whole step.
+    assert abs(passes[1] - passes[0]) <= mean_passes_per_sample(equal) / 2
+    assert equal == replace(gc, method_name="gc-equal-time", training=replace(gc.training, steps=equal.training.steps))
+    assert equal.training.snapshot_steps[-1] == equal.training.steps

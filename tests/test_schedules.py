@@ -23,7 +23,6 @@ from gcflow.schedules import (
     describe,
     draw_levels,
     ect_lower,
-    ect_stage,
     interval_probabilities,
     noise_levels,
     number_of_intervals,
@@ -36,7 +35,7 @@ SCHEDULE = IctSchedule()
 LARGEST_BELOW_ONE = math.nextafter(1, 0)
 CONSISTENCY = MethodConfig(objective="consistency")
 DENOISING = MethodConfig(objective="denoising")
-# Short and long setting of the paper, section 5.
+# ECT's short and long setting.
 ECT_SHORT, ECT_LONG = EctSchedule(q=256), EctSchedule(q=2, stage_every=25_000)
 ANY_SCHEDULE = [
     (SCHEDULE, CONSISTENCY),
@@ -282,12 +281,32 @@ def test_the_short_setting_of_ect_keeps_the_gap_of_its_first_stage_throughout():
         assert (low > 0).all()
 
 
+def ticked_stages(steps):
+    """Stages by the book-keeping of ECT's code (training_loop, batch 128, --tick 12.8, --double 250).
+
+    A tick ends when its 12,800 images have passed, the first of all after a single batch; the stage is looked up at the
+    ends of ticks.
+    """
+    images = ticks = began = stage = 0
+    for _ in range(steps):
+        yield stage
+        images += 128
+        if ticks == 0 or images >= began + 12_800:
+            ticks, began = ticks + 1, images
+            stage = (ticks - 1) // 250
+
+
+def test_the_stages_of_ect_are_those_of_its_code_at_every_step_of_its_default_length():
+    assert [ECT_LONG.stage(step) for step in range(200_000)] == list(ticked_stages(200_000))
+
+
 @pytest.mark.parametrize(
-    ("step", "stage"), [(0, 0), (24_999, 0), (25_000, 1), (49_999, 1), (50_000, 2), (399_999, 15), (400_000, 16)]
+    ("step", "stage"),
+    [(0, 0), (24_999, 0), (25_000, 0), (25_001, 1), (50_000, 1), (50_001, 2), (400_000, 15), (400_001, 16)],
 )
-def test_the_long_setting_of_ect_raises_its_stage_every_25k_steps(step, stage):
+def test_the_long_setting_of_ect_raises_its_stage_after_every_25k_steps(step, stage):
     config = run_config(ECT_LONG, batch=2000, steps=500_000)
-    assert ect_stage(step, ECT_LONG) == stage
+    assert ECT_LONG.stage(step) == stage
     low, high = draw_levels(config, step)
     expected = ect_lower(high.double(), stage, ECT_LONG)
     torch.testing.assert_close(low.double(), expected, rtol=2**-22, atol=1e-6)
@@ -306,7 +325,15 @@ def test_the_two_levels_of_ect_never_meet_in_single_precision(q, every, steps):
 
 
 def test_without_a_period_ect_stays_in_its_first_stage():
-    assert {ect_stage(step, EctSchedule()) for step in (0, 1, 10_000, 10**7)} == {0}
+    assert {EctSchedule().stage(step) for step in (0, 1, 10_000, 10**7)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("steps", "last"), [(4000, 0), (25_001, 0), (25_002, 1), (100_000, 3), (200_000, 7), (400_000, 15)]
+)
+def test_another_length_moves_the_end_of_ect_to_another_stage_and_that_of_ict_nowhere(steps, last):
+    assert describe(run_config(ECT_LONG, steps=steps), steps - 1) == {"stage": last}
+    assert describe(run_config(SCHEDULE, steps=steps), steps - 1) == {"intervals": 1280}
 
 
 def test_in_its_first_stage_ect_with_q_2_starts_from_the_data_below_ln_7():
@@ -370,7 +397,7 @@ def test_levels_tell_nothing_of_who_takes_the_augmented_coupling(schedule, metho
 def test_the_log_describes_where_each_schedule_is():
     ict, ect = run_config(IctSchedule(s0=10, s1=40), steps=1000), run_config(EctSchedule(stage_every=10), steps=100)
     assert [describe(ict, step) for step in (0, 333, 999)] == [{"intervals": n} for n in (10, 20, 40)]
-    assert [describe(ect, step) for step in (9, 10, 99)] == [{"stage": n} for n in (0, 1, 9)]
+    assert [describe(ect, step) for step in (10, 11, 99)] == [{"stage": n} for n in (0, 1, 9)]
     assert describe(run_config(EdmSchedule(), DENOISING), 50) == {}
 
 

@@ -166,6 +166,41 @@ def test_the_reference_point_of_ect_has_its_source(evaluated):
     assert "| 4.54 |" in text
 
 
+@pytest.mark.parametrize(
+    ("table", "method", "number"),
+    [
+        ("table2", "ect", "7.37"),
+        ("table2", "ect-gc", "6.41"),
+        ("table2", "ect-long-gc", "3.74"),
+        ("table3", "gc-equal-time", "6.38"),
+        ("table3", "gc-online", "6.73"),
+        ("table3", "gc-dropout", "7.77"),
+    ],
+)
+def test_a_number_of_a_secondary_source_is_shown_as_unconfirmed_and_nothing_is_computed_from_it(
+    evaluated, table, method, number
+):
+    label = evaluated.dataset("cifar10").runs[method].label
+    evaluate(evaluated, Run("cifar10", method, evaluated.dataset("cifar10").runs[method].seeds[0]), [6.0, 6.2])
+    found = row(build_table(evaluated, "cifar10", table), label)
+    assert found["published FID"] == f"{number} unconfirmed"
+    assert found.get("Δ FID", "") == ""
+    write_table(evaluated, "cifar10", table)
+    for suffix in ("md", "csv", "tex", "html"):
+        text = (evaluated.root / f"results/cifar10/tables/{table}.{suffix}").read_text()
+        assert text.count(number) == text.count(f"{number} unconfirmed") == 1, suffix
+    assert "third party" in (evaluated.root / f"results/cifar10/tables/{table}.md").read_text()
+
+
+def test_a_table_without_a_difference_does_not_explain_one(evaluated):
+    notes = {}
+    for name in ("table1", "table3"):
+        write_table(evaluated, "cifar10", name)
+        notes[name] = (evaluated.root / f"results/cifar10/tables/{name}.md").read_text().splitlines()[-1]
+    assert notes["table1"].endswith("Table 1; Δ is ours minus published.")
+    assert notes["table3"].endswith("(unconfirmed).")
+
+
 def test_numbers_without_the_protocol_are_refused_with_the_command_that_makes_them(params):
     path = run_folder(params.root, Run("cifar10", "ic", 0)) / "evaluation" / "metrics.json"
     path.parent.mkdir(parents=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -296,8 +296,28 @@ class Params:
             raise self._fail(f"{key}.step", f"is {step}, expected a snapshot step of {run.name}: {known}")
 
 
+class PublishedValue(NamedTuple):
+    """A number of others. std: None where none is given. caveat: stands beside it wherever it is shown.
+
+    What has a caveat is shown and nothing is computed from it.
+    """
+
+    mean: float
+    std: float | None = None
+    caveat: str = ""
+
+    @property
+    def text(self) -> str:
+        """As it is shown."""
+        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        return f"{self.mean:.2f}{spread} {self.caveat}".rstrip()
+
+
 def published_tables() -> dict[str, Any]:
-    """Published numbers: table (`table1`) to `source`, and `datasets`: data set to method to metric to [mean, std]."""
+    """Published numbers: table (`table1`) to `source`, and `datasets`: data set to method to metric to [mean, std].
+
+    A third entry is the caveat of a `PublishedValue`.
+    """
     document: dict[str, Any] = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
     return document
 

@@ -11,7 +11,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.folders import reference_path, results_folder, run_folder
-from gcflow.pipeline.params import Params, Run, published_tables
+from gcflow.pipeline.params import Params, PublishedValue, Run, published_tables
 from gcflow.pipeline.schema import metric_names
 
 PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
@@ -83,12 +83,12 @@ def _with_all(metrics: Iterable[str], params: Params, run: Run, protocol: str) -
     return values
 
 
-def published_values(reproduces: str | None, paper: str | None) -> dict[str, dict[str, list[float | None]]]:
-    """The published numbers for a table and one of the paper's data sets: method to metric to [mean, std]."""
+def published_values(reproduces: str | None, paper: str | None) -> dict[str, dict[str, PublishedValue]]:
+    """The published numbers for a table and one of the paper's data sets: method to metric to value."""
     if reproduces is None or paper is None:
         return {}
-    values: dict[str, dict[str, list[float | None]]] = published_tables()[reproduces]["datasets"][paper]
-    return values
+    methods = published_tables()[reproduces]["datasets"][paper].items()
+    return {name: {metric: PublishedValue(*value) for metric, value in row.items()} for name, row in methods}
 
 
 def cell(means: list[float], spreads: list[float]) -> str:
@@ -147,11 +147,11 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
             averages = [float(value.mean()) for value in values]
             row[label] = cell(averages, [float(value.std()) for value in values]) if values else MISSING
             means[metric] = float(np.mean(averages)) if values else np.nan
-        for metric, (mean, std) in published.get(method, {}).items():
-            assert mean is not None
-            row[f"published {metric}"] = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-            gap = means[PUBLISHED_METRICS[metric]] - mean
-            row[f"Δ {metric}"] = MISSING if np.isnan(gap) else f"{gap:+.2f}"
+        for metric, value in published.get(method, {}).items():
+            row[f"published {metric}"] = value.text
+            if not value.caveat:
+                gap = means[PUBLISHED_METRICS[metric]] - value.mean
+                row[f"Δ {metric}"] = MISSING if np.isnan(gap) else f"{gap:+.2f}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
@@ -226,7 +226,8 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     )
     if published_values(table.reproduces, table.paper):
         assert table.reproduces is not None
-        note += f" Published: {published_tables()[table.reproduces]['source']}; Δ is ours minus published."
+        note += f" Published: {published_tables()[table.reproduces]['source']}"
+        note += "; Δ is ours minus published." if any(str(head).startswith("Δ") for head in frame) else "."
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{markdown.table(_rows(frame))}\n\n{note}\n")
     write_text(folder / f"{name}.csv", frame.to_csv(index=False))

@@ -1,4 +1,4 @@
-"""`gcflow transport`: the cost E||x - z||^2 of the pairs that each coupling trains on (paper, section 3, Figure 3)."""
+"""`gcflow transport`: the cost E||x - z||^2 of the pairs that each coupling trains on (paper, Figure 3)."""
 
 from typing import Any
 

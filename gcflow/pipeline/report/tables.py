@@ -4,11 +4,11 @@ import csv
 import io
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gcflow.pipeline.drawing.inputs import expected
 from gcflow.pipeline.folders import results_folder
-from gcflow.pipeline.params import Params, published_tables
+from gcflow.pipeline.params import Params, PublishedValue, published_tables
 from gcflow.pipeline.report.records import Records
 
 LEADING_NUMBER = re.compile(r"[+\-−]?\d[\d.]*")
@@ -114,9 +114,7 @@ def _best(head: str, texts: list[str]) -> float | None:
     return min(values) if head.endswith("↓") else max(values)
 
 
-def _published(
-    paper: dict[str, dict[str, dict[str, dict[str, list[float | None]]]]], labels: dict[str, str]
-) -> list[SortableTable]:
+def _published(paper: dict[str, Any], labels: dict[str, str]) -> list[SortableTable]:
     found = []
     for dataset, methods in paper.get("datasets", {}).items():
         metrics = list(dict.fromkeys(metric for values in methods.values() for metric in values))
@@ -130,8 +128,8 @@ def _published(
     return found
 
 
-def _published_cell(value: list[float | None] | None) -> Cell:
-    if value is None or value[0] is None:
+def _published_cell(value: list[Any] | None) -> Cell:
+    if value is None:
         return Cell("–")
-    mean, std = value
-    return Cell(f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}", mean)
+    shown = PublishedValue(*value)
+    return Cell(shown.text, shown.mean)

@@ -26,12 +26,12 @@ def opened(content: bytes) -> Image.Image:
 
 
 def square(content: bytes, size: int, resampling: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
-    """The centre square of an image, resized; uint8 [3, size, size]."""
+    """The centre of an image whose shorter side is resized; uint8 [3, size, size]."""
     image = opened(content)
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    cropped = Image.fromarray(np.asarray(image)[top : top + side, left : left + side])
-    return np.asarray(cropped.resize((size, size), resampling)).transpose(2, 0, 1)
+    width, height = image.size
+    resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    left, top = (round((length - size) / 2) for length in resized)
+    return np.asarray(image.resize(resized, resampling))[top : top + size, left : left + size].transpose(2, 0, 1)
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:

@@ -238,14 +238,6 @@ def write_imagenet(path: Path, classes: dict[str, dict[str, bytes]], scratch: Pa
     return write_tar(path, members)
 
 
-def short_side_32(content: bytes, resampling: Image.Resampling) -> np.ndarray:
-    image = opened(content)
-    width, height = image.size
-    resized = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
-    left, top = (round((length - 32) / 2) for length in resized)
-    return np.asarray(image.resize(resized, resampling))[top : top + 32, left : left + 32].transpose(2, 0, 1)
-
-
 @pytest.mark.parametrize("filter_", ["bilinear", "lanczos"])
 def test_imagenet32_is_the_resized_centre_of_each_image_in_the_tar_of_tars(archives, tmp_path, filter_):
     classes = imagenet_classes()
@@ -254,12 +246,12 @@ def test_imagenet32_is_the_resized_centre_of_each_image_in_the_tar_of_tars(archi
     order = [
         (label, classes[name][image]) for label, name in enumerate(sorted(classes)) for image in sorted(classes[name])
     ]
-    expected = [short_side_32(content, Image.Resampling[filter_.upper()]) for _, content in order]
+    expected = [square(content, 32, Image.Resampling[filter_.upper()]) for _, content in order]
     assert np.array_equal(data.samples.numpy(), np.stack(expected))
     assert data.labels.tolist() == [label for label, _ in order]
     assert manifest["source"] == hashed(path)
     assert manifest["filter"] == filter_
-    assert "shorter side resized to 32" in manifest["transform"]
+    assert manifest["transform"] == "shorter side resized to 32, then the centre cropped"
     assert len(data.held_out) == 0
 
 
@@ -377,11 +369,15 @@ CELEBA = Celeba64(images=5, held_out_images=2)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_celeba64_is_the_lanczos_resized_centre_of_the_training_split(archives, compression):
+def test_celeba64_is_the_training_split_resized_by_lanczos_and_then_cropped(archives, compression):
     members = list(write_celeba(archives, compression).values())
     manifest, data = prepared(CELEBA, archives)
-    assert np.array_equal(data.samples.numpy(), np.stack([square(content, 64) for content in members[:5]]))
-    assert np.array_equal(data.held_out.numpy(), np.stack([square(content, 64) for content in members[7:]]))
+    resized = [opened(content).resize((64, 78), Image.Resampling.LANCZOS) for content in members]
+    expected = np.stack([np.asarray(image.crop((0, 7, 64, 71))).transpose(2, 0, 1) for image in resized])
+    assert np.array_equal(data.samples.numpy(), expected[:5])
+    assert np.array_equal(data.held_out.numpy(), expected[7:])
+    assert manifest["transform"] == "shorter side resized to 64, then the centre cropped"
+    assert manifest["filter"] == "lanczos"
     assert data.labels.tolist() == [0] * 5
     assert [entry["file"] for entry in manifest["source"]] == ["img_align_celeba.zip", "list_eval_partition.txt"]
     assert manifest["source"][:1] == hashed(archives / "img_align_celeba.zip")
@@ -469,7 +465,7 @@ def church_members() -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_church64_is_the_lanczos_resized_centre_of_each_value_of_the_lmdb(archives, zipped):
+def test_church64_is_each_value_of_the_lmdb_resized_by_lanczos_and_then_cropped(archives, zipped):
     members = church_members()
     folder = write_lmdb(archives / "church_outdoor_train_lmdb", members)
     if zipped:
@@ -479,6 +475,7 @@ def test_church64_is_the_lanczos_resized_centre_of_each_value_of_the_lmdb(archiv
     before = sorted(archives.rglob("*"))
     manifest, data = prepared(Church64(images=7), archives)
     assert np.array_equal(data.samples.numpy(), np.stack([square(members[key], 64) for key in sorted(members)]))
+    assert manifest["transform"] == "shorter side resized to 64, then the centre cropped"
     assert manifest["source"] == hashed(archives / "church_outdoor_train_lmdb.zip" if zipped else folder / "data.mdb")
     assert sorted(archives.rglob("*")) == before
 

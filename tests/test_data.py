@@ -461,15 +461,17 @@ def test_a_shard_that_is_not_what_was_written_is_made_again(archives, tmp_path, 
     assert sum(counted) == (30 if name == "state.json" else 22)
 
 
-@pytest.mark.parametrize("change", ["archive", "options"])
-def test_nothing_made_from_another_archive_or_with_other_options_is_kept(archives, tmp_path, counted, change):
+@pytest.mark.parametrize("change", ["archive", "options", "transform"])
+def test_nothing_made_from_another_archive_or_in_another_way_is_kept(archives, tmp_path, counted, monkeypatch, change):
     folder = tmp_path / "data"
     cut_half_way(folder, archives)
     source = MINE
     if change == "archive":
         write_zip(archives / "mine", {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)})
-    else:
+    elif change == "options":
         source = Folder("mine", 8, filter="box")
+    else:
+        monkeypatch.setattr(Folder, "provenance", lambda source: {"transform": "of another version"})
     counted.clear()
     prepare(source, folder, archives, workers=1)
     assert sum(counted) == 30

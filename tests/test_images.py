@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archive_files import photograph
 from PIL import Image
 from projects import alive
 
@@ -18,7 +19,7 @@ from gcflow.archives.locators import FileBytes, Item, TarBytes
 from gcflow.errors import GcflowError
 
 RANDOM = np.random.default_rng(0)
-LANCZOS = Transform(16, "lanczos", crop_first=True)
+LANCZOS = Transform(16, "lanczos")
 
 
 def pixels(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -48,32 +49,31 @@ def folder(tmp_path: Path) -> Path:
 # Geometry.
 
 
-@pytest.mark.parametrize(("width", "height"), [(178, 218), (218, 178), (64, 64), (65, 64), (33, 100)])
-@pytest.mark.parametrize("name", ["lanczos", "bilinear", "box"])
-def test_the_centre_square_is_cropped_before_it_is_resized(width, height, name):
-    image = Image.fromarray(pixels(height, width))
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = Image.fromarray(np.asarray(image)[top : top + side, left : left + side])
-    expected = square.resize((32, 32), {"lanczos": 1, "bilinear": 2, "box": 4}[name])
-    assert np.array_equal(np.asarray(Transform(32, name, crop_first=True)(image)), np.asarray(expected))
-
-
+# Photographs of CelebA, of LSUN (shorter side 256) and of ImageNet, a square, and images that are enlarged.
 @pytest.mark.parametrize(
-    ("width", "height", "resized", "left", "top"),
+    ("size", "width", "height", "resized", "left", "top"),
     [
-        (500, 375, (42, 32), 5, 0),
-        (375, 500, (32, 42), 0, 5),
-        (64, 64, (32, 32), 0, 0),
-        (400, 333, (38, 32), 3, 0),
-        (330, 300, (35, 32), 2, 0),
-        (340, 300, (36, 32), 2, 0),
+        (64, 178, 218, (64, 78), 0, 7),
+        (64, 218, 178, (78, 64), 7, 0),
+        (64, 341, 256, (85, 64), 10, 0),
+        (64, 349, 256, (87, 64), 12, 0),
+        (64, 256, 384, (64, 96), 0, 16),
+        (64, 256, 256, (64, 64), 0, 0),
+        (64, 64, 64, (64, 64), 0, 0),
+        (64, 30, 20, (96, 64), 16, 0),
+        (64, 5, 9, (64, 115), 0, 26),
+        (32, 500, 375, (42, 32), 5, 0),
+        (32, 375, 500, (32, 42), 0, 5),
+        (32, 400, 333, (38, 32), 3, 0),
+        (32, 330, 300, (35, 32), 2, 0),
+        (32, 340, 300, (36, 32), 2, 0),
     ],
 )
-def test_the_shorter_side_is_resized_as_torchvision_does(width, height, resized, left, top):
-    image = Image.fromarray(pixels(height, width))
-    expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR))[top : top + 32, left : left + 32]
-    assert np.array_equal(np.asarray(Transform(32, "bilinear", crop_first=False)(image)), expected)
+@pytest.mark.parametrize("name", ["lanczos", "bilinear", "box"])
+def test_the_shorter_side_is_resized_and_then_the_centre_cropped(size, width, height, resized, left, top, name):
+    image = Image.open(io.BytesIO(photograph(height, width)))
+    expected = image.resize(resized, Image.Resampling[name.upper()]).crop((left, top, left + size, top + size))
+    assert np.array_equal(np.asarray(Transform(size, name)(image)), np.asarray(expected))
 
 
 # Modes.
@@ -207,7 +207,7 @@ class Spy(images.Transform):
 
 if __name__ == '__main__':
     folder = Path(sys.argv[1])
-    index = images.ImageIndex(folder, labelled(folder_members(folder)), Spy(8, 'box', True))
+    index = images.ImageIndex(folder, labelled(folder_members(folder)), Spy(8, 'box'))
     for block in images.decoded(index, 2):
         if sys.argv[3] == 'orphan':
             os.kill(os.getpid(), signal.SIGKILL)

@@ -938,7 +938,7 @@ def test_the_figure_of_trajectories_shows_the_three_flows_with_their_numbers(pro
     for name, content in read(project, "mixture2d")["curves"]["Figure 1"]["paths"].items():
         assert f"{name[0].upper()}{name[1:]}" in text
         assert f"straightness {content['straightness']:.3f}" in text
-        assert f"{content['crossing_pairs']} crossings of 6 paths" in text
+        assert f"{content['crossing_pairs']} pairs of 6 paths cross" in text
     assert drawn(project, "mixture2d", "paths") == text
 
 

@@ -51,7 +51,7 @@ def test_the_trajectories_figure_is_drawn_from_the_numbers_of_the_theory_alone(t
     figure.write_figure(params, "mixture2d", "paths")
     assert image.imread(out / "figures/paths.png").std() > 0
     first = (out / "figures/paths.svg").read_text()
-    for shown in ("Paths", "Independent pairs", "PF-ODE", "GC flow", "straightness 0.812", "7 crossings of 2 paths"):
+    for shown in ("Paths", "Independent pairs", "PF-ODE", "GC flow", "straightness 0.812", "7 pairs of 2 paths cross"):
         assert f">{shown}<" in first
     figure.write_figure(params, "mixture2d", "paths")
     assert (out / "figures/paths.svg").read_text() == first

@@ -89,11 +89,16 @@ def require_images(images: int | None) -> None:
     require(images is None or images >= 1, "images", images, "an integer >= 1")
 
 
-def index(archive: Path, items: "list[Item]", filter_: Filter, size: int, crop_first: bool = True) -> "ImageIndex":
+def index(archive: Path, items: "list[Item]", filter_: Filter, size: int) -> "ImageIndex":
     """Images of an archive, each to become a square of `size`; see `gcflow.archives.images.Transform`."""
     from gcflow.archives.images import ImageIndex, Transform
 
-    return ImageIndex(archive, items, Transform(size, filter_, crop_first), archive.is_dir())
+    return ImageIndex(archive, items, Transform(size, filter_), archive.is_dir())
+
+
+def made_square(filter_: Filter, size: int) -> dict[str, str]:
+    """The part of a provenance that tells what `index` has done to its images."""
+    return {"transform": f"shorter side resized to {size}, then the centre cropped", "filter": filter_}
 
 
 def require_count(archive: Path, found: int, expected: int | None, what: str = "images") -> None:

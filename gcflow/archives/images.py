@@ -25,33 +25,22 @@ SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 class Transform(NamedTuple):
-    """How an image becomes a square one. size: its side. filter: of Pillow's resampling, in lower case.
+    """How an image becomes a square one: its shorter side is resized, then its centre is cropped.
 
-    crop_first: centre square, then resized. Otherwise the shorter side is resized, then the centre is cropped.
+    As torchvision's Resize and CenterCrop do, to the pixel. size: its side. filter: of Pillow's resampling, in lower
+    case.
     """
 
     size: int
     filter: str
-    crop_first: bool
-
-    def __str__(self) -> str:
-        if self.crop_first:
-            return f"centre square cropped, resized to {self.size}x{self.size}"
-        return f"shorter side resized to {self.size}, centre cropped"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The square image."""
-        resampling, size = Image.Resampling[self.filter.upper()], self.size
-        width, height = image.size
-        if self.crop_first:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            return image.crop((left, top, left + side, top + side)).resize((size, size), resampling)
-        # torchvision's Resize and CenterCrop, to the pixel.
-        short = min(width, height)
-        resized = (int(size * width / short), int(size * height / short))
-        left, top = (round((length - size) / 2) for length in resized)
-        return image.resize(resized, resampling).crop((left, top, left + size, top + size))
+        size, short = self.size, min(image.size)
+        width, height = (int(size * length / short) for length in image.size)
+        left, top = (round((length - size) / 2) for length in (width, height))
+        resized = image.resize((width, height), Image.Resampling[self.filter.upper()])
+        return resized.crop((left, top, left + size, top + size))
 
 
 class ImageIndex(NamedTuple):

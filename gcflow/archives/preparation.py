@@ -182,6 +182,7 @@ def prepare_archive(
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         key = {
+            **source.provenance(),
             "options": to_dict(source),
             "files": [_file_key(path) for path in files],
             "decoder": f"Pillow {PIL.__version__}",
@@ -212,7 +213,6 @@ def _staged(
     samples = np.load(staging.folder / "samples.npy", mmap_mode="r")
     if not len(samples):
         raise GcflowError(f"{splits.samples.archive}: no image decodes; give another archive")
-    described = {"transform": str(splits.samples.transform)} if isinstance(splits.samples, ImageIndex) else {}
     everything = [*shards, *held_out]
     converted = sum((Counter(shard.converted) for shard in everything), Counter[str]())
     return {
@@ -221,7 +221,6 @@ def _staged(
             for entry in staging.key["files"]
         ],
         **source.provenance(),
-        **described,
         "decoder": staging.key["decoder"],
         "options": staging.key["options"],
         "count": len(samples),

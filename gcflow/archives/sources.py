@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gcflow import register
-from gcflow.archives.base import Archived, Filter, Published, Splits, existing, index, require_count, require_images
+from gcflow.archives.base import (
+    Archived,
+    Filter,
+    Published,
+    Splits,
+    existing,
+    index,
+    made_square,
+    require_count,
+    require_images,
+)
 from gcflow.errors import GcflowError
 from gcflow.options import require
 
@@ -127,11 +137,11 @@ class Imagenet32(Archived):
                 "training set; fetch ILSVRC2012_img_train.tar from https://image-net.org"
             )
         require_count(path, len(members), self.images)
-        return Splits(index(path, labelled(members), self.filter, 32, crop_first=False))
+        return Splits(index(path, labelled(members), self.filter, 32))
 
     def provenance(self) -> dict[str, str]:
-        """Variant and filter, in words."""
-        return {"variant": "ImageNet-1k training images, resized here", "filter": self.filter}
+        """Variant and transform, in words."""
+        return {"variant": "ImageNet-1k training images, resized here", **made_square(self.filter, 32)}
 
 
 @register.source
@@ -189,7 +199,9 @@ class Imagenet32Downsampled(Archived):
 @register.source
 @dataclass(frozen=True)
 class Celeba64(Archived):
-    """CelebA's aligned faces at 64x64: centre square, resized; the test split of its list is held out.
+    """CelebA's aligned faces at 64x64: the shorter side resized, then the centre cropped.
+
+    Faces of 178x218 become 64x78, of which 64x64 remain. The test split of its list is held out.
 
     images, held_out_images: in the training and the test split. filter: of the resize.
     """
@@ -262,14 +274,14 @@ class Celeba64(Archived):
         return items
 
     def provenance(self) -> dict[str, str]:
-        """Variant and filter, in words."""
-        return {"variant": "CelebA, aligned and cropped", "filter": self.filter}
+        """Variant and transform, in words."""
+        return {"variant": "CelebA, aligned and cropped", **made_square(self.filter, 64)}
 
 
 @register.source
 @dataclass(frozen=True)
 class Church64(Archived):
-    """LSUN's outdoor churches at 64x64: centre square, resized.
+    """LSUN's outdoor churches at 64x64: the shorter side resized, then the centre cropped.
 
     archive: the folder of the LMDB; where it is missing, the zip of this name that holds it, which is unpacked while
     it is read. filter: of the resize. images: in the LMDB.
@@ -326,14 +338,14 @@ class Church64(Archived):
         return Splits(index(path, [Item(name, 0, members[name]) for name in members], self.filter, 64))
 
     def provenance(self) -> dict[str, str]:
-        """Variant and filter, in words."""
-        return {"variant": "LSUN church_outdoor, training split", "filter": self.filter}
+        """Variant and transform, in words."""
+        return {"variant": "LSUN church_outdoor, training split", **made_square(self.filter, 64)}
 
 
 @register.source
 @dataclass(frozen=True)
 class Folder(Archived):
-    """Any folder, zip, tar or tar.gz of images: the centre square of each, resized.
+    """Any folder, zip, tar or tar.gz of images: the shorter side of each resized, then the centre cropped.
 
     path: in the folder of archives, or absolute. size: side, a power of two. images: expected; null takes what there
     is. Labels number the sorted folders that images lie in.
@@ -381,5 +393,5 @@ class Folder(Archived):
         return Splits(index(path, labelled(members), self.filter, self.size))
 
     def provenance(self) -> dict[str, str]:
-        """Variant and filter, in words."""
-        return {"variant": "images of the user's own", "filter": self.filter}
+        """Variant and transform, in words."""
+        return {"variant": "images of the user's own", **made_square(self.filter, self.size)}

@@ -38,8 +38,10 @@ def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None)
 def measure_transport(params: Params, dataset: str, device: str = "cpu") -> None:
     """Writes results/<dataset>/transport.json: IC, OT per batch size, GC per noise level, trained and exact.
 
-    `gc` uses the predictor run's EMA; `gc-exact`, for data small enough, the flow of their own closed-form velocity.
-    Gaussian data have the closed forms beside.
+    `gc` uses the predictor run's EMA; `gc-exact`, for data small enough, the flow of their own closed-form velocity,
+    which is slow and takes the first of the pairs alone. A `cost` is of a coupling's own pairs; a `saving` is against
+    independent pairs of the same data and noises, so that savings compare whatever the number of pairs. Gaussian data
+    have the closed forms beside.
 
     Raises:
         GcflowError: no transport block, or the predictor's weights are missing.

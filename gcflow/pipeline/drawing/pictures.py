@@ -49,7 +49,7 @@ def _sample_rows(panel: str, file: Path, indices: np.ndarray, values: np.ndarray
 
 
 def samples(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """One-step EMA samples of each method's first seed from the same noises, next to real data."""
+    """EMA samples of each method's first seed from the same noises, next to real data."""
     from gcflow.data import load_dataset
 
     entry, folder = params.dataset(dataset), data_folder(params.root, dataset)
@@ -101,7 +101,7 @@ def trajectories(params: Params, dataset: str, figure: Figure) -> Drawing:
         states = {name: np.array(content["states"]) for name, content in flows.items()}
         titles = {
             name: f"{name[0].upper()}{name[1:]}\nstraightness {content['straightness']:.3f}\n"
-            f"{content['crossing_pairs']} crossings of {states[name].shape[1]} paths"
+            f"{content['crossing_pairs']} pairs of {states[name].shape[1]} paths cross"
             for name, content in flows.items()
         }
         parts = [_path_rows(name, sigmas, paths[:, :DRAWN_PATHS]) for name, paths in states.items()]

@@ -69,7 +69,7 @@ def forest_plot(findings: list[Finding], confidence: float) -> "Figure":
     axes.tick_params(axis="y", length=0)
     for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
         text.set(fontweight="bold" if found is None else "normal", parse_math=False)
-    axes.set_xlabel("claimed to be lower / other (ratio)\nbelow ×1 supports the claim")
+    axes.set_xlabel("claimed to be lower / other (ratio)\nbelow ×1 speaks for the claim")
     for verdict, look in LOOKS.items():
         axes.plot([], [], color=look.colour, marker=look.marker, markerfacecolor=_fill(look), label=verdict)
     bars = f"bars: {100 * confidence:g} % interval of each comparison alone"

@@ -42,8 +42,8 @@ def introduction(judgement: Judgement) -> str:
     risk = f"{1 - judgement.settings.confidence:.2g}"
     return (
         "Each claim is a test that params.yaml writes down, the same on every data set. "
-        "Effects set the side that a claim has lower against the other: a negative percentage, or a factor below 1, "
-        "supports it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
+        "Effects set the side that a claim has lower against the other: a negative one, or a factor below 1, speaks "
+        "for it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
         "in pairs of the same seed, transport costs in pairs of the same data and noise (two-sided paired t tests), "
         "and the cost of GC with that of OT in batches as independent means (Welch's t test). A verdict needs "
         f"p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "

@@ -12,47 +12,62 @@ class Caption(NamedTuple):
 
 CAPTIONS = {
     "convergence": Caption(
-        "How far samples are from the data during training: lower is better, and earlier is faster. Curves whose bands "
-        "overlap are not told apart by this picture; the ledger of claims tests their differences.",
-        "Fréchet distance of samples from EMA weights with the fewest network evaluations, at every snapshot; mean "
-        "over training seeds, with a band where there are several. The axis is logarithmic.",
+        "How far samples are from the data during training: lower is better, and earlier is faster. Bands are the "
+        "scatter of single seeds, and a curve of one seed has none; which of the claimed differences are more than "
+        "chance is in the ledger of claims.",
+        "Fréchet distance, by the data set's first protocol, of samples from EMA weights with the fewest network "
+        "evaluations: at snapshots from the first generation seed, at the last step the mean over all of them. Curves "
+        "are means over training seeds. The axis is logarithmic.",
     ),
     "samples": Caption(
-        "What each method draws, beside real data. Equal places in two grids come from the same noise, so a difference "
-        "between them is the method's.",
+        "What each method draws, beside real data. Images at equal places of two methods' grids come from the same "
+        "noise, so what differs is due to the methods, or to the chance in their training, and not to the noise.",
         "EMA weights of each method's first seed at the last step, with the fewest network evaluations; the first "
-        "noises of the first generation seed, unselected.",
+        "noises of the first generation seed, unselected. Real data are picked at equal steps through the data set. "
+        "Points beyond the axes are not seen.",
     ),
     "transport": Caption(
-        "What it costs to carry data to noise along each coupling's pairs; lower is better. The paper has the cost of "
-        "generator-augmented pairs begin at that of independent ones and fall with the noise, below optimal transport "
-        "in batches. It follows for the exact flow of the data; a trained predictor may leave it.",
-        "Monte-Carlo estimates of E‖x − z‖² over pairs, with their standard errors; data and noises are common to all "
-        "couplings.",
+        "What it costs to carry data to noise along each coupling's pairs; lower is better. By the corollaries of "
+        "Lemma 1, the cost of generator-augmented pairs of the exact flow begins at that of independent ones and falls "
+        "at first, and again where the noise is large; the paper finds it below optimal transport in batches from some "
+        "noise on. A trained predictor need not follow.",
+        "Monte-Carlo estimates of E‖x − z‖² over pairs: each curve is the cost of independent pairs minus what its "
+        "coupling saves against them on the same data and noises. The exact flow takes many steps, so it may have the "
+        "first of the pairs alone; its name says how many. Endpoints lie at σ_min and still hold σ_min z, which by "
+        "itself saves about 2 σ_min per dimension.",
     ),
     "discrepancy": Caption(
         "How far the velocity of a pair is from the mean velocity at its point: 0 would make consistency training the "
         "same as distillation. Lower curves are better, and what matters is how they fall as the noise grows.",
-        "A denoiser trained on each coupling gives the mean velocity; mean over its seeds. Exact values and the bound "
-        "by the endpoint predictor stand beside it where they are known.",
+        "A denoiser trained on each coupling's pairs stands for the mean velocity, and any other velocity than that "
+        "lies farther from the pairs': estimates are upper bounds but for sampling error. So is the dashed one, where "
+        "the endpoint predictor takes the denoiser's place. Means over the denoisers' training seeds, on the same data "
+        "and noises. The exact denoiser of independent pairs, dotted, is known where the data are few; the axis leaves "
+        "out most of its fall at small noise, where it knows each sample by heart.",
     ),
     "trajectories": Caption(
         "Straight paths that cross little are easy to follow in one step. Independent pairs are straight and cross "
-        "everywhere; compare how the ODE of the probability flow and the generator-augmented flow trade one for the "
-        "other. Straightness is 1 for straight lines.",
-        "From the same starts on a distribution whose velocity is known, integrated in float64 by gcflow theory; 32 "
-        "of the paths are drawn, all are counted.",
+        "most; compare how much straightness the ODE of the probability flow and the generator-augmented flow give up "
+        "to cross less. Straightness is chord over arc, 1 for straight lines; two paths that meet in the plane count "
+        "once.",
+        "From the same starts on a distribution whose velocity is known; the two flows are integrated in float64 by "
+        "gcflow theory, with the ideal predictor. The first 32 of the paths are drawn, all are counted.",
     ),
     "theory": Caption(
-        "Whether measured points lie on what the theorems say: losses and gradients converge to their limits, the "
-        "discrepancies fall with their exponents, and both sides of Lemma 1 agree.",
-        "Quasi-Monte-Carlo and quadrature in float64 on a distribution where everything is known; each check with its "
-        "tolerance is in the section on theory.",
+        "Theorem 1: with more intervals the gap between the losses comes to the theorem's limit (left, its distance "
+        "from that), and their gradients come to agree for α = 2 alone (right; where they do, what is "
+        "left is sampling error, large for large T). Theorem 2: the discrepancy of generator-augmented pairs falls "
+        "faster than that of independent ones. Lemma 1: the slope of the transport cost (points) lies on the lemma's "
+        "right side (line).",
+        "Quasi-Monte-Carlo for Theorem 1, quadrature for the others, in float64 on a distribution whose velocity and "
+        "flow are known; each check that the title counts is in the section on theory, with its tolerance.",
     ),
 }  # fmt: skip
 
 FOREST = Caption(
     "Every statistically tested claim as the ratio of the side that it has lower to the other: left of ×1 speaks for "
-    "the claim. Intervals are of each comparison alone; verdicts account for all tests of a data set.",
+    "the claim. A slope is drawn as the ratio that it makes per e-fold of the noise, what lies beyond the axis as an "
+    "arrow. Intervals are of each comparison alone, and a single pair of runs has none; verdicts account for all tests "
+    "of a data set.",
     "From the records of results/claims.json, by gcflow claims.",
 )  # fmt: skip

@@ -23,7 +23,7 @@ class Coefficients(NamedTuple):
 
 
 def edm_coefficients(sigma: Tensor, process: NoiseProcess, boundary: float = 0.0) -> Coefficients:
-    """EDM preconditioning of a denoiser (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at `boundary`."""
+    """EDM preconditioning (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at `boundary`."""
     data, above = process.sigma_data, sigma - boundary
     return Coefficients(
         skip=1 / (1 + (above / data) ** 2),

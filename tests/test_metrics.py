@@ -338,7 +338,7 @@ NOT_FINITE = [torch.tensor([[1.0, value], [2.0, 3.0]]) for value in (NAN, INFINI
 )
 @pytest.mark.parametrize("features", [ONE, ONE[:0], *NOT_FINITE, torch.ones(3)])
 def test_features_that_have_no_distance_are_refused_in_one_line(measure, features):
-    with pytest.raises(ValueError, match="n >= |hold NaN or infinity|at least 2 are needed") as caught:
+    with pytest.raises(ValueError, match=r"n >= |hold NaN or infinity|at least 2 are needed") as caught:
         measure(features)
     assert "\n" not in str(caught.value)
 

@@ -45,7 +45,9 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     if isinstance(network, SmallExtractor):
         if len(data.samples) < FEWEST_REAL:
             folder = data_folder(params.root, dataset)
-            raise GcflowError(f"{folder}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with")
+            raise GcflowError(
+                f"{folder}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with"
+            )
         tensors, record = _small_reference(network, data)
     else:
         rules = settings.protocols[protocol]
@@ -68,9 +70,7 @@ def _small_reference(extractor: SmallExtractor, data: Dataset) -> tuple[dict[str
     return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
 
 
-def _chosen_images(
-    params: Params, dataset: str, data: Dataset, rules: InceptionProtocol
-) -> tuple[Tensor, Tensor]:
+def _chosen_images(params: Params, dataset: str, data: Dataset, rules: InceptionProtocol) -> tuple[Tensor, Tensor]:
     """The images of the split, and the numbers of those that are taken, in the order in which they are.
 
     That order is random: prepared data may be sorted by class, and the score is of contiguous splits.

@@ -204,11 +204,12 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
         return f"Protocol {protocol}: {kind} features, these numbers are not FID."
     network = "features of clean-fid's Inception" if kind == "inception" else "features of a random network, not FID"
     first = {method: Run(dataset, method, entry.runs[method].seeds[0]) for method in methods}
-    batches = sorted({params.run_config(run.name).training.batch for run in first.values()})
+    sizes = sorted({params.run_config(run.name).training.batch for run in first.values()})
+    batch = f"each batch of {' or '.join(map(str, sizes))}"
     pixels = {
         "clip": "clipped to [-1, 1], rounded to 8 bits",
         "clip-truncate": "clipped to [-1, 1], truncated to 8 bits",
-        "batch-min-max": f"each batch of {' or '.join(map(str, batches))} scaled by its own extremes, truncated to 8 bits",
+        "batch-min-max": f"{batch} scaled by its own extremes, truncated to 8 bits",
     }
     real = ", which went through float32 and were truncated to 8 bits" if settings.real_pixels == "round-trip" else ""
     return (
@@ -240,10 +241,10 @@ def write_table(params: Params, dataset: str, name: str) -> None:
         f"training seeds, in brackets over {len(settings.generation_seeds)} generation seeds of one run (root mean "
         f"square{where}). {protocol_line(params, dataset, table.methods, protocol, record)} {_real_data(record)}."
     )
-    if published_values(table.published_entry, table.paper):
-        note += f" Published: {published_tables()[table.published_entry]['source']}; Δ is ours minus published."
     if table.note:
         note += f" {table.note}"
+    if published_values(table.published_entry, table.paper):
+        note += f" Published: {published_tables()[table.published_entry]['source']}; Δ is ours minus published."
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{markdown.table(_rows(frame))}\n\n{note}\n")
     write_text(folder / f"{name}.csv", frame.assign(protocol=protocol).to_csv(index=False))

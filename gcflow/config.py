@@ -318,6 +318,8 @@ class MethodConfig(Strict):
     of the data set (its empirical distribution, or its mixture).
     init: weights to start from; null means untrained ones.
     preconditioning: null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`.
+    sampling_boundary: where a consistency model of `edm` preconditioning is taken to be the identity when it is
+    sampled; null means 0, as in training. ECT's code takes 0.003.
     """
 
     objective: Literal["consistency", "distillation", "denoising"]
@@ -328,6 +330,7 @@ class MethodConfig(Strict):
     teacher: Literal["exact"] | FrozenWeights | None = None
     init: FrozenWeights | None = None
     preconditioning: Preconditioning | None = None
+    sampling_boundary: float | None = None
 
     def __post_init__(self) -> None:
         if self.pairing.predicts:
@@ -408,6 +411,11 @@ class RunConfig(Strict):
         require(fitting, "training.schedule.kind", kind, expected)
         at_zero = kind != "ect" or self.preconditioning != "consistency"
         require(at_zero, "preconditioning", self.preconditioning, "edm, vp or ve, because ECT's boundary is sigma = 0")
+
+        moved, fits = self.method.sampling_boundary, self.preconditioning == "edm" and objective == "consistency"
+        require(moved is None or fits, "sampling_boundary", moved, "no value but for a consistency model of ECT (edm)")
+        within = moved is None or 0 <= moved < self.process.sigma_max
+        require(within, "sampling_boundary", moved, "a noise level >= 0 and below sigma_max, or null")
 
         begin, steps = self.method.mu_from_step, self.training.steps
         expected = f"less than training.steps, {steps}, or mu would be 0 throughout"

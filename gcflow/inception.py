@@ -44,7 +44,26 @@ def batch_min_max_pixels(x: Tensor) -> Tensor:
     return ((x - low) / scale * 255).to(torch.uint8)
 
 
-PIXELS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip_pixels, "batch-min-max": batch_min_max_pixels}
+def truncated_pixels(x: Tensor) -> Tensor:
+    """Float [n, C, H, W] to uint8: clipped to [-1, 1], which is mapped to 0 .. 255; fractions are dropped."""
+    return ((x.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+def float_round_trip(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1] and back, as the paper's authors' real images go: 1 .. 63 lose 1, the rest nothing.
+
+    Divided by 255, normalised by mean and deviation 0.5, and then what `truncated_pixels` does.
+    """
+    return truncated_pixels((images.float() / 255 - 0.5) / 0.5)
+
+
+# What becomes of a model's output, by a protocol's `pixels`; and of real images, by its `real_pixels`.
+PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clip": clip_pixels,
+    "clip-truncate": truncated_pixels,
+    "batch-min-max": batch_min_max_pixels,
+}
+REAL_PIXELS: dict[str, Callable[[Tensor], Tensor]] = {"stored": lambda images: images, "round-trip": float_round_trip}
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ None of these is FID by itself: FID is `frechet_distance` in Inception's feature
 """
 
 from functools import cached_property
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from typing import Protocol
 
 import torch
@@ -36,13 +36,29 @@ def _symmetric_root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
+def _require_rows(rows: Tensor, least: int, name: str) -> None:
+    if rows.ndim != 2 or len(rows) < least:
+        raise ValueError(f"{name} are {list(rows.shape)}, expected [n, columns] with n >= {least}")
+    if not rows.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinity")
+
+
+def _require_equal_width(first: Tensor, second: Tensor) -> None:
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(f"features of {first.shape[-1]} and of {second.shape[-1]} values cannot be compared")
+
+
 class FeatureSet:
     """Features [n, F], n >= 2, in float64, and what comparisons need of them alone, computed once.
 
     A set that many others are compared with, such as that of the real samples, is best kept as one of these.
+
+    Raises:
+        ValueError: the features are of another shape, or not all finite.
     """
 
     def __init__(self, features: Tensor) -> None:
+        _require_rows(features, 2, "features")
         self.values = features.double()
 
     @cached_property
@@ -100,7 +116,12 @@ class FeatureStatistics:
         return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter.clone()}
 
     def update(self, features: Tensor) -> None:
-        """Takes features [n, F], n >= 0, of any floating type."""
+        """Takes features [n, F], n >= 0, of any floating type.
+
+        Raises:
+            ValueError: they are of another shape, or not all finite; nothing was taken.
+        """
+        _require_rows(features, 0, "features")
         if not len(features):
             return
         values = features.double()
@@ -132,7 +153,13 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance [F, F]."""
+        """Unbiased covariance [F, F].
+
+        Raises:
+            ValueError: fewer than two features have come.
+        """
+        if self.count < 2:
+            raise ValueError(f"the covariance of {self.count} features is not defined, at least 2 are needed")
         return self.scatter / (self.count - 1)
 
     @cached_property
@@ -156,21 +183,35 @@ def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     Args:
         a: features [n, F], n >= 2, or their moments; n < F is fine.
         b: the same of the other set; many distances to one `b` cost one root of its covariance if it is no tensor.
+
+    Raises:
+        ValueError: features are fewer than two, not all finite, or of different sizes.
     """
     first = FeatureSet(a) if isinstance(a, Tensor) else a
     second = FeatureSet(b) if isinstance(b, Tensor) else b
-    mean_gap, covariance, root = first.mean - second.mean, first.covariance, second.covariance_root
+    covariance = first.covariance
+    _require_equal_width(covariance, second.covariance)
+    for moment in (first.mean, covariance, second.mean, second.covariance):
+        if not moment.isfinite().all():
+            raise ValueError("moments hold NaN or infinity")
+    mean_gap, root = first.mean - second.mean, second.covariance_root
     # tr (C_a C_b)^(1/2) through the symmetric matrix with the same eigenvalues: stable without a general square root.
     cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
-    return float(mean_gap @ mean_gap + covariance.trace() + second.covariance.trace() - 2 * cross)
+    distance = float(mean_gap @ mean_gap + covariance.trace() + second.covariance.trace() - 2 * cross)
+    # A covariance's null directions add the roots of their rounding errors, some 1e-8 each, to the cross term.
+    return max(distance, 0.0)
 
 
 def kernel_distance(a: Tensor | FeatureSet, b: Tensor | FeatureSet) -> float:
     """Unbiased squared MMD with the kernel (x.y / F + 1)^3 of KID, over all pairs of [n, F] and [m, F], in float64.
 
-    Memory grows with n + m, not with n m.
+    Memory grows with n + m, not with n m. Being unbiased, it may be negative.
+
+    Raises:
+        ValueError: features are fewer than two, not all finite, or of different sizes.
     """
     a, b = _feature_set(a), _feature_set(b)
+    _require_equal_width(a.values, b.values)
     tiles = product(torch.split(a.values, KERNEL_ROWS), torch.split(b.values, KERNEL_ROWS))
     across = torch.stack([_kernel(first, second).sum() for first, second in tiles]).sum()
     return float(a.mean_kernel + b.mean_kernel - 2 * across / (len(a.values) * len(b.values)))
@@ -192,7 +233,13 @@ def kernel_inception_distance(
 
     Returns:
         Mean and standard deviation over the subsets (that of the population, as numpy's).
+
+    Raises:
+        ValueError: features are fewer than two, not all finite, or of different sizes.
     """
+    for features in (generated, reference):
+        _require_rows(features, 2, "features")
+    _require_equal_width(generated, reference)
     size = min(len(generated), len(reference), subset_size)
     distances = []
     for index in range(subsets):
@@ -208,7 +255,12 @@ def kernel_inception_distance(
 
 
 def class_score(probabilities: Tensor) -> float:
-    """exp(E KL(p(y|x) || p(y))) for class probabilities [n, K]: the formula of the inception score, in [1, K]."""
+    """exp(E KL(p(y|x) || p(y))) for class probabilities [n, K]: the formula of the inception score, in [1, K].
+
+    Raises:
+        ValueError: there are none, or not all are finite.
+    """
+    _require_rows(probabilities, 1, "probabilities")
     p = probabilities.double()
     marginal = p.mean(0, keepdim=True)
     divergence = torch.special.xlogy(p, p) - torch.special.xlogy(p, marginal)
@@ -218,8 +270,8 @@ def class_score(probabilities: Tensor) -> float:
 class InceptionScore:
     """`class_score` of contiguous splits of probabilities that come in batches, in float64; memory O(K).
 
-    Salimans et al. (2016), whose splits are 10. The first splits hold one more if the total is not divisible, as
-    numpy.array_split has it.
+    Salimans et al. (2016), whose splits are 10. Split i holds images i total // splits .. (i + 1) total // splits, as
+    torch-fidelity has it.
 
     Args:
         total: number of images to come.
@@ -232,7 +284,8 @@ class InceptionScore:
     def __init__(self, total: int, splits: int) -> None:
         if not 1 <= splits <= total:
             raise ValueError(f"{total} images cannot be scored in {splits} splits")
-        self.sizes = [total // splits + (index < total % splits) for index in range(splits)]
+        ends = [index * total // splits for index in range(splits + 1)]
+        self.sizes = [end - begin for begin, end in pairwise(ends)]
         self.scores: list[Tensor] = []
         self._filled = 0
         self._sum = self._negative_entropy = torch.zeros(())
@@ -241,8 +294,9 @@ class InceptionScore:
         """Takes class probabilities [n, K] of the next n images.
 
         Raises:
-            ValueError: more come than were announced.
+            ValueError: more come than were announced, or not all are finite.
         """
+        _require_rows(probabilities, 0, "probabilities")
         remaining = probabilities
         while len(remaining):
             if len(self.scores) == len(self.sizes):
@@ -279,5 +333,11 @@ def transport_cost(x: Tensor, z: Tensor) -> Tensor:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of independent values [n], n >= 2, and its standard error."""
+    """Mean of independent values [n], n >= 2, and its standard error.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    if len(values) < 2:
+        raise ValueError(f"the standard error of {len(values)} values is not defined, at least 2 are needed")
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()

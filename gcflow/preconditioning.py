@@ -22,31 +22,21 @@ class Coefficients(NamedTuple):
     noise: Tensor
 
 
-def consistency_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
-    """Consistency preconditioning (Song et al. 2023, appendix C); c_skip = 1 and c_out = 0 exactly at sigma_min."""
-    data, above = process.sigma_data, sigma - process.sigma_min
+def edm_coefficients(sigma: Tensor, process: NoiseProcess, boundary: float = 0.0) -> Coefficients:
+    """EDM preconditioning (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at `boundary`."""
+    data, above = process.sigma_data, sigma - boundary
     return Coefficients(
         skip=1 / (1 + (above / data) ** 2),
         out=data * above / (data**2 + sigma**2).sqrt(),
         input=1 / (data**2 + sigma**2).sqrt(),
-        noise=sigma.log() / 4,
+        # sigma = 0 may be the boundary, where the network's output does not count but must be finite.
+        noise=sigma.clamp_min(SMALLEST_SIGMA).log() / 4,
     )
 
 
-def _edm_noise(sigma: Tensor) -> Tensor:
-    # sigma = 0 is the boundary, where the network's output does not count but must be finite.
-    return sigma.clamp_min(SMALLEST_SIGMA).log() / 4
-
-
-def edm_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
-    """EDM preconditioning of a denoiser (Karras et al. 2022, table 1); c_skip = 1 and c_out = 0 exactly at 0."""
-    data = process.sigma_data
-    return Coefficients(
-        skip=1 / (1 + (sigma / data) ** 2),
-        out=sigma * data / (data**2 + sigma**2).sqrt(),
-        input=1 / (data**2 + sigma**2).sqrt(),
-        noise=_edm_noise(sigma),
-    )
+def consistency_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
+    """Consistency preconditioning (Song et al. 2023, appendix C): that of EDM with its boundary at sigma_min."""
+    return edm_coefficients(sigma, process, process.sigma_min)
 
 
 def vp_coefficients(sigma: Tensor, process: NoiseProcess) -> Coefficients:
@@ -131,16 +121,27 @@ class PreconditionedNetwork(nn.Module):
         """The noise level at which the model is the identity."""
         return boundary(self.preconditioning, self.process)
 
-    def forward(self, x: Tensor, sigma: Tensor, dropout: Tensor | None = None, **labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        dropout: Tensor | None = None,
+        boundary: float | None = None,
+        **labels: Tensor,
+    ) -> Tensor:
         """Predicts the clean endpoint, shape and dtype of x.
 
         Args:
             x: [B, ...].
             sigma: noise levels [B].
             dropout: keys of the samples, int32 [B]; None leaves dropout out.
+            boundary: where a model of EDM preconditioning is the identity in this pass, instead of at 0.
             labels: class_labels or augment_labels of a network that has them.
         """
-        c = COEFFICIENTS[self.preconditioning](sigma, self.process)
+        if boundary is None:
+            c = COEFFICIENTS[self.preconditioning](sigma, self.process)
+        else:
+            c = edm_coefficients(sigma, self.process, boundary)
         # Entered for each pass: cast weights that autocast kept from a pass without gradient would have none.
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             inner = self.network(per_sample(c.input, x) * x, c.noise, dropout, **labels)

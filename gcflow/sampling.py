@@ -5,6 +5,7 @@ Noise is drawn per image: image n of a seed is the same whatever the batch size,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -67,22 +68,32 @@ def heun_sample(denoiser: Model, noise: Tensor, process: NoiseProcess, steps: in
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to draw samples: `consistency` in len(sigmas) + 1 steps, or `heun` in `heun_steps` levels of noise."""
+    """A way to draw samples: `consistency` in len(sigmas) + 1 steps, or `heun` in `heun_steps` levels of noise.
+
+    boundary: where a consistency model of EDM preconditioning is taken to be the identity; None: where it was trained
+    to be. Noise is added as to samples at the boundary of training, as ECT's code does, which moves it to 0.003.
+    """
 
     name: str
     sigmas: tuple[float, ...] = ()
     heun_steps: int = 18
+    boundary: float | None = None
 
     @property
     def evaluations(self) -> int:
         """Passes of the network per sample."""
         return 2 * self.heun_steps - 1 if self.name == "heun" else len(self.sigmas) + 1
 
+    def boundary_of(self, model: PreconditionedNetwork) -> float:
+        """The noise level at which a model is taken to be the identity."""
+        return model.boundary if self.boundary is None else self.boundary
+
     def draw(self, model: PreconditionedNetwork, noise: Tensor, renoise: Callable[[int], Tensor]) -> Tensor:
         """Samples in model space from noise [B, ...]."""
         if self.name == "heun":
             return heun_sample(model, noise, model.process, self.heun_steps)
-        return consistency_sample(model, noise, model.process, self.sigmas, renoise, model.boundary)
+        moved = partial(model, boundary=self.boundary)
+        return consistency_sample(moved, noise, model.process, self.sigmas, renoise, model.boundary)
 
 
 def image_noise(seed: int, images: range, shape: Sequence[int], step: int = 0) -> Tensor:

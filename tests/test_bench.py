@@ -1,6 +1,7 @@
 """`gcflow bench`: what it counts, what it reports, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -181,11 +182,14 @@ def test_sampling_is_timed_as_it_is_evaluated(tmp_path, monkeypatch):
     assert set(bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu")) == {"heun-5"}
     monkeypatch.setattr(sampling_speed, "LONGEST_SAMPLING", 0.0)
     assert bench_sampling(params.run_config("digits/denoiser/0"), params, (1, 8, 8), "cpu") == {}
-    torch.backends.cudnn.deterministic = True
-    with as_evaluated():
-        assert not torch.backends.cudnn.deterministic
-    assert torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = False
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    for precision, allowed in (("tf32", True), ("float32", False), ("bfloat16", False)):
+        training = replace(params.run_config("digits/ic/0").training, precision=precision)
+        with as_evaluated(training):
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+            assert torch.backends.cudnn.deterministic
+        backends = torch.backends
+        assert (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.deterministic) == before
 
 
 def test_a_trial_that_fails_is_reported(monkeypatch):

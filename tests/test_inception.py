@@ -18,7 +18,9 @@ from gcflow.inception import (
     INCEPTION_SHA256,
     INCEPTION_URL,
     PIXELS,
+    REAL_PIXELS,
     Inception,
+    float_round_trip,
     resize_clean,
     resize_legacy_pytorch,
     write_surrogate,
@@ -385,6 +387,37 @@ def test_batch_min_max_maps_the_batchs_range_to_all_levels_and_drops_fractions()
     assert torch.equal(PIXELS["batch-min-max"](5 * x - 2), PIXELS["batch-min-max"](x))
     assert not torch.equal(PIXELS["batch-min-max"](x)[1:], PIXELS["batch-min-max"](x[1:]))
     assert PIXELS["batch-min-max"](torch.full((2, 2), 0.3)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_truncated_pixels_are_clipped_and_drop_fractions():
+    assert PIXELS["clip-truncate"](torch.tensor([-7.0, -1.0, 0.0, 0.999, 1.0, 7.0])).tolist() == [
+        0,
+        0,
+        127,
+        254,
+        255,
+        255,
+    ]
+    x = model_output(2)
+    lost = PIXELS["clip"](x).int() - PIXELS["clip-truncate"](x).int()
+    assert set(lost.unique().tolist()) == {0, 1}
+    # On images whose extremes are those of the range, scaling by them is no other map.
+    x = torch.cat([x.clamp(-1, 1), torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 3, 8, 8)])
+    assert (PIXELS["clip-truncate"](x).int() - PIXELS["batch-min-max"](x).int()).abs().max() <= 1
+
+
+def test_of_the_256_values_of_a_real_pixel_63_lose_1_on_the_way_through_float32():
+    values = torch.arange(256, dtype=torch.uint8)
+    lost = values.int() - float_round_trip(values).int()
+    assert lost.nonzero().flatten().tolist() == list(range(1, 64))
+    assert int(lost.sum()) == 63
+    # The same in numpy's float32: what torchvision's ToTensor and Normalize give, and torchmetrics takes.
+    given = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    taken = ((given + np.float32(1)) / np.float32(2) * np.float32(255)).astype(np.uint8)
+    assert float_round_trip(values).tolist() == taken.tolist()
+    images = noise(4, 3, 8, 8)
+    assert torch.equal(float_round_trip(images), float_round_trip(values)[images.long()])
+    assert torch.equal(REAL_PIXELS["stored"](images), images)
 
 
 def test_the_core_needs_neither_clean_fid_nor_torchvision_nor_pillow():

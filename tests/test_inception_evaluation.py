@@ -1,4 +1,4 @@
-"""The whole path of the paper's evaluation at a tiny size: surrogate network, two protocols, real processes."""
+"""The whole path of the paper's evaluation at a tiny size: surrogate network, three protocols, real processes."""
 
 import json
 import shutil
@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gcflow.data import load_dataset
-from gcflow.inception import PIXELS, Inception, write_surrogate
-from gcflow.metrics import FeatureStatistics, frechet_distance, kernel_inception_distance
+from gcflow.inception import PIXELS, Inception, float_round_trip, write_surrogate
+from gcflow.metrics import FeatureStatistics, class_score, frechet_distance, kernel_inception_distance
 from gcflow.pipeline import evaluate
+from gcflow.pipeline.comparison import load_references
 from gcflow.pipeline.evaluate import evaluate_run
 from gcflow.pipeline.folders import extractor_path, reference_path, snapshot
 from gcflow.pipeline.params import Params
+from gcflow.pipeline.reference import compute_reference
+from gcflow.randomness import generator
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import load_run_model, load_tensors, save_tensors
 
-RUN = "noise/ic/0"
+RUN, ECT = "noise/ic/0", "noise/ect/0"
 PROTOCOL = {"kid_subsets": 3, "kid_subset_size": 20, "score_splits": 2}
 
 
@@ -42,23 +45,28 @@ class SmallNetwork(nn.Module):
 
 def noise_params():
     training = {"steps": 4, "batch": 8, "learning_rate": 1e-3, "snapshot_every": 2, "schedule": {"kind": "ict"}}
-    protocols = {
-        "clean": PROTOCOL,
-        "authors": {
-            **PROTOCOL,
-            "resize": "legacy-tensorflow",
-            "pixels": "batch-min-max",
-            "reference_images": 40,
-            "select": "best",
-        },
+    authors = {
+        **PROTOCOL,
+        "resize": "legacy-tensorflow",
+        "pixels": "batch-min-max",
+        "real_pixels": "round-trip",
+        "reference_images": 40,
+        "reference_seed": 5,
+        "select": "best",
+    }
+    protocols = {"clean": PROTOCOL, "authors": authors, "authors-clip": {**authors, "pixels": "clip-truncate"}}
+    ect = {
+        "objective": "consistency",
+        "sampling_boundary": 0.003,
+        "training": {"batch": 16, "schedule": {"kind": "ect"}},
     }
     entry = {
         "data": {"source": "synthetic", "shape": [3, 8, 8], "count": 60, "seed": 1},
         "process": {},
         "network": {"architecture": "mlp", "channels": 16, "blocks": 1},
         "training": training,
-        "methods": {"ic": {"objective": "consistency", "coupling": "ic"}},
-        "runs": {"ic": {"label": "iCT-IC", "seeds": [0]}},
+        "methods": {"ic": {"objective": "consistency", "coupling": "ic"}, "ect": ect},
+        "runs": {"ic": {"label": "iCT-IC", "seeds": [0]}, "ect": {"label": "ECT", "seeds": [0]}},
         "features": {"kind": "surrogate", "seed": 3, "protocols": protocols},
         "evaluation": {
             "samples": 50,
@@ -71,7 +79,7 @@ def noise_params():
         },
         "tables": {
             "t": {"title": "T", "methods": ["ic"]},
-            "u": {"title": "U", "methods": ["ic"], "protocol": "authors"},
+            "u": {"title": "U", "methods": ["ic", "ect"], "protocol": "authors", "note": "It is unknown which."},
         },
     }
     return {"tracking": {"experiment": "e"}, "datasets": {"noise": entry}}
@@ -82,10 +90,11 @@ def trained(tmp_path_factory):
     folder = write_project(tmp_path_factory.mktemp("noise"), noise_params())
     prepare_data(folder, "noise")
     train_here(folder, RUN)
+    train_here(folder, ECT)
     extractor_path(folder, "noise", "surrogate").parent.mkdir(parents=True)
     torch.jit.script(SmallNetwork().eval()).save(extractor_path(folder, "noise", "surrogate"))
-    for command in (("reference", "noise"), ("reference", "noise", "authors")):
-        process = Fork(folder, *command)
+    for protocol in ("clean", "authors", "authors-clip"):
+        process = Fork(folder, "reference", "noise", protocol)
         assert process.wait() == 0, process.output
     return folder
 
@@ -93,13 +102,19 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("evaluated") / "project")
-    process = Fork(folder, "evaluate", RUN)
-    assert process.wait() == 0, process.output
+    for run in (RUN, ECT):
+        process = Fork(folder, "evaluate", run)
+        assert process.wait() == 0, process.output
     return folder
 
 
-def records_of(folder):
-    return json.loads((run_folder(folder, RUN) / "evaluation" / "metrics.json").read_text())
+def records_of(folder, run=RUN):
+    return json.loads((run_folder(folder, run) / "evaluation" / "metrics.json").read_text())
+
+
+def chosen(count, total, seed):
+    """The numbers of a reference's images, in its order."""
+    return torch.randperm(total, generator=generator(seed, "reference"))[:count]
 
 
 def one(records, **wanted):
@@ -108,30 +123,90 @@ def one(records, **wanted):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "resize", "pixels", "count"),
-    [("clean", "clean", "clip", 60), ("authors", "legacy-tensorflow", "batch-min-max", 40)],
+    ("run", "boundary", "batch"), [(RUN, None, 8), (ECT, 0.003, 16)], ids=["an iCT run", "an ECT run"]
 )
-def test_every_metric_is_that_of_the_generated_images_under_its_protocol(evaluated, protocol, resize, pixels, count):
+@pytest.mark.parametrize(
+    ("protocol", "resize", "pixels", "count", "seed"),
+    [
+        ("clean", "clean", "clip", 60, 0),
+        ("authors", "legacy-tensorflow", "batch-min-max", 40, 5),
+        ("authors-clip", "legacy-tensorflow", "clip-truncate", 40, 5),
+    ],
+)
+def test_every_metric_is_that_of_the_generated_images_under_its_protocol(
+    evaluated, run, boundary, batch, protocol, resize, pixels, count, seed
+):
     params = Params(evaluated / "params.yaml")
-    model = load_run_model(run_folder(evaluated, RUN) / "snapshots/00000004.safetensors", params.run_config(RUN), "ema")
+    model = load_run_model(run_folder(evaluated, run) / "snapshots/00000004.safetensors", params.run_config(run), "ema")
     network = Inception.load(extractor_path(evaluated, "noise", "surrogate"))
-    batches = list(generate(model, Sampler("consistency"), (3, 8, 8), range(50), 1, 20, torch.float32))
-    images = torch.cat([PIXELS[pixels](batch) for batch in batches])
+    sampler = Sampler("consistency", boundary=boundary)
+    drawn = torch.cat(list(generate(model, sampler, (3, 8, 8), range(50), 1, 20, torch.float32)))
+    # 50 images: whole batches of the training's size, and a last one of the 2 that are left.
+    images = torch.cat([PIXELS[pixels](part) for part in drawn.split(batch)])
+    assert len(drawn) % batch == 2
     features = network(images, resize)[0]
-    real = network(load_dataset(evaluated / "data/noise").samples[:count], resize)[0]
+    real = load_dataset(evaluated / "data/noise").samples[chosen(count, 60, seed)]
+    real = network(real if protocol == "clean" else float_round_trip(real), resize)[0]
     wanted = {"protocol": protocol, "step": 4, "generation_seed": 1, "network_evaluations": 1}
-    records = records_of(evaluated)
+    records = records_of(evaluated, run)
     found = one(records, metric="surrogate-fd", **wanted)
     assert found["value"] == pytest.approx(frechet_distance(features, real), rel=1e-4)
     kid = one(records, metric="surrogate-kd", **wanted)["value"]
     pool = load_tensors(reference_path(evaluated, "noise", protocol))[0]["kid_pool"]
     assert kid == pytest.approx(kernel_inception_distance(features, pool, 3, 20, 0)[0], rel=1e-4)
-    # The order of the real images is kept.
     torch.testing.assert_close(pool, real, rtol=1e-4, atol=1e-5)
     assert found["extractor_sha256"] == network.sha256
     assert (found["reference"], found["reference_split"], found["resize"]) == (count, "train", resize)
+    assert found["reference_choice"] == ("all" if protocol == "clean" else "random of 60, seed 5")
+    assert ("truncated" in found["reference_pixels"]) == (protocol != "clean")
     assert (found["generated"], found["generation_batch"]) == (50, 20)
-    assert ("[-1, 1]" in found["clipping"]) == (pixels == "clip")
+    assert (f"each batch of {batch} scaled" in found["clipping"]) == (pixels == "batch-min-max")
+    assert ("rounded" in found["quantisation"]) == (pixels == "clip")
+    assert found["boundary"] == (boundary or 0.002)
+    assert found["precision"] == "float32"
+
+
+def test_scaled_batches_do_not_depend_on_how_many_images_are_generated_at_once(trained):
+    params = Params(trained / "params.yaml")
+    (reference,) = (r for r in load_references(params, "noise", True, 8, "cpu") if r.protocol == "authors")
+    images = 3 * torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for sizes in ([20, 20, 10], [50], [8] * 6 + [2], [1] * 50):
+        comparison = reference.compare(50)
+        for part in images.split(sizes):
+            comparison.update(part)
+        found.append(comparison.values())
+    for values in found:
+        assert values == pytest.approx(found[0], rel=1e-4)
+    other = load_references(params, "noise", True, 50, "cpu")[1].compare(50)
+    other.update(images)
+    assert other.values()["surrogate-fd"] != pytest.approx(found[0]["surrogate-fd"], rel=1e-2)
+
+
+def test_a_reference_is_a_random_subset_in_a_random_order_that_its_seed_decides(trained, tmp_path):
+    folder, document = shutil.copytree(trained, tmp_path / "project"), noise_params()
+    pools = []
+    for seed, images in ((5, 40), (5, 40), (6, 40), (5, None)):
+        document["datasets"]["noise"]["features"]["protocols"]["clean"] = {
+            **PROTOCOL,
+            "reference_seed": seed,
+            "reference_images": images,
+        }
+        compute_reference(Params(write_project(folder, document) / "params.yaml"), "noise")
+        tensors, record = load_tensors(reference_path(folder, "noise", "clean"))
+        pools.append(tensors["kid_pool"])
+        assert record["choice"] == (f"random of 60, seed {seed}" if images else "all")
+    assert torch.equal(pools[0], pools[1])
+    assert not torch.equal(pools[0], pools[2])
+    everything = Inception.load(extractor_path(folder, "noise", "surrogate"))(
+        load_dataset(folder / "data/noise").samples, "clean"
+    )[0]
+    for pool in pools:
+        nearest = torch.cdist(pool, everything).argmin(1)
+        assert len(nearest.unique()) == len(pool)
+        # Neither the first images, nor any in their order.
+        assert nearest.max() > 50
+        assert (nearest.diff() < 0).any()
 
 
 def test_snapshots_seeds_and_samplers_are_those_of_the_plan(evaluated):
@@ -144,20 +219,44 @@ def test_snapshots_seeds_and_samplers_are_those_of_the_plan(evaluated):
 def test_the_reference_holds_the_statistics_of_its_images(trained):
     tensors, record = load_tensors(reference_path(trained, "noise", "authors"))
     network = Inception.load(extractor_path(trained, "noise", "surrogate"))
-    features = network(load_dataset(trained / "data/noise").samples[:40], "legacy-tensorflow")[0]
+    images = float_round_trip(load_dataset(trained / "data/noise").samples[chosen(40, 60, 5)])
+    features, probabilities = network(images, "legacy-tensorflow")
     statistics = FeatureStatistics.of(tensors)
     torch.testing.assert_close(statistics.mean, features.double().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(statistics.covariance, torch.cov(features.double().T), rtol=1e-3, atol=1e-6)
     assert statistics.count == record["count"] == 40
-    assert set(record["real_half_against_half"]) == {"surrogate-fd", "surrogate-kd", "surrogate-score"}
+    scores = [class_score(part) for part in probabilities.split(20)]
+    kid = kernel_inception_distance(features[0::2], features[1::2], 3, 20, 0)[0]
+    assert record["real_half_against_half"] == {
+        "surrogate-fd": pytest.approx(frechet_distance(features[0::2], features[1::2]), rel=1e-4),
+        "surrogate-kd": pytest.approx(kid, rel=1e-3, abs=1e-7),
+        "surrogate-score": pytest.approx(sum(scores) / 2, rel=1e-6),
+    }
 
 
-def test_tables_of_both_protocols_are_written(evaluated):
+def test_tables_say_their_protocol_and_their_note_in_every_format(evaluated):
     for name in ("t", "u"):
         process = Fork(evaluated, "table", "noise", name)
         assert process.wait() == 0, process.output
-    text = (evaluated / "results/noise/tables/u.md").read_text()
-    assert "Protocol authors: Features of a random network, not FID" in text
+    written = {s: (evaluated / f"results/noise/tables/u.{s}").read_text() for s in ("md", "html", "tex", "csv")}
+    for suffix in ("md", "html", "tex"):
+        text = written[suffix]
+        assert "Protocol authors: features of a random network, not FID" in text
+        assert "each batch of 8 or 16 scaled by its own extremes, truncated to 8 bits" in text
+        assert "reference 40 images of the train split (random of 60, seed 5), which went through float32" in text
+        assert "at the best step by surrogate FD of the snapshots" in text
+        assert "It is unknown which." in text
+    assert [line.rsplit(",", 1)[1] for line in written["csv"].splitlines()] == ["protocol", "authors", "authors"]
+    assert "unknown" not in (evaluated / "results/noise/tables/t.md").read_text()
+
+
+def test_samples_that_are_not_finite_end_the_evaluation_in_one_line(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "project")
+    path = snapshot(run_folder(folder, RUN), 4)
+    tensors, header = load_tensors(path)
+    save_tensors(path, {name: float("nan") * tensor for name, tensor in tensors.items()}, header)
+    line = refused(folder, "evaluate", RUN)
+    assert line.endswith("noise/ic/0: samples of the ema weights at step 4 are NaN or infinite")
 
 
 def interrupted(folder, monkeypatch):
@@ -214,7 +313,7 @@ def refused(folder, *command):
     return error_line(process.output)
 
 
-def test_a_reference_of_another_network_split_or_count_is_refused(trained, tmp_path):
+def test_a_reference_of_another_network_split_or_count_is_refused(trained, evaluated, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "project")
     path = reference_path(folder, "noise", "authors")
     tensors, record = load_tensors(path)
@@ -222,6 +321,13 @@ def test_a_reference_of_another_network_split_or_count_is_refused(trained, tmp_p
     assert "made for split held-out, not train; run gcflow reference noise authors" in refused(folder, "evaluate", RUN)
     save_tensors(path, tensors, {**record, "protocol": {**record["protocol"], "reference_images": 50}})
     assert "made for reference_images 50, not 40" in refused(folder, "evaluate", RUN)
+    # As a reference of the first images was described.
+    older = {key: record["protocol"][key] for key in ("resize", "split", "reference_images")}
+    save_tensors(path, tensors, {**record, "protocol": older})
+    again = "made for real_pixels None, not round-trip; run gcflow reference noise authors"
+    assert again in refused(folder, "evaluate", RUN)
+    shutil.copytree(run_folder(evaluated, RUN) / "evaluation", run_folder(folder, RUN) / "evaluation")
+    assert again in refused(folder, "table", "noise", "u")
     save_tensors(path, tensors, record)
     process = Fork(folder, "features", "noise")
     assert process.wait() == 0, process.output
@@ -233,10 +339,15 @@ def test_a_protocol_that_asks_for_more_images_than_there_are_is_refused(trained,
     document = noise_params()
     document["datasets"]["noise"]["features"]["protocols"]["authors"]["reference_images"] = 61
     document["datasets"]["noise"]["features"]["protocols"]["clean"]["split"] = "held-out"
+    document["datasets"]["noise"]["features"]["protocols"]["authors-clip"].update(reference_images=4, score_splits=61)
+    document["datasets"]["noise"]["evaluation"]["samples"] = 61
     write_project(folder, document)
     before = contents(folder / "results")
     assert "train split has 60 images, the protocol asks for 61" in refused(folder, "reference", "noise", "authors")
-    assert "held-out split has 0 images" in refused(folder, "reference", "noise", "clean")
+    assert "held-out split has 0 images, the protocol asks for at least 4" in refused(
+        folder, "reference", "noise", "clean"
+    )
+    assert "has 60 images, the protocol asks for 61" in refused(folder, "reference", "noise", "authors-clip")
     assert "known: clean, authors" in refused(folder, "reference", "noise", "other")
     assert contents(folder / "results") == before
 

@@ -16,6 +16,7 @@ from gcflow.metrics import (
     frechet_distance,
     kernel_distance,
     kernel_inception_distance,
+    mean_and_error,
     transport_cost,
 )
 
@@ -197,6 +198,14 @@ def test_merged_feature_statistics_are_those_of_all_features_and_leave_the_other
     assert all(torch.equal(second.tensors()[name], before[name]) for name in before)
 
 
+def statistics_distance(a, b):
+    return frechet_distance(statistics_of(a), statistics_of(b))
+
+
+def short_kid(a, b):
+    return kernel_inception_distance(a, b, subsets=2, subset_size=2, seed=0)
+
+
 def test_feature_statistics_come_back_from_their_tensors_bit_for_bit():
     features = gaussian(0, 20, 3)
     whole, begun = statistics_of(features[:8], features[8:]), statistics_of(features[:8])
@@ -264,21 +273,28 @@ def test_kids_subsets_are_a_function_of_the_seed_alone():
 
 @given(seed=SEEDS, splits=st.integers(1, 7), extra=st.integers(0, 20), batch=st.integers(1, 30))
 @settings(deadline=None, max_examples=40)
-def test_the_inception_score_is_the_class_score_of_numpys_splits_however_it_comes(seed, splits, extra, batch):
+def test_the_inception_score_is_that_of_torch_fidelitys_splits_however_it_comes(seed, splits, extra, batch):
     probabilities = torch.softmax(3 * gaussian(seed, splits + extra, 5), dim=1)
     score = InceptionScore(len(probabilities), splits)
     for part in torch.split(probabilities, batch):
         score.update(part)
-    parts = [class_score(torch.from_numpy(part)) for part in np.array_split(probabilities.numpy(), splits)]
-    assert score.value == pytest.approx((np.mean(parts), np.std(parts)), rel=1e-9, abs=1e-9)
+    p, total, scores = probabilities.numpy(), len(probabilities), []
+    for i in range(splits):
+        part = p[i * total // splits : (i + 1) * total // splits]
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()))
+    assert score.value == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9, abs=1e-9)
 
 
 def test_the_inception_score_by_hand():
     score = InceptionScore(5, 2)
-    score.update(torch.eye(3))
     score.update(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]))
-    second = math.exp((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
-    assert score.value == pytest.approx(((3 + second) / 2, (3 - second) / 2))
+    score.update(torch.eye(3))
+    first = math.exp((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
+    assert score.value == pytest.approx(((3 + first) / 2, (3 - first) / 2))
+
+
+def test_splits_of_an_indivisible_total_are_torch_fidelitys_and_not_numpys():
+    assert InceptionScore(49_997, 10).sizes == [4999, 5000, 5000] * 3 + [5000]
 
 
 def test_the_inception_score_refuses_what_does_not_add_up():
@@ -299,6 +315,80 @@ def test_the_class_score_is_one_for_constant_and_k_for_perfect_and_balanced_pred
     constant = torch.softmax(gaussian(0, classes), dim=0).expand(30, classes)
     assert class_score(constant) == pytest.approx(1)
     assert class_score(torch.eye(classes).repeat(4, 1)) == pytest.approx(classes)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+THREE, ONE = torch.eye(3), torch.ones(1, 3)
+NOT_FINITE = [torch.tensor([[1.0, value], [2.0, 3.0]]) for value in (NAN, INFINITE)]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda x: frechet_distance(x, THREE),
+        lambda x: frechet_distance(THREE, x),
+        lambda x: kernel_distance(x, THREE),
+        lambda x: kernel_distance(THREE, x),
+        lambda x: kernel_inception_distance(x, THREE, 2, 2, 0),
+        lambda x: kernel_inception_distance(THREE, x, 2, 2, 0),
+        FeatureSet,
+        lambda x: frechet_distance(statistics_of(x), THREE),
+        lambda x: frechet_distance(THREE, statistics_of(x)),
+    ],
+)
+@pytest.mark.parametrize("features", [ONE, ONE[:0], *NOT_FINITE, torch.ones(3)])
+def test_features_that_have_no_distance_are_refused_in_one_line(measure, features):
+    with pytest.raises(ValueError, match=r"n >= |hold NaN or infinity|at least 2 are needed") as caught:
+        measure(features)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance, statistics_distance, short_kid])
+def test_features_of_different_sizes_are_not_compared(distance):
+    with pytest.raises(ValueError, match="features of 3 and of 2 values"):
+        distance(torch.eye(3), torch.eye(2))
+
+
+def test_statistics_that_are_not_finite_are_refused():
+    known = statistics_of(gaussian(0, 9, 3))
+    damaged = FeatureStatistics.of(known.tensors() | {"mean": torch.tensor([0.0, NAN, 0.0])})
+    for pair in ((known, damaged), (damaged, known)):
+        with pytest.raises(ValueError, match="moments hold NaN"):
+            frechet_distance(*pair)
+
+
+@pytest.mark.parametrize("score", [class_score, lambda p: InceptionScore(2, 1).update(p)])
+@pytest.mark.parametrize("probabilities", [*NOT_FINITE, torch.ones(3)])
+def test_probabilities_that_have_no_score_are_refused(score, probabilities):
+    with pytest.raises(ValueError, match=r"probabilities (hold NaN|are \[3\])"):
+        score(probabilities)
+
+
+def test_no_probabilities_have_no_score_and_a_single_value_no_error():
+    with pytest.raises(ValueError, match="n >= 1"):
+        class_score(torch.ones(0, 3))
+    with pytest.raises(ValueError, match="1 values"):
+        mean_and_error(torch.ones(1))
+
+
+@given(seed=SEEDS, rows=st.integers(2, 5), copies=st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_the_frechet_distance_is_never_negative(seed, rows, copies):
+    a = 100 * gaussian(seed, rows, 24).repeat(copies, 1)
+    for b in (a, a[torch.arange(len(a)).flip(0)], a + 1e-9 * gaussian(seed + 1, *a.shape), a[:, :1] * torch.ones(24)):
+        assert frechet_distance(a, b) >= 0
+        assert frechet_distance(statistics_of(a), statistics_of(b)) >= 0
+
+
+def test_rounding_alone_would_make_the_frechet_distance_of_rank_deficient_sets_negative():
+    found = []
+    for seed in range(20):
+        a = FeatureSet(gaussian(seed, 4, 64))
+        root = a.covariance_root
+        cross = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp(min=0).sqrt().sum()
+        found.append(float(2 * a.covariance.trace() - 2 * cross))
+        assert frechet_distance(a, a) == max(0.0, found[-1])
+    assert min(found) < 0
 
 
 def test_the_class_score_by_hand():

@@ -680,6 +680,36 @@ def test_each_mistake_has_a_line_of_its_own(folder):
             "chapter1",
             "datasets.digits.tables.table1.reproduces is 'chapter1'",
         ),
+        (
+            (*DIGITS, "tables", "table1", "published"),
+            "nobody",
+            "datasets.digits.tables.table1.published is 'nobody'; known: table1, table2, ",
+        ),
+        (
+            (*METHODS, "ic", "sampling_boundary"),
+            0.003,
+            "datasets.digits.methods.ic: sampling_boundary is 0.003, expected no value but for a consistency model",
+        ),
+        (
+            (*METHODS, "denoiser", "sampling_boundary"),
+            0.003,
+            "datasets.digits.methods.denoiser: sampling_boundary is 0.003, expected no value",
+        ),
+        (
+            (*METHODS, "ect", "sampling_boundary"),
+            80.0,
+            "datasets.digits.methods.ect: sampling_boundary is 80.0, expected a noise level >= 0 and below sigma_max",
+        ),
+        (
+            (*DIGITS, "features"),
+            {"kind": "surrogate", "protocols": {"clean": {}, "fine": {"score_splits": 65}}},
+            "datasets.digits.evaluation.samples is 64, but a protocol scores them in 65 splits",
+        ),
+        (
+            (*DIGITS, "features"),
+            {"kind": "surrogate", "protocols": {"clean": {"reference_images": 3}}},
+            "datasets.digits.features.protocols.clean.reference_images is 3, expected an integer >= 4",
+        ),
         ((*DIGITS, "scale"), "huge", "datasets.digits.scale is 'huge'"),
         ((*DIGITS, "evaluation", "weights"), ["raw"], "datasets.digits.evaluation.weights is ['raw'], "),
         (

@@ -140,6 +140,20 @@ def test_the_consistency_and_the_edm_coefficients_differ_by_the_boundary_alone(s
         assert a.item() == pytest.approx(b.item())
 
 
+@pytest.mark.parametrize("boundary", [0.0, 0.003, 0.4])
+def test_a_model_of_edm_preconditioning_is_the_identity_at_the_boundary_of_the_pass(boundary):
+    x, inner = torch.ones(4, 3), torch.full((4, 3), 10.0)
+    model = PreconditionedNetwork(Recorder(inner), "edm", NoiseProcess())
+    assert torch.equal(model(x, torch.full((4,), boundary), boundary=boundary), x)
+    assert torch.equal(model(x, torch.full((4,), 0.8), boundary=0.0), model(x, torch.full((4,), 0.8)))
+    # By hand, after Geng et al.'s code in evaluation mode; the network sees the same.
+    sigma = 0.8
+    skip, out = 0.25 / ((sigma - boundary) ** 2 + 0.25), (sigma - boundary) * 0.5 / math.sqrt(sigma**2 + 0.25)
+    torch.testing.assert_close(model(x, torch.full((4,), sigma), boundary=boundary), skip * x + out * inner)
+    plain, moved = (edm_coefficients(double(sigma), NoiseProcess(), b) for b in (0.0, boundary))
+    assert (plain.input, plain.noise) == (moved.input, moved.noise)
+
+
 @pytest.mark.parametrize("kind", ["edm", "vp", "ve"])
 def test_a_denoiser_is_not_tied_to_sigma_min(kind):
     x = torch.ones(1, 3)

@@ -19,6 +19,7 @@ NETWORKS = {
     "ddpm++": (NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2)), SHAPE),
     "points": (NetworkConfig("mlp", channels=16, blocks=1), (3,)),
 }
+TWO_STEPS = Sampler("consistency", (0.821,))
 SAMPLERS = {
     "one step": Sampler("consistency"),
     "three steps": Sampler("consistency", (5.0, 0.8)),
@@ -136,6 +137,29 @@ def test_two_steps_of_ect_add_the_whole_of_the_second_noise_level(preconditionin
         prediction = model(80 * z, torch.full((6,), 80.0))
         expected = model(prediction + 0.821 * second, torch.full((6,), 0.821))
     torch.testing.assert_close(sample, expected)
+
+
+def test_a_moved_boundary_changes_the_passes_and_not_the_noise_between_them():
+    model, z, second = preconditioned("points", "edm", data_mean=0.0), noise(), fresh(3)(1)
+
+    def evaluated(x, sigma):
+        """f(x, sigma) as ECT's code has it in evaluation mode, around the same network."""
+        inner = model.network(x / math.hypot(0.5, sigma), torch.full((6,), math.log(sigma) / 4))
+        out = (sigma - 0.003) * 0.5 / math.hypot(0.5, sigma)
+        return 0.25 / ((sigma - 0.003) ** 2 + 0.25) * x + out * inner
+
+    one = Sampler("consistency", boundary=0.003).draw(model, z, fresh(3))
+    two = Sampler("consistency", (0.821,), boundary=0.003).draw(model, z, fresh(3))
+    with torch.no_grad():
+        first = evaluated(80 * z, 80.0)
+        torch.testing.assert_close(one, first, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(two, evaluated(first + 0.821 * second, 0.821), rtol=1e-5, atol=1e-6)
+    for sampler, moved, least, most in ((Sampler("consistency"), one, 1e-6, 1e-4), (TWO_STEPS, two, 3e-4, 1e-2)):
+        difference = (moved - sampler.draw(model, z, fresh(3))).square().mean().sqrt()
+        assert least < difference < most
+    assert Sampler("consistency", boundary=0.003).boundary_of(model) == 0.003
+    assert Sampler("consistency").boundary_of(model) == 0.0
+    assert Sampler("consistency").boundary_of(preconditioned("points")) == 0.002
 
 
 def test_two_steps_of_a_model_with_its_boundary_at_sigma_min_add_what_is_missing_to_the_level():

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.folders import reference_path, run_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.table import build_table, metric_label, write_table
@@ -18,6 +19,7 @@ from gcflow.weights import save_tensors
 
 ROOT = Path(__file__).parent.parent
 FINAL = {0: [7.0, 7.2], 1: [7.4, 7.6], 2: [7.8, 8.0]}
+SHIFTS = {"clean": 0.0, "authors": 1.0, "authors-clip": 0.5, "ect": 0.25}
 
 
 @pytest.fixture
@@ -28,9 +30,17 @@ def params(tmp_path):
     del document["claims"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     loaded = Params(tmp_path / "params.yaml")
-    for protocol in ("clean", "authors"):
-        halves = {"fid": 1.5, "kid": 0.0002, "is": 11.0}
-        record = {"count": 50_000, "split": "train", "extractor_sha256": "ab" * 32, "real_half_against_half": halves}
+    protocols = loaded.dataset("cifar10").features.protocols
+    assert protocols.keys() == SHIFTS.keys()
+    for protocol, rules in protocols.items():
+        record = {
+            "count": 50_000,
+            "split": "train",
+            "choice": "all",
+            "protocol": rules.reference_settings,
+            "extractor_sha256": "ab" * 32,
+            "real_half_against_half": {"fid": 1.5, "kid": 0.0002, "is": 11.0},
+        }
         path = reference_path(tmp_path, "cifar10", protocol)
         save_tensors(path, {"mean": torch.zeros(2)}, record)
     return loaded
@@ -41,7 +51,7 @@ def evaluate(params, run, final, snapshots=()):
     records = []
 
     def add(step, seed, value, weights="ema", evaluations=1):
-        for protocol, shift in (("clean", 0.0), ("authors", 1.0)):
+        for protocol, shift in SHIFTS.items():
             for metric, number in (("fid", value + shift), ("kid", value / 1000), ("is", 10 - value / 10)):
                 described = {"metric": metric, "value": number, "protocol": protocol, "weights": weights}
                 place = {"step": step, "generation_seed": seed, "network_evaluations": evaluations}
@@ -113,30 +123,57 @@ def test_a_metric_that_a_run_was_evaluated_without_is_refused_with_the_command_t
     assert str(caught.value) == "cifar10/ic/2: evaluated without kid; run: gcflow evaluate cifar10/ic/2"
 
 
-def test_the_authors_protocol_reports_the_best_step_of_training(evaluated):
-    assert row(build_table(evaluated, "cifar10", "table1-authors"), "iCT-IC")["FID ↓"] == "7.50 ± 0.00"
+def test_the_authors_protocols_report_the_best_step_of_training(evaluated):
+    for name, found in (("authors", "7.50 ± 0.00"), ("authors-clip", "7.00 ± 0.00")):
+        assert row(build_table(evaluated, "cifar10", f"table1-{name}"), "iCT-IC")["FID ↓"] == found
     assert row(build_table(evaluated, "cifar10", "table1"), "iCT-IC")["FID ↓"] == "7.50 ± 0.40 (0.14)"
 
 
-def test_each_table_says_which_protocol_it_shows(evaluated):
-    for name, protocol, resize in (
-        ("table1", "clean", "clean resize"),
-        ("table1-authors", "authors", "legacy-tensorflow"),
-    ):
-        write_table(evaluated, "cifar10", name)
-        folder = evaluated.root / "results" / "cifar10" / "tables"
-        note = (folder / f"{name}.md").read_text().splitlines()[-1]
-        for part in (f"Protocol {protocol}:", resize, "50000 images of the train split", "abababababab", "Δ is ours"):
-            assert part in note
-        assert "best step" in note if protocol == "authors" else "last step" in note
-        assert list(pd.read_csv(folder / f"{name}.csv", dtype=str)["method"]) == [
-            "iCT-IC",
-            "iCT-OT",
-            "iCT-GC (μ = 0.5)",
-        ]
-        tex = (folder / f"{name}.tex").read_text()
-        assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"$\Delta$ FID", "missing"))
-        assert not any(symbol in tex for symbol in "±↓↑Δμ²")
+AUTHORS = ("legacy-tensorflow", "went through float32 and were truncated", "best step by FID", "truncated to 8 bits")
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "parts"),
+    [
+        ("table1", "clean", ("clean resize", "last step", "clipped to [-1, 1], rounded to 8 bits")),
+        ("table1-authors", "authors", (*AUTHORS, "each batch of 512 scaled by its own extremes")),
+        ("table1-authors-clip", "authors-clip", (*AUTHORS, "clipped to [-1, 1]")),
+    ],
+)
+def test_each_table_says_which_protocol_it_shows_and_claims_none_for_the_published_numbers(
+    evaluated, name, protocol, parts
+):
+    write_table(evaluated, "cifar10", name)
+    folder = evaluated.root / "results" / "cifar10" / "tables"
+    note = (folder / f"{name}.md").read_text().splitlines()[-1]
+    for part in (f"Protocol {protocol}:", *parts, "50000 images of the train split", "abababababab", "Δ is ours"):
+        assert part in note
+    assert "Which protocol made the published numbers is unknown: `authors`" in note
+    for suffix in ("tex", "html"):
+        text = (folder / f"{name}.{suffix}").read_text()
+        assert f"Protocol {protocol}:" in text
+        assert "is unknown" in text
+    written = pd.read_csv(folder / f"{name}.csv", dtype=str)
+    assert list(written["method"]) == ["iCT-IC", "iCT-OT", "iCT-GC (μ = 0.5)"]
+    assert set(written["protocol"]) == {protocol}
+    tex = (folder / f"{name}.tex").read_text()
+    assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"$\Delta$ FID", "missing"))
+    assert not any(symbol in tex for symbol in "±↓↑Δμ²")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet32", "celeba64", "church64"])
+def test_every_data_set_of_the_paper_has_its_first_table_under_both_of_the_authors_protocols(dataset):
+    entry = Params(ROOT / "params.yaml").dataset(dataset)
+    tables = {name: table for name, table in entry.tables.items() if table.reproduces == "table1"}
+    assert [table.protocol for table in tables.values()] == [None, "authors", "authors-clip"]
+    assert len({table.title for table in tables.values()}) == 3
+    rules = [entry.features.protocols[table.protocol] for table in tables.values() if table.protocol]
+    assert [rule.pixels for rule in rules] == ["batch-min-max", "clip-truncate"]
+    assert all(
+        (rule.reference_images, rule.real_pixels, rule.select) == (50_000, "round-trip", "best") for rule in rules
+    )
+    for run in tables["table1"].methods:
+        assert Params(ROOT / "params.yaml").run_config(f"{dataset}/{run}/0").training.snapshot_every == 5000
 
 
 def test_labels_and_titles_keep_their_characters_in_every_format(evaluated):
@@ -159,11 +196,30 @@ def test_labels_and_titles_keep_their_characters_in_every_format(evaluated):
     assert "A &amp; B &lt;b&gt;#1" in written["html"]
 
 
-def test_the_reference_point_of_ect_has_its_source(evaluated):
-    write_table(evaluated, "cifar10", "table2")
-    text = (evaluated.root / "results" / "cifar10" / "tables" / "table2.md").read_text()
-    assert "Geng" in text
-    assert "| 4.54 |" in text
+def test_the_reference_point_of_ect_stands_beside_its_own_protocol_alone(evaluated):
+    texts = {}
+    for name in ("table2", "table2-ect"):
+        write_table(evaluated, "cifar10", name)
+        texts[name] = (evaluated.root / "results" / "cifar10" / "tables" / f"{name}.md").read_text()
+    assert "| 4.54 |" in texts["table2-ect"]
+    assert "Geng" in texts["table2-ect"]
+    assert "Protocol ect:" in texts["table2-ect"]
+    assert "4.54" not in texts["table2"]
+
+
+def test_ect_is_trained_and_sampled_as_its_code_does():
+    params = Params(ROOT / "params.yaml")
+    for method in params.dataset("cifar10").tables["table2-ect"].methods:
+        config = params.run_config(f"cifar10/{method}/0")
+        assert (config.training.precision, config.method.sampling_boundary) == ("float32", 0.003)
+        assert {sampler.boundary for sampler in samplers(config, params.dataset("cifar10").evaluation)} == {0.003}
+    rules = params.dataset("cifar10").features.protocols["ect"]
+    assert (rules.resize, rules.pixels, rules.reference_images, rules.select) == (
+        "legacy-tensorflow",
+        "clip",
+        None,
+        "last",
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +227,7 @@ def test_the_reference_point_of_ect_has_its_source(evaluated):
     [
         ("table2", "ect", "7.37"),
         ("table2", "ect-gc", "6.41"),
+        ("table2", "ect-long", "4.11"),
         ("table2", "ect-long-gc", "3.74"),
         ("table3", "gc-equal-time", "6.38"),
         ("table3", "gc-online", "6.73"),

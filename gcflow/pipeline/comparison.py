@@ -81,7 +81,10 @@ class SmallComparison:
 
 
 class InceptionComparison:
-    """Streams images through Inception once, and keeps statistics, and features for KID."""
+    """Streams images through Inception once, and keeps statistics, and features for KID.
+
+    batch: images that are scaled together where the protocol's pixels depend on that; the last ones may be fewer.
+    """
 
     def __init__(
         self,
@@ -91,17 +94,28 @@ class InceptionComparison:
         reference: FeatureStatistics,
         pool: Tensor,
         total: int,
+        batch: int,
         metrics: tuple[Metric, ...] = (),
     ) -> None:
-        self.metrics = metrics
+        self.metrics, self.batch = metrics, batch
         self.network, self.protocol, self.names = network, protocol, names
         self.reference, self.pool = reference, pool
         self.statistics = FeatureStatistics()
         self.score = InceptionScore(total, protocol.score_splits)
         self.features: list[Tensor] = []
+        self.waiting: list[Tensor] = []
 
     def update(self, output: Tensor) -> None:
         """Takes images."""
+        if self.protocol.pixels != "batch-min-max":
+            self._take(output)
+            return
+        parts = torch.split(torch.cat([*self.waiting, output]), self.batch)
+        self.waiting = [part for part in parts if len(part) < self.batch]
+        for part in parts[: len(parts) - len(self.waiting)]:
+            self._take(part)
+
+    def _take(self, output: Tensor) -> None:
         features, probabilities = self.network(PIXELS[self.protocol.pixels](output), self.protocol.resize)
         self.statistics.update(features)
         self.score.update(probabilities)
@@ -110,6 +124,8 @@ class InceptionComparison:
     def values(self) -> dict[str, float]:
         """FID, KID and IS, and further metrics."""
         protocol = self.protocol
+        if self.waiting:
+            self._take(self.waiting.pop())
         generated = torch.cat(self.features)[:KID_POOL].to(self.pool.device)
         kid, _ = kernel_inception_distance(
             generated, self.pool, protocol.kid_subsets, protocol.kid_subset_size, protocol.kid_seed
@@ -130,8 +146,8 @@ class Reference:
     description: dict[str, Any]
 
 
-def load_references(params: Params, dataset: str, images: bool, device: str) -> list[Reference]:
-    """The references of every protocol of a data set.
+def load_references(params: Params, dataset: str, images: bool, batch: int, device: str) -> list[Reference]:
+    """The references of every protocol of a data set, for samples of a run with this training batch.
 
     Raises:
         GcflowError: one is missing, damaged, or was made by another network or for another protocol.
@@ -142,9 +158,9 @@ def load_references(params: Params, dataset: str, images: bool, device: str) -> 
     for name, protocol in settings.protocols.items():
         path = reference_path(params.root, dataset, name)
         tensors, record = load_tensors(path)
-        again = f"run gcflow reference {dataset} {name}"
+        again = f"gcflow reference {dataset} {name}"
         if record["extractor_sha256"] != network.sha256:
-            raise GcflowError(f"{path}: made with another {settings.kind}; {again}")
+            raise GcflowError(f"{path}: made with another {settings.kind}; run {again}")
         description = {
             "protocol": name,
             "extractor_sha256": network.sha256,
@@ -156,12 +172,10 @@ def load_references(params: Params, dataset: str, images: bool, device: str) -> 
             description |= _small_space(images)
         else:
             assert protocol is not None
-            for key, value in reference_settings(protocol).items():
-                if record["protocol"].get(key) != value:
-                    raise GcflowError(f"{path}: made for {key} {record['protocol'].get(key)}, not {value}; {again}")
+            protocol.check_reference(path, record["protocol"], again)
             names = metric_names(settings.kind)
-            compare = _inception_comparison(network, protocol, names, tensors, device, metrics)
-            description |= _inception_space(protocol)
+            compare = _inception_comparison(network, protocol, names, tensors, batch, device, metrics)
+            description |= {"reference_choice": record["choice"], **_inception_space(protocol, batch)}
         if metrics:
             description["metrics"] = [{**to_dict(metric), **origins(metric)} for metric in metrics]
         found.append(Reference(name, compare, description))
@@ -182,6 +196,7 @@ def _inception_comparison(
     protocol: InceptionProtocol,
     names: tuple[str, str, str],
     tensors: dict[str, Tensor],
+    batch: int,
     device: str,
     metrics: tuple[Metric, ...],
 ) -> Callable[[int], Comparison]:
@@ -189,7 +204,7 @@ def _inception_comparison(
     statistics = FeatureStatistics.of(tensors, device)
 
     def compare(total: int) -> Comparison:
-        return InceptionComparison(network, protocol, names, statistics, pool, total, metrics)
+        return InceptionComparison(network, protocol, names, statistics, pool, total, batch, metrics)
 
     return compare
 
@@ -200,17 +215,14 @@ def _small_space(images: bool) -> dict[str, Any]:
     return {"clipping": "none", "quantisation": "none", "resize": "none"}
 
 
-def _inception_space(protocol: InceptionProtocol) -> dict[str, Any]:
-    clipping = {"clip": "[-1, 1]", "batch-min-max": "none; each batch scaled by its own minimum and maximum"}
+def _inception_space(protocol: InceptionProtocol, batch: int) -> dict[str, Any]:
+    scaled = f"none; each batch of {batch} scaled by its own minimum and maximum"
+    real = {"stored": "as stored", "round-trip": "float32 in [-1, 1] and back, truncated"}
     return {
-        "clipping": clipping[protocol.pixels],
+        "clipping": scaled if protocol.pixels == "batch-min-max" else "[-1, 1]",
         "quantisation": "uint8, rounded" if protocol.pixels == "clip" else "uint8, truncated",
+        "reference_pixels": real[protocol.real_pixels],
         "resize": protocol.resize,
         "kid": f"{protocol.kid_subsets} subsets of {protocol.kid_subset_size}, seed {protocol.kid_seed}",
         "score_splits": protocol.score_splits,
     }
-
-
-def reference_settings(protocol: InceptionProtocol) -> dict[str, Any]:
-    """What of a protocol decides the reference."""
-    return {"resize": protocol.resize, "split": protocol.split, "reference_images": protocol.reference_images}

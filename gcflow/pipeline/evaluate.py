@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
+from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
 from gcflow.inception import PIXELS
 from gcflow.pipeline.comparison import Reference, load_references
@@ -22,6 +23,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
 from gcflow.pipeline.tracking.beside import Follower
+from gcflow.precision import set_precision
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
 from gcflow.scratch import load_near, scratch_folder
@@ -34,8 +36,8 @@ def samplers(config: RunConfig, settings: Evaluation) -> list[Sampler]:
     """One step, and few steps, of a consistency model; the PF-ODE of a denoiser. The first is the main one."""
     if config.method.objective == "denoising":
         return [Sampler("heun", heun_steps=settings.heun_steps)]
-    levels = settings.intermediate_sigmas
-    return [Sampler("consistency", levels[:length]) for length in range(len(levels) + 1)]
+    levels, boundary = settings.intermediate_sigmas, config.method.sampling_boundary
+    return [Sampler("consistency", levels[:length], boundary=boundary) for length in range(len(levels) + 1)]
 
 
 def measurements(config: RunConfig, settings: Evaluation) -> list[tuple[int, Weights, Sampler, int]]:
@@ -94,25 +96,28 @@ class Evaluator:
         settings: Evaluation,
         references: list[Reference],
         shape: tuple[int, ...],
+        precision: str,
         progress: Progress,
     ) -> None:
-        self.name, self.settings, self.references, self.shape, self.progress = (
-            name,
-            settings,
-            references,
-            shape,
-            progress,
-        )
+        self.name, self.settings, self.references = name, settings, references
+        self.shape, self.precision, self.progress = shape, precision, progress
 
     def measure(
         self, model: PreconditionedNetwork, step: int, weights: Weights, sampler: Sampler, seed: int
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """The records of one measurement, and its first batch of samples."""
+        """The records of one measurement, and its first batch of samples.
+
+        Raises:
+            GcflowError: a sample is not finite.
+        """
         settings = self.settings
         comparisons = [reference.compare(settings.samples) for reference in self.references]
         begun, first = self.progress.done, None
         images = range(settings.samples)
         for output in generate(model, sampler, self.shape, images, seed, settings.batch, torch.float32):
+            if not output.isfinite().all():
+                # As pixels they would be black ones, and as features no number.
+                raise GcflowError(f"{self.name}: samples of the {weights} weights at step {step} are NaN or infinite")
             for comparison in comparisons:
                 comparison.update(output)
             first = output if first is None else first
@@ -125,6 +130,8 @@ class Evaluator:
             "weights": weights,
             "sampler": sampler.name,
             "network_evaluations": sampler.evaluations,
+            "boundary": sampler.boundary_of(model),
+            "precision": self.precision,
             "generation_seed": seed,
             "generation_batch": settings.batch,
             "generated": settings.samples,
@@ -145,15 +152,19 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     after the last measurement that was saved.
 
     Raises:
-        GcflowError: weights, losses, reference or the features' network are missing or damaged.
+        GcflowError: weights, losses, reference or the features' network are missing or damaged, or samples are not
+            finite.
     """
     run = params.parse_run(name)
     entry, config = params.dataset(run.dataset), params.run_config(name)
     torch.set_num_threads(config.training.cpu_threads)
+    # Samples are drawn in float32; tensor cores may round the factors of products where they could in training.
+    set_precision(config.training)
+    precision = "tf32" if config.training.precision == "tf32" else "float32"
     folder, settings = run_folder(params.root, run), entry.evaluation
     dataset = load_near(data_folder(params.root, run.dataset), scratch_folder(), say)
     images = dataset.samples.dtype == torch.uint8
-    references = load_references(params, run.dataset, images, device)
+    references = load_references(params, run.dataset, images, config.training.batch, device)
     loss = loss_curve(folder / "metrics.jsonl")
 
     plan, records = measurements(config, settings), []
@@ -171,7 +182,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     total = len(plan) * settings.samples
     with Follower(params, run) as follower, Progress(f"{name} evaluation", total, unit="image") as progress:
         follower.begin()
-        evaluator = Evaluator(name, settings, references, dataset.shape, progress)
+        evaluator = Evaluator(name, settings, references, dataset.shape, precision, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
             for _, _, sampler, seed in group:

@@ -183,6 +183,10 @@ class Params:
             if not word or set(word) - NAME_CHARACTERS:
                 raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
         self._check_metrics(f"{where}.evaluation.metrics", entry)
+        splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
+        if entry.evaluation.samples < splits:
+            problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
+            raise self._fail(f"{where}.evaluation.samples", problem)
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
@@ -208,15 +212,18 @@ class Params:
         protocols = entry.features.protocols
         if table.protocol is not None and table.protocol not in protocols:
             raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; known: {', '.join(protocols)}")
+        if table.published is not None and table.published not in published_tables():
+            raise self._fail(f"{where}.published", f"is {table.published!r}; known: {', '.join(published_tables())}")
         if table.paper is None:
             return
         if entry.features.kind != "inception":
             problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
             raise self._fail(f"{where}.paper", problem)
-        published = published_tables().get(table.reproduces or "", {}).get("datasets", {})
+        published = published_tables().get(table.published_entry, {}).get("datasets", {})
         if table.paper not in published:
-            known = ", ".join(published) or "none"
-            raise self._fail(f"{where}.paper", f"is {table.paper!r}; known for reproduces {table.reproduces}: {known}")
+            known, key = ", ".join(published) or "none", "published" if table.published else "reproduces"
+            problem = f"is {table.paper!r}; known for {key} {table.published or table.reproduces}: {known}"
+            raise self._fail(f"{where}.paper", problem)
 
     def _check_claims(self, claims: Claims) -> None:
         known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))

@@ -7,19 +7,20 @@ from torch import Tensor
 
 from gcflow.data import Dataset
 from gcflow.errors import GcflowError
-from gcflow.inception import Inception
+from gcflow.inception import REAL_PIXELS, Inception
 from gcflow.metrics import FeatureSet, FeatureStatistics, InceptionScore, frechet_distance, kernel_inception_distance
-from gcflow.pipeline.comparison import KID_POOL, reference_settings
+from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.extractors import SmallExtractor, load_network
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.schema import FEWEST_REAL, metric_names
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
-from gcflow.pipeline.schema import metric_names
 from gcflow.randomness import generator
 from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import save_tensors
 
+# Even, so that images of the two halves alternate throughout.
 REFERENCE_BATCH = 500
 
 
@@ -30,7 +31,7 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     against. Of Inception's features mean, covariance and a pool for KID are stored.
 
     Raises:
-        GcflowError: no such protocol, or fewer images than it asks for.
+        GcflowError: no such protocol, or fewer images than it needs.
     """
     settings = params.dataset(dataset).features
     protocol = protocol or next(iter(settings.protocols))
@@ -42,12 +43,18 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     network = load_network(params, dataset, device)
     path = reference_path(params.root, dataset, protocol)
     if isinstance(network, SmallExtractor):
+        if len(data.samples) < FEWEST_REAL:
+            folder = data_folder(params.root, dataset)
+            raise GcflowError(
+                f"{folder}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with"
+            )
         tensors, record = _small_reference(network, data)
     else:
         rules = settings.protocols[protocol]
         assert rules is not None
-        images = _chosen_images(params, dataset, data, rules)
-        tensors, record = _inception_reference(network, images, rules, metric_names(settings.kind), dataset, device)
+        images, chosen = _chosen_images(params, dataset, data, rules)
+        names = metric_names(settings.kind)
+        tensors, record = _inception_reference(network, images, chosen, rules, names, dataset, device)
     save_tensors(path, tensors, record | {"data_sha256": data.sha256, "extractor_sha256": network.sha256})
 
 
@@ -63,50 +70,55 @@ def _small_reference(extractor: SmallExtractor, data: Dataset) -> tuple[dict[str
     return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
 
 
-def _chosen_images(params: Params, dataset: str, data: Dataset, rules: InceptionProtocol) -> Tensor:
+def _chosen_images(params: Params, dataset: str, data: Dataset, rules: InceptionProtocol) -> tuple[Tensor, Tensor]:
+    """The images of the split, and the numbers of those that are taken, in the order in which they are.
+
+    That order is random: prepared data may be sorted by class, and the score is of contiguous splits.
+    """
     images = data.samples if rules.split == "train" else data.held_out
     wanted = rules.reference_images
-    if len(images) < (wanted or 2):
+    if len(images) < (least := max(wanted or FEWEST_REAL, rules.score_splits)):
         raise GcflowError(
             f"{data_folder(params.root, dataset)}: the {rules.split} split has {len(images)} images, the protocol asks "
-            f"for {wanted or 'at least 2'}; change features.protocols or prepare more"
+            f"for {'' if wanted else 'at least '}{least}; change features.protocols or prepare more"
         )
-    return images[:wanted]
+    order = torch.randperm(len(images), generator=generator(rules.reference_seed, "reference"))
+    return images, order[:wanted]
 
 
 def _inception_reference(
-    network: Inception, images: Tensor, rules: InceptionProtocol, names: tuple[str, str, str], name: str, device: str
+    network: Inception,
+    images: Tensor,
+    chosen: Tensor,
+    rules: InceptionProtocol,
+    names: tuple[str, str, str],
+    name: str,
+    device: str,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    total = len(images)
-    order = torch.randperm(total, generator=generator(0, "halves"))
-    in_first = torch.zeros(total, dtype=torch.bool)
-    in_first[order[: total // 2]] = True
-    pooled = torch.zeros(total, dtype=torch.bool)
-    pooled[order[:KID_POOL]] = True
+    total, pixels = len(chosen), REAL_PIXELS[rules.real_pixels]
     first, second, score = FeatureStatistics(), FeatureStatistics(), InceptionScore(total, rules.score_splits)
-    parts, halves = [], []
+    parts = []
     with Progress(f"{name} reference", total, unit="image") as progress:
         for start in range(0, total, REFERENCE_BATCH):
-            stop = min(start + REFERENCE_BATCH, total)
-            features, probabilities = network(images[start:stop], rules.resize)
-            chosen = in_first[start:stop].to(features.device)
-            first.update(features[chosen])
-            second.update(features[~chosen])
+            numbers = chosen[start : start + REFERENCE_BATCH]
+            features, probabilities = network(pixels(images[numbers]), rules.resize)
+            # The order is random, so every second image is a random half.
+            first.update(features[0::2])
+            second.update(features[1::2])
             score.update(probabilities)
-            kept = pooled[start:stop]
-            parts.append(features.cpu()[kept])
-            halves.append(in_first[start:stop][kept])
-            progress.update(stop)
-    pool, of_first = torch.cat(parts), torch.cat(halves)
+            parts.append(features[: max(0, KID_POOL - start)].cpu())
+            progress.update(start + len(numbers))
+    pool = torch.cat(parts)
     kid, _ = kernel_inception_distance(
-        pool[of_first].to(device), pool[~of_first].to(device), rules.kid_subsets, rules.kid_subset_size, rules.kid_seed
+        pool[0::2].to(device), pool[1::2].to(device), rules.kid_subsets, rules.kid_subset_size, rules.kid_seed
     )
     against = dict(zip(names, (frechet_distance(first, second), kid, score.value[0]), strict=True))
     first.merge(second)
     record = {
         "count": total,
         "split": rules.split,
-        "protocol": reference_settings(rules),
+        "choice": "all" if total == len(images) else f"random of {len(images)}, seed {rules.reference_seed}",
+        "protocol": rules.reference_settings,
         "real_half_against_half": against,
     }
     return {**first.tensors(), "kid_pool": pool}, record

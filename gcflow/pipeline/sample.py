@@ -33,7 +33,8 @@ def choose_sampler(spec: ModelSpec, metadata: dict[str, Any], sigmas: tuple[floa
     if not all(high > low for high, low in pairwise([process.sigma_max, *sigmas, process.sigma_min])):
         bounds = f"between {process.sigma_max:g} and {process.sigma_min:g}"
         raise GcflowError(f"{given}: expected descending noise levels {bounds}")
-    return Sampler("consistency", sigmas)
+    method = metadata["config"]["method"] if "config" in metadata else {}
+    return Sampler("consistency", sigmas, boundary=method.get("sampling_boundary"))
 
 
 def sample_to_file(
@@ -88,7 +89,8 @@ def sample_to_file(
             done += len(part)
             progress.update(done)
     if out.suffix:
-        _write(out, np.concatenate(parts), images, {"seed": seed, "weights": weights, **_provenance(sampler, metadata)})
+        record = {"seed": seed, "weights": weights, "boundary": sampler.boundary_of(model)}
+        _write(out, np.concatenate(parts), images, {**record, **_provenance(sampler, metadata)})
     say(f"{len(images)} samples from {weights_file} ({weights} weights, {sampler.evaluations} network passes): {out}")
 
 

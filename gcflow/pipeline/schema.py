@@ -1,6 +1,7 @@
 """The form of params.yaml: every block, its keys and their ranges."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from gcflow.config import (
     TrainingConfig,
     Weights,
 )
+from gcflow.errors import GcflowError
 from gcflow.options import Strict, require
 from gcflow.register import Metric, Network, Source
 
@@ -89,21 +91,29 @@ class Identity(Strict):
         return {self.kind: None}
 
 
+# One half of the real images is compared with the other, and a covariance takes two.
+FEWEST_REAL = 4
+
+
 @dataclass(frozen=True)
 class Protocol(Strict):
     """One way to compare images in Inception's features, and which number of a run it reports.
 
     resize: `clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` happens
-    inside the network. pixels: how model output becomes 8-bit: `clip` to [-1, 1], or each batch by its own extremes.
-    split: which real images; reference_images: the first so many of them, null for all.
-    select: report the run's `last` step, or the `best` by FID of all snapshots.
+    inside the network. pixels: how model output becomes 8-bit: `clip` to [-1, 1] and round, `clip-truncate`, or
+    `batch-min-max`, which scales each batch of the run's training batch size by its own extremes and truncates.
+    real_pixels: real images as they are `stored`, or after a `round-trip` through float32 that truncates.
+    split: which real images. reference_images: so many of them, null for all; they are drawn, in a random order, with
+    reference_seed. select: report the run's `last` step, or the `best` by FID of all snapshots.
     kid_subsets, kid_subset_size, kid_seed: of KID. score_splits: parts that the inception score is averaged over.
     """
 
     resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = "clean"
-    pixels: Literal["clip", "batch-min-max"] = "clip"
+    pixels: Literal["clip", "clip-truncate", "batch-min-max"] = "clip"
+    real_pixels: Literal["stored", "round-trip"] = "stored"
     split: Literal["train", "held-out"] = "train"
     reference_images: int | None = None
+    reference_seed: int = 0
     select: Literal["last", "best"] = "last"
     kid_subsets: int = 100
     kid_subset_size: int = 1000
@@ -112,10 +122,27 @@ class Protocol(Strict):
 
     def __post_init__(self) -> None:
         images = self.reference_images
-        require(images is None or images >= 2, "reference_images", images, "an integer >= 2, or null")
+        expected = f"an integer >= {FEWEST_REAL}, or null"
+        require(images is None or images >= FEWEST_REAL, "reference_images", images, expected)
         for name in ("kid_subsets", "score_splits"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
         require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "an integer >= 2")
+
+    @property
+    def reference_settings(self) -> dict[str, Any]:
+        """The part that decides the reference."""
+        keys = ("resize", "real_pixels", "split", "reference_images", "reference_seed")
+        return {key: getattr(self, key) for key in keys}
+
+    def check_reference(self, path: Path, recorded: dict[str, Any], again: str) -> None:
+        """Refuses a reference that was made with other settings.
+
+        Raises:
+            GcflowError: names the file, the key, both values and the command that makes it `again`.
+        """
+        for key, value in self.reference_settings.items():
+            if recorded.get(key) != value:
+                raise GcflowError(f"{path}: made for {key} {recorded.get(key)}, not {value}; run {again}")
 
 
 @dataclass(frozen=True)
@@ -273,15 +300,23 @@ class Table(Strict):
     """A table of final metrics.
 
     reproduces: which table of the paper it answers, e.g. `table1`; the workflow has a target of that name.
-    paper: which of the paper's data sets this is, for its numbers beside ours. protocol: of the features; null means
-    the first.
+    paper: which of the paper's data sets this is, for its numbers beside ours. published: the entry of
+    `gcflow/paper.yaml` that these numbers stand in; null means the one called as `reproduces`. protocol: of the
+    features; null means the first. note: what else a reader must know, shown below the table.
     """
 
     title: str
     methods: tuple[str, ...]
     reproduces: Reproduces | None = None
     paper: str | None = None
+    published: str | None = None
     protocol: str | None = None
+    note: str | None = None
+
+    @property
+    def published_entry(self) -> str:
+        """The entry of `gcflow/paper.yaml`; of a table that nothing published stands beside, a name that is in none."""
+        return self.published or self.reproduces or ""
 
 
 @dataclass(frozen=True)

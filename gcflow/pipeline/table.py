@@ -83,11 +83,11 @@ def _with_all(metrics: Iterable[str], params: Params, run: Run, protocol: str) -
     return values
 
 
-def published_values(reproduces: str | None, paper: str | None) -> dict[str, dict[str, PublishedValue]]:
-    """The published numbers for a table and one of the paper's data sets: method to metric to value."""
-    if reproduces is None or paper is None:
+def published_values(entry: str, paper: str | None) -> dict[str, dict[str, PublishedValue]]:
+    """The published numbers of an entry and one of the paper's data sets: method to metric to value."""
+    if paper is None:
         return {}
-    methods = published_tables()[reproduces]["datasets"][paper].items()
+    methods = published_tables()[entry]["datasets"][paper].items()
     return {name: {metric: PublishedValue(*value) for metric, value in row.items()} for name, row in methods}
 
 
@@ -129,7 +129,7 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
         raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")
     table = entry.tables[name]
     protocol = table.protocol or next(iter(entry.features.protocols))
-    published = published_values(table.reproduces, table.paper)
+    published = published_values(table.published_entry, table.paper)
     shown = _metrics_shown(params, dataset)
     rows = []
     for method in table.methods:
@@ -180,8 +180,12 @@ def _html(frame: pd.DataFrame, title: str, note: str) -> str:
 
 
 def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
-    with opened_tensors(reference_path(params.root, dataset, protocol), "np") as file:
-        return tensors_metadata(file)
+    path, rules = reference_path(params.root, dataset, protocol), params.dataset(dataset).features.protocols[protocol]
+    with opened_tensors(path, "np") as file:
+        record = tensors_metadata(file)
+    if rules is not None:
+        rules.check_reference(path, record["protocol"], f"gcflow reference {dataset} {protocol}")
+    return record
 
 
 def _real_data(record: dict[str, Any]) -> str:
@@ -192,44 +196,58 @@ def _real_data(record: dict[str, Any]) -> str:
     return f"Real data, one random half of {record['count']} samples against the other: {', '.join(parts)}"
 
 
-def protocol_line(params: Params, dataset: str, protocol: str, record: dict[str, Any]) -> str:
-    """How the numbers under a protocol were made, in one or two sentences."""
+def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protocol: str, record: dict[str, Any]) -> str:
+    """How the numbers of methods under a protocol were made, in one or two sentences."""
     entry = params.dataset(dataset)
     settings, kind = entry.features.protocols[protocol], entry.features.kind
     if settings is None:
-        return f"{kind.capitalize()} features: these numbers are not FID."
-    network = "Features of clean-fid's Inception" if kind == "inception" else "Features of a random network, not FID"
+        return f"Protocol {protocol}: {kind} features, these numbers are not FID."
+    network = "features of clean-fid's Inception" if kind == "inception" else "features of a random network, not FID"
+    first = {method: Run(dataset, method, entry.runs[method].seeds[0]) for method in methods}
+    sizes = sorted({params.run_config(run.name).training.batch for run in first.values()})
+    batch = f"each batch of {' or '.join(map(str, sizes))}"
     pixels = {
         "clip": "clipped to [-1, 1], rounded to 8 bits",
-        "batch-min-max": f"each batch of {entry.evaluation.batch} scaled by its own extremes, truncated to 8 bits",
+        "clip-truncate": "clipped to [-1, 1], truncated to 8 bits",
+        "batch-min-max": f"{batch} scaled by its own extremes, truncated to 8 bits",
     }
+    real = ", which went through float32 and were truncated to 8 bits" if settings.real_pixels == "round-trip" else ""
     return (
         f"Protocol {protocol}: {network} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
-        f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split, "
-        f"KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed {settings.kid_seed}), "
-        f"score over {settings.score_splits} splits."
+        f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split "
+        f"({record['choice']}){real}, KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed "
+        f"{settings.kid_seed}), score over {settings.score_splits} splits."
     )
 
 
 def write_table(params: Params, dataset: str, name: str) -> None:
-    """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}."""
+    """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}: the cells, and how they were made.
+
+    The CSV, which has no place for a note, has the protocol as its last column.
+
+    Raises:
+        GcflowError: a run lacks a metric, or the reference is missing, or was made with other settings.
+    """
     frame, entry = build_table(params, dataset, name), params.dataset(dataset)
     table, settings = entry.tables[name], entry.evaluation
     protocol = table.protocol or next(iter(entry.features.protocols))
     rules, record = entry.features.protocols[protocol], _reference_record(params, dataset, protocol)
     best = rules is not None and rules.select == "best"
-    step = "at the best step by FD of the snapshots" if best else "at the last step"
+    distance, _ = metric_label(metric_names(entry.features.kind)[0])
+    step = f"at the best step by {distance[:-2]} of the snapshots" if best else "at the last step"
+    where = ", where that step is the last" if best else ""
     note = (
         f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
         f"training seeds, in brackets over {len(settings.generation_seeds)} generation seeds of one run (root mean "
-        f"square). {protocol_line(params, dataset, protocol, record)} {_real_data(record)}."
+        f"square{where}). {protocol_line(params, dataset, table.methods, protocol, record)} {_real_data(record)}."
     )
-    if published_values(table.reproduces, table.paper):
-        assert table.reproduces is not None
-        note += f" Published: {published_tables()[table.reproduces]['source']}"
+    if table.note:
+        note += f" {table.note}"
+    if published_values(table.published_entry, table.paper):
+        note += f" Published: {published_tables()[table.published_entry]['source']}"
         note += "; Δ is ours minus published." if any(str(head).startswith("Δ") for head in frame) else "."
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{markdown.table(_rows(frame))}\n\n{note}\n")
-    write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    write_text(folder / f"{name}.csv", frame.assign(protocol=protocol).to_csv(index=False))
     write_text(folder / f"{name}.tex", _tex(frame, note))
     write_text(folder / f"{name}.html", _html(frame, table.title, note))

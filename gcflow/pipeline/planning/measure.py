@@ -221,7 +221,7 @@ def _large_features(
     for name, protocol in settings.protocols.items():
         rules = replace(protocol, score_splits=1)
         names = metric_names(settings.kind)
-        comparison = InceptionComparison(network, rules, names, reference, drawn, 2 * count)
+        comparison = InceptionComparison(network, rules, names, reference, drawn, 2 * count, count)
         _, rate = (count / elapsed(partial(comparison.update, output)) for _ in range(2))
         subsets = min(2, protocol.kid_subsets)
         size, seed = protocol.kid_subset_size, protocol.kid_seed

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from gcflow.config import RunConfig, to_dict, without_dropout
+from gcflow.config import RunConfig, TrainingConfig, to_dict, without_dropout
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.planning.work import pass_operations
+from gcflow.precision import set_precision
 from gcflow.register import Network
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import spec_of
@@ -37,12 +38,11 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 @contextmanager
-def as_evaluated() -> Iterator[None]:
-    """The settings of torch with which `gcflow evaluate` samples, which are not those of training."""
+def as_evaluated(training: TrainingConfig) -> Iterator[None]:
+    """The settings of torch with which `gcflow evaluate` samples a run; what was set before, afterwards."""
     backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [backend.allow_tf32 for backend in backends], torch.backends.cudnn.deterministic
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = True, False
+    set_precision(training)
     try:
         yield
     finally:
@@ -51,7 +51,6 @@ def as_evaluated() -> Iterator[None]:
         torch.backends.cudnn.deterministic = before[1]
 
 
-@as_evaluated()
 def bench_sampling(config: RunConfig, params: Params, shape: tuple[int, ...], device: str) -> dict[str, float]:
     """Images per second of each sampler of the evaluation protocol, noise included; none that takes very long."""
     model = spec_of(config, shape).build().to(device).eval().requires_grad_(False)
@@ -91,7 +90,8 @@ def bench_networks(
     for network, examples in distinct.items():
         rates: dict[str, float] = {}
         for config in examples.values():
-            rates |= bench_sampling(config, params, shape, device)
+            with as_evaluated(config.training):
+                rates |= bench_sampling(config, params, shape, device)
         operations = pass_operations(next(iter(examples.values())), shape)
         rows.append({"network": to_dict(network), "operations_per_pass": operations, "images_per_second": rates})
     return rows

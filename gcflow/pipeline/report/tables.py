@@ -72,7 +72,7 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
         ]
         with expected(records.root / folder / f"{name}.csv"):
             table = None if text is None else _table(settings.title, text, links)
-        paper = published_tables().get(settings.reproduces or "", {})
+        paper = published_tables().get(settings.published_entry, {})
         labels = {method: replicates.label for method, replicates in entry.runs.items()}
         found.append(
             ResultTable(

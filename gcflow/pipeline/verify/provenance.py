@@ -101,8 +101,8 @@ class Provenance:
             yield Voucher(data, "sha256", said["data_sha256"], path, path)
             if said["extractor_sha256"] is not None:
                 yield Voucher(extractor, "sha256", said["extractor_sha256"], path, path)
-            for key, value in said.get("protocol", {}).items():
-                yield from older(path, f"{key} of the protocol", value, getattr(protocol, key))
+            for key, value in (protocol.reference_settings if protocol else {}).items():
+                yield from older(path, f"{key} of the protocol", said["protocol"].get(key), value)
 
         return self.reading.tensors(path, check)
 

@@ -71,6 +71,10 @@ sync: .venv/complete  ## fetch what dvc.lock names, let Snakemake accept it, com
 bench: .venv/complete  ## images per second of training, sampling and evaluation, at the embedded scale
 	gcflow bench digits
 
+.PHONY: bench-gpu
+bench-gpu: .venv/complete  ## how fast a GPU trains the paper's network, and what bounds it
+	python benchmarks/gpu.py
+
 .PHONY: lock
 lock:  ## resolve the newest versions that fit into requirements.lock
 	rm -rf .venv

@@ -1,0 +1,716 @@
+"""How fast a GPU trains the paper's CIFAR-10 network, and what bounds it.
+
+python benchmarks/gpu.py [--only SECTION ...] [--budget SECONDS] [--out FOLDER] [--size tiny|paper]
+
+Sections run in the order of `SECTIONS`, the most important first, each in its own guard. Every row is printed and
+written to FOLDER/gpu.json as soon as it is measured, with the configuration that it was measured on. Without CUDA a
+tiny network takes the place of the paper's: its numbers show that the sections work, and nothing else.
+
+Of what gcflow needs only torch, numpy and safetensors are imported; benchmarks/README.md says what each row means and
+how all this is carried to a machine that has only torch.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from gcflow import register
+from gcflow.batches import Batches, resident
+from gcflow.config import (
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+    to_dict,
+    without_dropout,
+)
+from gcflow.distributed import World
+from gcflow.errors import Preempted
+from gcflow.files import write_json, write_text
+from gcflow.objectives import Batch
+from gcflow.optimizers import update_ema
+from gcflow.precision import set_precision
+from gcflow.register import Network
+from gcflow.sampling import Sampler, generate
+from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_objective, train
+
+Row = dict[str, Any]
+MU = 0.5
+ROUNDS, REPEATS = 7, 4
+EMA_DECAY = 0.9999
+
+
+class OneConvolution(nn.Module):
+    """A single layer with the interface of a network."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor, keys: Tensor | None = None) -> Tensor:
+        """X [B, C, H, W], condition [B]."""
+        return self.layer(x) + condition[:, None, None, None]
+
+
+@register.network
+@dataclass(frozen=True)
+class SingleLayer(Network):
+    """What is compiled at the tiny size: the smallest of U-Nets takes a CPU's compiler minutes."""
+
+    architecture: Literal["single-layer"] = "single-layer"
+    dropout: float = 0.0
+
+    def build(self, shape: tuple[int, ...]) -> nn.Module:
+        """The network for images [C, H, W]."""
+        return OneConvolution(shape[0])
+
+
+class Size(NamedTuple):
+    """What everything is measured on.
+
+    network: without dropout. compiled: the network of compiled steps. shape: of one image. images: random ones,
+    resident on the device. batch: of a training step. samples: images to generate. matrix: side of the square matrices
+    whose product gives the peak.
+    """
+
+    network: Network
+    compiled: Network
+    shape: tuple[int, int, int]
+    images: int
+    batch: int
+    samples: int
+    matrix: int
+
+
+UNET = NetworkConfig("ddpm++", channels=128, blocks=3, multipliers=(1, 2, 2))
+SMALL_UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2))
+SIZES = {
+    "paper": Size(UNET, UNET, shape=(3, 32, 32), images=50_000, batch=512, samples=3000, matrix=8192),
+    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=2, samples=16, matrix=256),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every section is given. data: uint8 [n, C, H, W]. out: the folder of the results."""
+
+    device: str
+    size: Size
+    data: Tensor
+    out: Path
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device == "cuda"
+
+    def seconds(self, work: Callable[[], object], calls: int = 1) -> float:
+        """Of one call, on average over several in a row, the device's work included."""
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        self.synchronize()
+        return (time.perf_counter() - start) / calls
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def forget_peak_memory(self) -> None:
+        """Begins to measure the peak of the device's memory anew."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_memory(self) -> int | None:
+        """Most bytes allocated at once since `forget_peak_memory`; None on the CPU."""
+        return torch.cuda.max_memory_allocated() if self.cuda else None
+
+
+def recipe(size: Size, coupling: str = "ic", dropout: float = 0.0, **training: Any) -> RunConfig:
+    """The paper's recipe for CIFAR-10 (benchmarks/cifar10.yaml) on a network of `size`.
+
+    Args:
+        size: gives network and batch.
+        coupling: `ic`, or `gc` for GC(0.5) with the EMA as its predictor.
+        dropout: rate in the network.
+        training: options of `TrainingConfig` that differ.
+    """
+    options = {"steps": 1, "snapshot_every": 1, "batch": size.batch, "learning_rate": 1e-4, **training}
+    augmented: dict[str, Any] = {"mu": MU, "predictor": "ema"} if coupling == "gc" else {}
+    network: Any = size.compiled if "compile" in training else size.network
+    return RunConfig(
+        dataset="random-pixels",
+        method_name=coupling,
+        seed=0,
+        process=NoiseProcess(),
+        network=replace(network, dropout=dropout),
+        training=TrainingConfig(**options),
+        method=MethodConfig(objective="consistency", coupling=coupling, **augmented),
+    )
+
+
+def described(config: RunConfig) -> str:
+    """A run in a few words."""
+    training, dropout = config.training, to_dict(config.network)["dropout"]
+    words = [
+        f"GC({MU:g})" if config.method_name == "gc" else "IC",
+        config.network.architecture,
+        training.precision,
+        *([] if training.channels_last else ["contiguous"]),
+        "eager" if training.compile == "none" else "compiled",
+        *([f"dropout {dropout:g}"] if dropout else []),
+        f"batch {training.batch}",
+    ]
+    return ", ".join(words)
+
+
+def run_once(network: Network, shape: tuple[int, ...]) -> None:
+    """One pass of an untrained network for one image, on the CPU."""
+    with torch.no_grad():
+        network.build(shape)(torch.zeros(1, *shape), torch.ones(1))
+
+
+@cache
+def flop_of_pass(network: Network, shape: tuple[int, ...]) -> int:
+    """Floating-point operations of one pass for one image."""
+    with FlopCounterMode(display=False) as counter:
+        run_once(network, shape)
+    operations: int = counter.get_total_flops()
+    return operations
+
+
+def passes_per_image(config: RunConfig) -> float:
+    """Forward passes that a training step cannot avoid, a backward pass counted as two."""
+    return 4.0 + statistics.fmean(config.method.mu_range)
+
+
+def choose_convolutions(fastest: bool) -> None:
+    """Lets cuDNN try its algorithms and take the fastest, or only those that repeat their bits, by its heuristics."""
+    torch.backends.cudnn.deterministic = not fastest
+    torch.backends.cudnn.benchmark = fastest
+
+
+class FastestConvolutions(Observer):
+    """Undoes in each step what `train` asks of cuDNN at its start."""
+
+    def stop_requested(self) -> None:
+        """Asks for no stop."""
+        choose_convolutions(fastest=True)
+
+
+class Trainer:
+    """A run whose steps are timed in the loop of `gcflow train`."""
+
+    def __init__(self, bench: Bench, config: RunConfig) -> None:
+        self.bench, self.config = bench, config
+        self.state = initial_state(config, bench.size.shape, bench.device)
+
+    def steps(self, count: int, observer: Observer | None = None) -> None:
+        """`count` steps of training."""
+        end = self.state.step + count
+        training = replace(self.config.training, steps=end, snapshot_every=end)
+        train(replace(self.config, training=training), self.bench.data, self.state, observer)
+
+    def rounds(self, steps: int, rounds: int, observer: Observer | None = None) -> list[float]:
+        """Seconds per step of each of several rounds."""
+        return [self.bench.seconds(lambda: self.steps(steps, observer)) / steps for _ in range(rounds)]
+
+
+def speed(bench: Bench, config: RunConfig, times: list[float], warm_up: float, note: str = "") -> Row:
+    """The row of a training step that took `times`, in seconds, after `warm_up` seconds with its first steps."""
+    step = statistics.median(times)
+    images = config.training.batch / step
+    operations = flop_of_pass(without_dropout(config.network), bench.size.shape)
+    return {
+        "what": described(config) + note,
+        "seconds_per_step": step,
+        "images_per_second": images,
+        "flop_per_second": images * passes_per_image(config) * operations,
+        "peak_memory_bytes": bench.peak_memory(),
+        "warm_up_seconds": warm_up,
+        "seconds_of_rounds": times,
+        "deterministic": torch.backends.cudnn.deterministic,
+        "config": to_dict(config),
+    }
+
+
+def write_profile(bench: Bench, trainer: Trainer, name: str) -> Row:
+    """Writes where the time of one step goes, operator by operator and kernel by kernel."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
+    with profile(activities=activities) as found:
+        trainer.steps(1)
+        bench.synchronize()
+    order = "device_time_total" if bench.cuda else "cpu_time_total"
+    table = found.key_averages().table(sort_by=order, row_limit=80, max_name_column_width=100)
+    write_text(bench.out / name, table + "\n")
+    return {"what": f"one step of it in {name}", "file": name}
+
+
+def environment(bench: Bench) -> Iterator[Row]:
+    """What the numbers are measured on."""
+    gpu = torch.cuda.get_device_name() if bench.cuda else None
+    yield {
+        "what": f"torch {torch.__version__}, {gpu or platform.machine()}, Python {platform.python_version()}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if bench.cuda else None,
+        "cudnn": torch.backends.cudnn.version() if bench.cuda else None,
+        "gpu": gpu,
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if bench.cuda else None,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peaks(bench: Bench) -> Iterator[Row]:
+    """The two ceilings: of products of large matrices in each precision, and of copies in the device's memory."""
+    side = bench.size.matrix
+    for precision in ("bfloat16", "tf32", "float32"):
+        set_precision(recipe(bench.size, precision=precision).training)
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        a, b = (torch.randn(side, side, device=bench.device, dtype=dtype) for _ in range(2))
+        product = partial(torch.matmul, a, b)
+        bench.seconds(product, 3)
+        taken = statistics.median(bench.seconds(product) for _ in range(ROUNDS))
+        what = f"product of matrices of side {side}, {precision}"
+        yield {"what": what, "precision": precision, "side": side, "flop_per_second": 2 * side**3 / taken}
+    source = torch.empty(4 * side**2, dtype=torch.float32, device=bench.device).normal_()
+    copy = partial(torch.empty_like(source).copy_, source)
+    bench.seconds(copy, 3)
+    # Read and written.
+    rate = 2 * source.nbytes / statistics.median(bench.seconds(copy) for _ in range(ROUNDS))
+    what = f"copy of {source.nbytes / 2**20:.4g} MiB"
+    yield {"what": what, "note": f"{rate / 1e9:.4g} GB/s", "bytes": source.nbytes, "bytes_per_second": rate}
+
+
+def training(
+    bench: Bench, warm: int, steps: int, rounds: int, profiled: str = "", fastest: bool = False, **choices: Any
+) -> Iterator[Row]:
+    """Steps of the loop as it is.
+
+    Args:
+        bench: what is measured on.
+        warm: steps before the first round.
+        steps: of a round.
+        rounds: counted ones.
+        profiled: file of a profile of one step; none if empty.
+        fastest: the same steps once more with convolutions that need not repeat their bits.
+        choices: arguments of `recipe`.
+    """
+    bench.forget_peak_memory()
+    config = recipe(bench.size, **choices)
+    start = time.perf_counter()
+    trainer = Trainer(bench, config)
+    bench.seconds(partial(trainer.steps, warm))
+    ready = time.perf_counter() - start
+    yield speed(bench, config, trainer.rounds(steps, rounds), ready)
+    if profiled:
+        yield write_profile(bench, trainer, profiled)
+    if fastest:
+        again = bench.seconds(partial(trainer.steps, 2, FastestConvolutions()))
+        times = trainer.rounds(steps, rounds, FastestConvolutions())
+        yield speed(bench, config, times, again, ", fastest convolutions")
+
+
+class CutOnce(Observer):
+    """Asks for a stop before one step, and keeps what is saved then."""
+
+    def __init__(self, step: int) -> None:
+        self.asked, self.step = 0, step
+        self.saved: tuple[dict[str, Tensor], int] = {}, 0
+
+    def stop_requested(self) -> str | None:
+        """A reason, once `step` steps are done."""
+        self.asked += 1
+        return "cut" if self.asked == self.step + 1 else None
+
+    def checkpoint(self, state: TrainingState) -> None:
+        """Keeps a copy."""
+        self.saved = on_the_cpu(state), state.step
+
+
+def on_the_cpu(state: TrainingState) -> dict[str, Tensor]:
+    """A copy of all that a state holds."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors().items()}
+
+
+def cut_and_resumed(bench: Bench, config: RunConfig) -> TrainingState:
+    """The end of a run that was stopped half-way and went on from what it had saved."""
+    observer = CutOnce(config.training.steps // 2)
+    try:
+        train(config, bench.data, initial_state(config, bench.size.shape, bench.device), observer)
+    except Preempted:
+        state = initial_state(config, bench.size.shape, bench.device)
+        state.restore(*observer.saved, Path("memory"))
+        return train(config, bench.data, state)
+    raise RuntimeError("the run was not cut")
+
+
+def exactness(bench: Bench) -> Iterator[Row]:
+    """Whether weights, EMA and optimizer of a short GC run repeat to the bit: again from the start, and resumed."""
+    steps, batch = 4, max(4, bench.size.batch // 8)
+    config = recipe(bench.size, "gc", 0.1, precision="bfloat16", batch=batch, steps=steps, snapshot_every=steps)
+
+    def whole() -> dict[str, Tensor]:
+        return on_the_cpu(train(config, bench.data, initial_state(config, bench.size.shape, bench.device)))
+
+    first, start = whole(), on_the_cpu(initial_state(config, bench.size.shape, bench.device))
+    moved = any(not torch.equal(tensor, first[name]) for name, tensor in start.items() if name.startswith("raw."))
+    ends = {"repeated": whole, "resumed": lambda: on_the_cpu(cut_and_resumed(bench, config))}
+    for way, end in ends.items():
+        other = end()
+        same = first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
+        yield {
+            "what": f"{described(config)}, {way}",
+            "note": "identical" if same and moved else "NOT identical" if moved else "NOTHING LEARNED",
+            "identical": same,
+            "weights_moved": moved,
+            "config": to_dict(config),
+        }
+
+
+def sampling(bench: Bench) -> Iterator[Row]:
+    """One-step samples, their noise drawn on the host included."""
+    config, size = recipe(bench.size, precision="float32"), bench.size
+    set_precision(config.training)
+    model = initial_state(config, size.shape, bench.device).ema
+
+    def draw() -> list[Tensor]:
+        return list(generate(model, Sampler("consistency"), size.shape, range(size.samples), seed=0))
+
+    warm_up = bench.seconds(draw)
+    images = size.samples / bench.seconds(draw)
+    yield {
+        "what": f"samples in one step, float32, {size.samples} images",
+        "images_per_second": images,
+        "flop_per_second": images * flop_of_pass(size.network, size.shape),
+        "warm_up_seconds": warm_up,
+        "network": to_dict(size.network),
+    }
+
+
+class Layer(NamedTuple):
+    """A convolution as torch's `convolution` takes it. input: shape of one sample. options: what follows the bias."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    options: tuple[Any, ...]
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution of a batch, without bias."""
+        out: Tensor = torch.ops.aten.convolution(x, weight, None, *self.options)
+        return out
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts the convolutions that are made inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[Layer] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            x, weight, _, *options = args
+            hashable = (tuple(option) if isinstance(option, list) else option for option in options)
+            self.found[Layer(tuple(x.shape[1:]), tuple(weight.shape), tuple(hashable))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def layer_row(bench: Bench, layer: Layer, count: int) -> Row:
+    """Seconds of a convolution of bfloat16 batches in channels_last memory, and of both of its gradients."""
+
+    def random(*shape: int) -> Tensor:
+        drawn = torch.randn(shape, device=bench.device, dtype=torch.bfloat16)
+        return drawn.to(memory_format=torch.channels_last).requires_grad_()
+
+    x, weight = random(bench.size.batch, *layer.input), random(*layer.weight)
+    with FlopCounterMode(display=False) as counter:
+        out = layer.convolve(x, weight)
+    gradient = torch.randn_like(out)
+    forward = partial(layer.convolve, x.detach(), weight.detach())
+    backward = partial(torch.autograd.grad, out, (x, weight), gradient, retain_graph=True)
+    for work in (forward, backward):
+        bench.seconds(work, 2)
+    return {
+        "input": list(layer.input),
+        "weight": list(layer.weight),
+        "count": count,
+        "flop": counter.get_total_flops(),
+        "forward_seconds": bench.seconds(forward, REPEATS),
+        "backward_seconds": bench.seconds(backward, REPEATS),
+    }
+
+
+def convolutions(bench: Bench) -> Iterator[Row]:
+    """What a step of IC would take if it were its convolutions alone: two passes forward, one backward."""
+    with Convolutions() as mode:
+        run_once(bench.size.network, bench.size.shape)
+    for fastest in (False, True):
+        choose_convolutions(fastest)
+        layers = [layer_row(bench, layer, count) for layer, count in mode.found.items()]
+        forward, backward, flop = (
+            sum(row["count"] * row[key] for row in layers) for key in ("forward_seconds", "backward_seconds", "flop")
+        )
+        step = 2 * forward + backward
+        yield {
+            "what": f"IC, convolutions alone, {'fastest' if fastest else 'deterministic'}, bfloat16",
+            "seconds_per_step": step,
+            "images_per_second": bench.size.batch / step,
+            "flop_per_second": 4 * flop / step,
+            "forward_flop_per_second": flop / forward,
+            "backward_flop_per_second": 2 * flop / backward,
+            "layers": layers,
+            "batch": bench.size.batch,
+            "network": to_dict(bench.size.network),
+        }
+
+
+def bare_step(config: RunConfig, state: TrainingState, batch: Batch) -> Callable[[], Tensor]:
+    """A training step on one batch without the loop's host work; gives the loss, on the device."""
+    objective = make_objective(config, state, state.model, Helpers())
+    weights: list[Tensor] = list(state.model.parameters())
+    average: list[Tensor] = list(state.ema.parameters())
+
+    def step() -> Tensor:
+        loss = objective(batch)
+        loss.backward()
+        state.optimizer.step()
+        # In place, because a CUDA graph has the addresses of the gradients.
+        torch._foreach_zero_([p.grad for p in weights if p.grad is not None])
+        update_ema(average, weights, EMA_DECAY)
+        return loss.detach()
+
+    return step
+
+
+def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same step as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def own_step(bench: Bench, parts: tuple[int, ...] = (1,)) -> Iterator[Row]:
+    """A compiled IC step without the loop, launched kernel by kernel and as one CUDA graph: what the host costs.
+
+    Args:
+        bench: what is measured on.
+        parts: what each batch is of the whole one: 1 / part.
+    """
+    for part in parts:
+        config = recipe(bench.size, precision="bfloat16", compile="default", batch=max(1, bench.size.batch // part))
+        set_precision(config.training)
+        choose_convolutions(fastest=True)
+        state = initial_state(config, bench.size.shape, bench.device)
+        with Batches(config, bench.data, torch.device(bench.device), World()) as batches:
+            step = bare_step(config, state, batches[0])
+        yield bare_speed(bench, config, step, ", without the loop")
+        if bench.cuda:
+            start = time.perf_counter()
+            graph = captured(step)
+            yield bare_speed(bench, config, graph, ", one CUDA graph", time.perf_counter() - start)
+
+
+def bare_speed(bench: Bench, config: RunConfig, step: Callable[[], Tensor], note: str, made: float = 0.0) -> Row:
+    """The row of a step without the loop that took `made` seconds to make."""
+    bench.forget_peak_memory()
+    warm_up = made + 3 * bench.seconds(step, 3)
+    times = [bench.seconds(step, REPEATS) for _ in range(3)]
+    return speed(bench, config, times, warm_up, note) | {"loss": float(step())}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question. needs: seconds that must be left of the budget for it to start. cuda: asked of a GPU only."""
+
+    rows: Callable[[Bench], Iterator[Row]]
+    needs: float
+    cuda: bool = False
+
+
+BF16: dict[str, Any] = {"precision": "bfloat16"}
+TF32: dict[str, Any] = {"precision": "tf32"}
+SECTIONS = {
+    "env": Section(environment, 0),
+    "peaks": Section(peaks, 5),
+    "exact": Section(exactness, 15),
+    "eager-tf32": Section(partial(training, warm=1, steps=2, rounds=2, **TF32), 15),
+    "eager-bf16": Section(partial(training, warm=2, steps=3, rounds=3, profiled="profile-eager-bf16.txt", **BF16), 15),
+    "compile-bf16": Section(
+        partial(
+            training,
+            warm=3,
+            steps=5,
+            rounds=3,
+            profiled="profile-compile-bf16.txt",
+            fastest=True,
+            compile="default",
+            **BF16,
+        ),
+        60,
+    ),
+    "convolutions": Section(convolutions, 25),
+    "eager-bf16-gc": Section(partial(training, warm=1, steps=3, rounds=3, coupling="gc", **BF16), 15),
+    "own-step": Section(own_step, 60),
+    "compile-bf16-gc": Section(
+        partial(training, warm=6, steps=5, rounds=3, coupling="gc", compile="default", **BF16), 70
+    ),
+    "eager-bf16-dropout": Section(partial(training, warm=1, steps=2, rounds=2, dropout=0.3, **BF16), 15),
+    "sampling": Section(sampling, 10),
+    "eager-fp32-dropout": Section(partial(training, warm=1, steps=1, rounds=2, dropout=0.3), 20),
+    "eager-tf32-dropout": Section(partial(training, warm=1, steps=2, rounds=2, dropout=0.3, **TF32), 15),
+    # torch's own defaults: contiguous memory, but TF32 also in matrix products.
+    "eager-plain": Section(partial(training, warm=1, steps=2, rounds=2, channels_last=False, **TF32), 15),
+    "small-batches": Section(partial(own_step, parts=(4, 8)), 120, cuda=True),
+}
+# Heading, key of a row, and what its value is multiplied by.
+COLUMNS = (
+    ("ms/step", "seconds_per_step", 1e3),
+    ("images/s", "images_per_second", 1),
+    ("TFLOP/s", "flop_per_second", 1e-12),
+    ("% of peak", "share_of_peak", 100),
+    ("GiB", "peak_memory_bytes", 2**-30),
+    ("warm-up s", "warm_up_seconds", 1),
+)
+
+
+class Report:
+    """The table on the screen and the JSON file, row by row.
+
+    Args:
+        out: folder of the file.
+        device: torch device.
+        size: name of what is measured on.
+    """
+
+    def __init__(self, out: Path, device: str, size: str) -> None:
+        self.path = out / "gpu.json"
+        self.began = time.monotonic()
+        self.sections: dict[str, Row] = {}
+        command = f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".rstrip()
+        self.document = {"command": command, "device": device, "size": size, "sections": self.sections}
+        self.peak: float | None = None
+        headings = "".join(f"{heading:>10}" for heading, _, _ in COLUMNS)
+        self.say(f"{'section':<20}{f'{device}, size {size}':<66}{headings}")
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+    def say(self, line: str) -> None:
+        """Prints a line with the time it is said at."""
+        sys.stdout.write(f"[{self.elapsed:6.1f}] {line}".rstrip() + "\n")
+        sys.stdout.flush()
+
+    def note(self, section: str, **facts: Any) -> None:
+        """Writes facts about a section to the file."""
+        self.sections.setdefault(section, {"rows": []}).update(facts)
+        write_json(self.path, self.document)
+
+    def add(self, section: str, row: Row) -> None:
+        """Prints a row and writes it to the file; with the share of the peak, once that is measured."""
+        if section == "peaks" and row.get("precision") == "bfloat16":
+            self.peak = row["flop_per_second"]
+        if self.peak and "flop_per_second" in row:
+            row["share_of_peak"] = row["flop_per_second"] / self.peak
+        numbers = ((row.get(key), factor) for _, key, factor in COLUMNS)
+        cells = "".join(f"{'' if value is None else f'{factor * value:.4g}':>10}" for value, factor in numbers)
+        self.say(f"{section:<20}{row['what']:<66}{cells}  {row.get('note', '')}")
+        self.note(section, rows=[*self.sections.get(section, {"rows": []})["rows"], row])
+
+
+def refusal(section: Section, bench: Bench, left: float) -> str | None:
+    """Why a section is not started, or None."""
+    if section.cuda and not bench.cuda:
+        return "needs CUDA"
+    return f"needs {section.needs:g} s, {left:.0f} are left" if left < section.needs else None
+
+
+def run_section(name: str, section: Section, bench: Bench, report: Report) -> bool:
+    """Whether all rows of a section could be measured; those before a failure are kept."""
+    start, problem = time.perf_counter(), None
+    try:
+        for row in section.rows(bench):
+            report.add(name, row)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        report.say(f"{name:<20}failed: {problem}")
+        traceback.print_exc()
+    report.note(name, seconds=time.perf_counter() - start, **({"failed": problem} if problem else {}))
+    # The next one has the device to itself, and its own settings.
+    choose_convolutions(fastest=False)
+    torch.compiler.reset()
+    gc.collect()
+    if bench.cuda:
+        torch.cuda.empty_cache()
+    return problem is None
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--budget", type=float, default=280.0, help="seconds, within which sections are begun")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of gpu.json and the profiles")
+    parser.add_argument("--size", choices=SIZES, help="paper with CUDA, tiny without, unless said")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures what is asked for and the budget allows; exits with 1 if a section failed."""
+    chosen = options()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = chosen.size or ("paper" if device == "cuda" else "tiny")
+    report, size = Report(chosen.out, device, name), SIZES[name]
+    raw = torch.randint(0, 256, (size.images, *size.shape), dtype=torch.uint8)
+    bench = Bench(device, size, resident(raw, device, 0.5), chosen.out)
+    failed = []
+    for section in (section for section in SECTIONS if section in chosen.only):
+        reason = refusal(SECTIONS[section], bench, chosen.budget - report.elapsed)
+        if reason:
+            report.say(f"{section:<20}skipped: {reason}")
+            report.note(section, skipped=reason)
+        elif not run_section(section, SECTIONS[section], bench, report):
+            failed.append(section)
+    report.say(f"written to {report.path}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -255,7 +255,7 @@ def show(document: dict[str, Any]) -> None:
     """Prints the measurements as a table."""
     say(f"{'training':<18} {'steps/s':>9} {'images/s':>10} {'/ first':>8} {'of peak':>8} {'memory':>9}")
     for method, row in document["train"]["methods"].items():
-        memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else "of CPU"
+        memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else "-"
         say(
             f"{method:<18} {1 / row['seconds_per_step']:>9.4g} {row['images_per_second']:>10.4g} "
             f"{row['step_over_first']:>8.3f} {row['share_of_peak']:>8.1%} {memory:>9}"

@@ -428,17 +428,22 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 
 
 @verb(
-    "Time training, sampling and evaluation of DATASET's recipe on this machine; its data need not be prepared.",
+    "Measure this machine with DATASET's recipe: images per second of training, sampling and features, the share of "
+    "its peak, memory. The data need not be prepared. `gcflow plan` reads the file that this writes.",
     "gcflow bench digits --method ic --method gc --set training.precision=bfloat16",
 )
 @click.argument("dataset")
 @DEVICE
-@click.option("--method", "methods", multiple=True, help="Repeatable; ratios are to the first. All, if not given.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="A method to time; repeatable. Ratios are to the first.  [default: the first one with each coupling]",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of network or training; repeatable.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Per round.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="After one to warm up.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Steps per round.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds after a first one.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: results/DATASET/bench.json]")
-@ARCHIVES
 @click.pass_context
 def bench(
     context: click.Context,
@@ -449,43 +454,35 @@ def bench(
     steps: int,
     rounds: int,
     out: Path | None,
-    archives: Path,
 ) -> None:
     params = _load(context)
     params.dataset(dataset)
-    import yaml
+    from gcflow.tools.bench import bench as measure
 
-    from gcflow.pipeline.bench import bench as measure
-    from gcflow.pipeline.bench import show
-    from gcflow.pipeline.folders import results_folder
-
-    overrides: dict[str, dict[str, Any]] = {"network": {}, "training": {}}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        block, _, name = key.partition(".")
-        if not separator or not name or block not in overrides:
-            raise GcflowError(f"--set {setting}: expected e.g. training.precision=bfloat16 or network.dropout=0.0")
-        overrides[block][name] = yaml.safe_load(value)
-    out = out or results_folder(params.root, dataset) / "bench.json"
-    where = params.root / archives
-    show(measure(params, dataset, methods, overrides, _device(device), steps, rounds, out, where), out)
+    measure(params, dataset, methods, settings, _device(device), steps, rounds, out)
 
 
 @verb(
-    "What TARGET costs on the machine that `gcflow bench` measured: jobs, GPU-hours, time, disk; and what it took. "
-    "TARGET is a table or figure of the paper (table1), a data set, a stage, or all of the scale.",
-    "gcflow plan table1 --scale paper --gpus 8",
+    "Count what TARGET takes and what is left of it: jobs, floating-point operations (FLOP), GPU-hours, disk. TARGET "
+    "is a table or figure of the paper (table1), a data set, a run, a stage, or all of the scale. Hours follow from "
+    "the speed that `gcflow bench` measured, or from --tflops.",
+    "gcflow plan table1 --scale paper --gpus 8 --tflops 100",
 )
 @click.argument("target", default="all")
-@click.option("--gpus", type=click.IntRange(min=1), help="That jobs share.  [default: 1, 4 and 8]")
 @SCALE
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write everything to this file, job by job.")
+@click.option("--gpus", default=1, show_default=True, type=click.IntRange(min=1), help="GPUs that share the jobs.")
+@click.option(
+    "--tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Assume that a GPU sustains so many 10^12 operations per second.  [default: what was measured]",
+)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the plan, job by job, to this file too.")
 @click.pass_context
-def plan(context: click.Context, target: str, gpus: int | None, scale: str, file: Path | None) -> None:
+def plan(context: click.Context, target: str, scale: str, gpus: int, tflops: float | None, file: Path | None) -> None:
     params = _load(context)
-    from gcflow.pipeline.planning.report import show
+    from gcflow.tools.plan import show
 
-    click.echo(show(params, target, scale, gpus, file))
+    click.echo(show(params, target, scale, gpus, tflops, file))
 
 
 @verb(

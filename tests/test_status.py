@@ -37,9 +37,9 @@ from projects import (
 )
 
 from gcflow.errors import Preempted
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Holder, newest_lease
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.jobs import Graph
 from gcflow.pipeline.status.ends import checkpoint_header, last_record, last_words
 from gcflow.pipeline.status.screen import Room, screen, watch
 from gcflow.pipeline.status.survey import Standing, Survey, clock

@@ -45,14 +45,14 @@ def check_folders(root: Path) -> Iterator[Check]:
 
 def needed_bytes(params: "Params", stages: "Iterable[Stage]") -> int:
     """What stages that are not complete will write, checkpoints included, as `gcflow plan` counts it."""
-    from gcflow.pipeline.planning.disk import space_of
-    from gcflow.pipeline.planning.jobs import Graph
+    from gcflow.pipeline.graph import Graph
+    from gcflow.tools.plan import Counts
 
     graph = Graph(params, "all")
     wanted = {stage.name for stage in stages} & set(graph.jobs)
     todo = wanted - graph.done(graph.closure(sorted(wanted)))
-    spaces = [space_of(params, graph.jobs[name]) for name in todo]
-    return sum(space.outputs + space.state for space in spaces)
+    counts = Counts(params)
+    return sum(counts.disk(graph.jobs[name]) for name in todo)
 
 
 def check_disk(target: Target) -> Iterator[Check]:

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from gcflow.config import RunConfig, to_dict
 from gcflow.pipeline.folders import data_folder, log_path, run_folder
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Lease, newest_lease
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.planning.jobs import Graph
 from gcflow.pipeline.status.ends import checkpoint_header, last_record, last_words
 
 State = Literal["evaluated", "done", "running", "interrupted", "failed", "waiting"]

@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping
 from shlex import join
 from typing import NamedTuple
 
-from gcflow.pipeline.planning.jobs import Job
+from gcflow.pipeline.graph import Job
 from gcflow.pipeline.verify.findings import Finding
 from gcflow.pipeline.verify.recorded import Recorded
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gcflow.pipeline.folders import run_folder
+from gcflow.pipeline.graph import Graph, Job
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.jobs import Graph, Job
 from gcflow.pipeline.verify.cures import Cures, Names
 from gcflow.pipeline.verify.findings import Comparison, Finding, Judge
 from gcflow.pipeline.verify.hashing import Hashes, inode

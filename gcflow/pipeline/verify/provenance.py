@@ -7,8 +7,8 @@ from typing import Any
 
 from gcflow.config import to_dict
 from gcflow.pipeline.folders import data_folder, extractor_path, pretrained_path, reference_path
+from gcflow.pipeline.graph import Job
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.jobs import Job
 from gcflow.pipeline.schema import Classifier, InceptionNetwork
 from gcflow.pipeline.verify.reading import Reading, older
 from gcflow.pipeline.verify.runs import RunProvenance

@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from gcflow.pipeline.graph import Job
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.jobs import Job
 from gcflow.pipeline.verify.statements import Remark, Statement, Voucher
 from gcflow.pipeline.versions import LOCK, locked_stages
 

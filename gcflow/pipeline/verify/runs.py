@@ -18,8 +18,8 @@ from gcflow.pipeline.folders import (
     run_folder,
     snapshot,
 )
+from gcflow.pipeline.graph import Job
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.planning.jobs import Job
 from gcflow.pipeline.verify.reading import Reading, older
 from gcflow.pipeline.verify.statements import Remark, Statement, Voucher
 

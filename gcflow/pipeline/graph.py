@@ -1,13 +1,12 @@
-"""Which jobs a target consists of, and which of them are done."""
+"""The graph of jobs: what each needs, which jobs a target consists of, and which of them are done."""
 
 import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError
-from gcflow.files import opened_tensors, read_json, sha256_of, tensors_metadata
+from gcflow.files import read_json, sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import Stage, Stages
@@ -145,20 +144,3 @@ class Graph:
             return bool(recorded["config_hash"] == digest({"config": config, "inputs": inputs}))
         except (GcflowError, OSError, KeyError, TypeError):
             return False
-
-    def step_reached(self, run: Run) -> int:
-        """The step of the newest checkpoint of this configuration, 0 without one. Only headers are read."""
-        config = to_dict(self.params.run_config(run.name))
-        reached = 0
-        for path in (run_folder(self.params.root, run) / "state").glob("*/checkpoint-*.safetensors"):
-            reached = max(reached, _step_of(path, config))
-        return reached
-
-
-def _step_of(path: Path, config: dict[str, object]) -> int:
-    try:
-        with opened_tensors(path, "np") as file:
-            header = tensors_metadata(file)
-    except GcflowError:
-        return 0
-    return int(header["step"]) if header.get("config") == config else 0

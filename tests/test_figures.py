@@ -16,7 +16,7 @@ from projects import contents, error_line, gcflow, prepare_data, tiny_params, wr
 from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH
 from gcflow.pipeline.drawing.image_files import tile
-from gcflow.pipeline.drawing.looks import COLOURS, IC, looks, other_looks
+from gcflow.pipeline.drawing.looks import COLOURS, GC, IC, looks, other_looks
 from gcflow.pipeline.figure import KINDS, draw_figure, write_figure
 from gcflow.pipeline.params import Params
 
@@ -111,7 +111,7 @@ def theory(draw):
     lemma = {"sigmas": levels, "derivative": [-v for v in positive(3)], "right_side": [-v for v in positive(3)]}
     paths = {
         name: {"straightness": 0.8125, "crossing_pairs": 1, "states": draw.normal(size=(3, 40, 2)).tolist()}
-        for name in ("independent pairs", "PF-ODE", "GC flow")
+        for name in ("independent pairs", "trained GC pairs", "PF-ODE", "GC flow")
     }
     curves = {
         "Theorem 1, T = 3": {"horizon": 3.0, "intervals": [4, 16], "points": 64, "the norm": distance},
@@ -402,7 +402,8 @@ def test_trajectories_are_the_first_paths_of_each_flow(project, drawn):
             same((path["sigma [data units]"], path.iloc[:, -2:]), content["sigmas"], states[:, number])
         start, end = (part.get_offsets() for part in axes.collections)
         same((start, end), states[0], states[-1])
-    assert len(table) == 3 * 32 * 3
+    assert len(table) == 4 * 32 * 3
+    assert canvas.axes[1].lines[0].get_color() == canvas.axes[3].lines[0].get_color() == GC.colour
 
 
 def test_the_theory_shows_the_curves_of_its_checks(project, drawn):

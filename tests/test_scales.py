@@ -11,8 +11,8 @@ from projects import environment
 from workflows import SCRIPTS
 
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.planning.work import mean_passes_per_sample
 from gcflow.pipeline.stages import Stages, dvc_document
+from gcflow.tools.plan import passes_per_sample
 
 ROOT = Path(__file__).parent.parent
 PAPER = ["cifar10", "imagenet32", "celeba64", "church64"]
@@ -51,14 +51,17 @@ def test_the_papers_scale_is_one_plan(folder, params):
     stages = Stages(params, "paper")
     assert params.at_scale("paper") == PAPER
     runs = [run for dataset in PAPER for run in params.runs(dataset)]
-    assert jobs["train"] == jobs["evaluate"] == len(runs) == 60, output
-    assert jobs["prepare"] == jobs["features"] == 4
+    assert jobs["evaluate"] == len(runs) == 60, output
+    assert jobs["features"] == 4
     assert jobs["reference"] == 13
     assert jobs["pretrained"] == 1
-    # The views of other scales that answer what this one cannot, here figure 1 with its theory; all and track.
+    # The views of other scales that answer what this one cannot, here figure 1.
     elsewhere = {stage.name for view in stages.views().values() for stage in view} - {stage.name for stage in stages}
-    assert elsewhere == {"figure-mixture2d-trajectories"}
-    assert jobs["total"] == len(list(stages)) + len(elsewhere) + 1 + 2
+    assert elsewhere == {"figure-mixture2d-trajectories", "figure-two-gaussians2d-trajectories"}
+    # Their theory, and the predictor of one, with its data.
+    assert (jobs["theory"], jobs["train"] - len(runs), jobs["prepare"] - len(PAPER)) == (2, 1, 1)
+    # And all and track.
+    assert jobs["total"] == len(list(stages)) + len(elsewhere) + 4 + 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_every_target_exists_at_the_embedded_scale(folder, params):
         [f"table{n}" for n in (1, 2, 3)] + [f"figure{n}" for n in (1, 2, 3, 4, 5, 8)]
     )
     jobs, output = plan(folder, "figure1")
-    assert jobs == {"theory": 1, "figure": 1, "figure1": 1, "total": 3}, output
+    assert jobs == {"prepare": 1, "train": 1, "theory": 2, "figure": 2, "figure1": 1, "total": 7}, output
 
 
 def test_the_rehearsal_needs_no_archive_and_no_download(folder):
@@ -132,6 +135,21 @@ def test_the_recipes_are_those_of_the_paper(params):
         assert (params.run_config(f"{name}/gc/0").method.mu, params.dataset(name).evaluation.samples) == (0.5, 50_000)
 
 
+def test_figure_1_is_also_on_the_authors_example_as_their_code_has_it(params):
+    config, entry = params.run_config("two-gaussians2d/ic/0"), params.dataset("two-gaussians2d")
+    training, process = config.training, config.process
+    assert (entry.data.means, entry.data.std, entry.data.count) == (((0, 0.5), (0, -0.5)), 0.01, 10_000)
+    assert (process.sigma_min, process.sigma_max, process.sigma_data, process.rho) == (0.001, 5.0, 0.5, 7.0)
+    assert (config.network.architecture, config.network.channels) == ("mlp", 256)
+    assert (training.steps, training.batch, training.optimizer, training.learning_rate) == (10_000, 256, "adam", 5e-5)
+    assert (training.learning_rate_decay, training.gradient_clip, training.distance) == ("none", None, "squared-l2")
+    assert (training.ema_decay, training.ema_ramp_up, training.ema_every) == (0.9999, True, 2)
+    assert (training.schedule.s0, training.schedule.s1) == (10, 100)
+    assert (training.schedule.p_mean, training.schedule.p_std) == (-1.1, 2.0)
+    shown = {name: params.dataset(name).figures["trajectories"].reproduces for name in ("mixture2d", "two-gaussians2d")}
+    assert set(shown.values()) == {"figure1"}
+
+
 def test_ect_is_the_public_recipe_from_the_public_model_for_the_papers_steps_and_for_its_own(params):
     methods = ("ect-gc", "ect-8k-gc", "ect-long-gc")
     short, own, long = (params.run_config(f"cifar10/{method}/0") for method in methods)
@@ -162,8 +180,8 @@ def test_ect_is_the_public_recipe_from_the_public_model_for_the_papers_steps_and
 @pytest.mark.parametrize("dataset", ["cifar10", "digits"])
 def test_gc_at_equal_time_costs_what_ic_does(params, dataset):
     ic, gc, equal = (params.run_config(f"{dataset}/{method}/0") for method in ("ic", "gc", "gc-equal-time"))
-    passes = [config.training.steps * mean_passes_per_sample(config) for config in (ic, equal)]
+    passes = [config.training.steps * passes_per_sample(config) for config in (ic, equal)]
     # To the nearest whole step.
-    assert abs(passes[1] - passes[0]) <= mean_passes_per_sample(equal) / 2
+    assert abs(passes[1] - passes[0]) <= passes_per_sample(equal) / 2
     assert equal == replace(gc, method_name="gc-equal-time", training=replace(gc.training, steps=equal.training.steps))
     assert equal.training.snapshot_steps[-1] == equal.training.steps

@@ -49,6 +49,8 @@ from gcflow.theory.velocity_discrepancy import (
     posterior_data,
     theorem_2,
 )
+from gcflow.training import initial_state
+from gcflow.weights import save_tensors, weights_metadata
 
 
 def double(values):
@@ -588,12 +590,13 @@ def test_the_discrepancy_of_independent_pairs_is_that_of_draws():
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
 def test_the_discrepancy_of_generator_augmented_pairs_is_that_of_draws(monkeypatch, sigma):
     monkeypatch.setattr(velocity_discrepancy, "OUTER_NODES", 20)
+    monkeypatch.setattr(trajectories, "SPACING", 0.7)
     value, error = generator_augmented_discrepancy(TWO, sigma, 0)
     count, draw = 4000, torch.Generator().manual_seed(0)
     x, _ = TWO.sample(count, draw)
     z = torch.randn(count, 2, generator=draw, dtype=torch.float64)
     points = TWO.flow(x + sigma * z, sigma, 0.0, 0.02) + sigma * z
-    flow = GeneratorAugmentedFlow(TWO, 0.0, 61)
+    flow = GeneratorAugmentedFlow(TWO, 0.0)
     v = torch.cat([flow(part, sigma) for part in points.split(500)])
     gaps = (z - v).square().sum(1)
     both = math.hypot(error, gaps.std().item() / math.sqrt(count))
@@ -791,6 +794,7 @@ BLOCK = {
     "paths": 6,
     "seed": 0,
 }
+UNSET = {"path_sigmas": [3.0, 0.05], "predictor": None}
 FIGURES = {
     "samples": {"kind": "samples", "title": "Tiny points", "methods": ["ic"]},
     "theory": {"kind": "theory", "title": "Tiny theory"},
@@ -817,7 +821,7 @@ def small(patch):
     patch.setattr(generator_augmented_discrepancy, "__defaults__", (24,))
     patch.setattr(velocity_discrepancy, "LIMIT_NODES", 20)
     patch.setattr(theory, "CLOSED_FORM_INTERVALS", 4096)
-    patch.setattr(trajectories, "NODES", 30)
+    patch.setattr(trajectories, "SPACING", 0.8)
     patch.setattr(trajectories, "LEVELS", 5)
 
 
@@ -845,7 +849,7 @@ def read(root, dataset):
 
 def test_the_theory_of_a_gaussian_is_written_with_all_its_checks_and_all_hold(project):
     found = read(project, "gaussian2d")
-    assert found["settings"] == BLOCK | {"paths": 0}
+    assert found["settings"] == BLOCK | UNSET | {"paths": 0}
     assert found["data"]["means"] == [[0.3, -0.2]]
     assert list(found["curves"]) == ["Theorem 1, T = 2", "Theorem 1, T = 3", "Lemma 1", "Theorem 2"]
     by_statement = {}
@@ -863,7 +867,7 @@ def test_the_theory_of_a_gaussian_is_written_with_all_its_checks_and_all_hold(pr
 
 def test_the_theory_of_a_mixture_has_figure_1_and_no_closed_forms(project):
     found = read(project, "mixture2d")
-    assert found["settings"] == BLOCK | {"horizons": [3.0]}
+    assert found["settings"] == BLOCK | UNSET | {"horizons": [3.0]}
     assert list(found["curves"])[-1] == "Figure 1"
     names = [check["name"] for check in found["checks"]]
     assert not any("linear f" in name or "against d s" in name for name in names)
@@ -966,6 +970,54 @@ def test_the_stages_of_the_theory_read_the_mixture_and_no_file(tmp_path):
     assert "cmd: gcflow theory gaussian2d" in dvc_document(params, "all")
 
 
+FIGURE_1 = {"horizons": [], "sigmas": [], "path_sigmas": [1.0, 0.1], "predictor": {"method": "ic", "seed": 0}}
+
+
+def figure_1_alone():
+    whole = document(**FIGURE_1)
+    del whole["datasets"]["mixture2d"]["figures"]["theory"]
+    return whole
+
+
+def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(tmp_path):
+    root = write_project(tmp_path, figure_1_alone())
+    params = Params(root / "params.yaml")
+    run = params.run_config("mixture2d/ic/0")
+    stage = Stages(params).theory("mixture2d")
+    assert stage.deps == ("results/mixture2d/ic/seed0/snapshots",)
+    missing = r"results/mixture2d/ic/seed0/snapshots/00000040\.safetensors: no such file"
+    with pytest.raises(GcflowError, match=missing):
+        theory.check_theory(params, "mixture2d", 1)
+
+    state = initial_state(run, (2,))
+    with torch.no_grad():
+        state.ema.network.output.bias.copy_(torch.tensor([3.0, -2.0]))
+    save_tensors(root / stage.deps[0] / "00000040.safetensors", state.weights(), weights_metadata(run, 40, (2,)))
+    command(root, "theory", "mixture2d")
+    found = read(root, "mixture2d")
+    assert list(found["curves"]) == ["Figure 1"]
+    assert {check["statement"] for check in found["checks"]} == {"Figure 1"}
+    paths = {name: np.array(content["states"]) for name, content in found["curves"]["Figure 1"]["paths"].items()}
+    independent, trained = paths["independent pairs"], paths["trained GC pairs"]
+    start = torch.tensor(independent[0]).float()
+    with torch.no_grad():
+        endpoint = state.ema(start, torch.ones(len(start))).numpy()
+    noise = (independent[0] - independent[-1]) / (1.0 - 0.1)
+    assert trained[0] == pytest.approx(endpoint + noise, abs=1e-5)
+    assert trained[-1] == pytest.approx(endpoint + 0.1 * noise, abs=1e-5)
+    text = drawn(root, "mixture2d", "paths")
+    for name in ("Independent pairs", "Trained GC pairs", "PF-ODE", "GC flow"):
+        assert f">{name}<" in text
+
+
+def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it(tmp_path):
+    root = clone(tmp_path / "project", figure_1_alone())
+    plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
+    places = [plan.index(f"gcflow {verb}") for verb in ("train mixture2d/ic/0", "theory mixture2d", "figure mixture2d")]
+    assert places == sorted(places)
+    assert "gcflow evaluate" not in plan
+
+
 def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(tmp_path):
     root = clone(tmp_path / "project", document())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
@@ -985,7 +1037,6 @@ def refusal(folder, whole):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("horizons", []),
         ("horizons", [3.0, 0.0]),
         ("intervals", [4]),
         ("intervals", []),
@@ -997,13 +1048,15 @@ def refusal(folder, whole):
         ("points", 48),
         ("points", -2),
         ("scramblings", 1),
-        ("sigmas", []),
         ("sigmas", [1.0, 2.0]),
         ("sigmas", [1.0, 2.0, 2.0]),
         ("sigmas", [3.0, 2.0, 4.0]),
         ("sigmas", [0.0, 2.0, 4.0]),
         ("paths", 1),
         ("paths", -2),
+        ("path_sigmas", [0.05, 3.0]),
+        ("path_sigmas", [1.0, 1.0]),
+        ("path_sigmas", [1.0, 0.0]),
     ],
 )
 def test_an_impossible_value_of_the_theory_is_refused_by_key(tmp_path, key, value):
@@ -1037,6 +1090,23 @@ def test_a_figure_of_the_theory_is_refused_where_there_is_none(tmp_path, kind):
 def test_trajectories_are_refused_where_no_paths_are_computed(tmp_path):
     problem = "mixture2d.theory.paths is 0, but a figure of kind trajectories draws them"
     assert refusal(tmp_path, document(paths=0)) == problem
+
+
+@pytest.mark.parametrize("key", ["horizons", "sigmas"])
+def test_a_figure_of_the_theory_is_refused_where_a_part_of_it_is_left_out(tmp_path, key):
+    problem = f"mixture2d.theory.{key} is [], but a figure of kind theory shows what they give"
+    assert refusal(tmp_path, document(**{key: []})) == problem
+
+
+@pytest.mark.parametrize(
+    ("predictor", "problem"),
+    [
+        ({"method": "gc"}, "mixture2d.theory.predictor.method names 'gc', which has no runs; known: ic"),
+        ({"method": "ic", "seed": 4}, "mixture2d.theory.predictor needs run mixture2d/ic/4, which runs does not list"),
+    ],
+)
+def test_a_predictor_of_the_theory_that_is_no_run_is_refused(tmp_path, predictor, problem):
+    assert refusal(tmp_path, document(predictor=predictor)) == problem
 
 
 def with_text(folder, *replacements):

@@ -200,8 +200,9 @@ class Params:
                         raise self._fail(f"{where}.{kind}.{view}.methods", f"names {method!r}; known: {known}")
         if entry.theory and not isinstance(entry.data, Mixture2d):
             raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
-        if entry.transport:
-            self._check_role(f"{where}.transport.predictor", entry.transport.predictor, name, (0,), "predictor")
+        for block, settings in (("transport", entry.transport), ("theory", entry.theory)):
+            if settings and settings.predictor:
+                self._check_role(f"{where}.{block}.predictor", settings.predictor, name, (0,), "predictor")
 
     def _check_metrics(self, where: str, entry: DatasetEntry) -> None:
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
@@ -249,6 +250,10 @@ class Params:
             raise self._fail(f"{where}.{block}", f"is missing, but a figure of kind {figure.kind} needs it")
         if figure.kind == "trajectories" and entry.theory and not entry.theory.paths:
             raise self._fail(f"{where}.theory.paths", "is 0, but a figure of kind trajectories draws them")
+        if figure.kind == "theory" and entry.theory:
+            for key in ("horizons", "sigmas"):
+                if not getattr(entry.theory, key):
+                    raise self._fail(f"{where}.theory.{key}", "is [], but a figure of kind theory shows what they give")
         if figure.kind == "discrepancy":
             for method in figure.methods:
                 objective = entry.methods[method].objective

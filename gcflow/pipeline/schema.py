@@ -224,9 +224,11 @@ class Evaluation(Strict):
 class Theory(Strict):
     """Numerical checks of the paper's theory, on a mixture.
 
-    horizons: T of Theorem 1. intervals: its N, ascending, the last two a factor 4 apart. points: quasi-random points
-    per scrambling, a power of two. scramblings: independent ones, for standard errors. sigmas: levels of Lemma 1 and
-    Theorem 2, ascending, the last three large. paths: trajectories of Figure 1; 0 leaves it out.
+    horizons: T of Theorem 1; none leaves it out. intervals: its N, ascending, the last two a factor 4 apart. points:
+    quasi-random points per scrambling, a power of two. scramblings: independent ones, for standard errors. sigmas:
+    levels of Lemma 1 and Theorem 2, ascending, the last three large; none leaves them out. paths: trajectories of
+    Figure 1; 0 leaves it out. path_sigmas: the noise levels where they start and end. predictor: the run whose EMA
+    predicts the endpoints of pairs that Figure 1 shows besides; null shows none.
     """
 
     horizons: tuple[float, ...]
@@ -236,14 +238,11 @@ class Theory(Strict):
     sigmas: tuple[float, ...]
     paths: int
     seed: int
+    path_sigmas: tuple[float, float] = (3.0, 0.05)
+    predictor: RunReference | None = None
 
     def __post_init__(self) -> None:
-        require(
-            len(self.horizons) > 0 and min(self.horizons) > 0,
-            "horizons",
-            list(self.horizons),
-            "numbers > 0, at least one",
-        )
+        require(min(self.horizons, default=1) > 0, "horizons", list(self.horizons), "numbers > 0")
         steep = len(self.intervals) >= 2 and self.intervals[-1] == 4 * self.intervals[-2]
         rising = list(self.intervals) == sorted(set(self.intervals)) and min(self.intervals, default=0) >= 1
         expected = "ascending integers >= 1, the last of them 4 times the one before"
@@ -253,9 +252,11 @@ class Theory(Strict):
         )
         require(self.scramblings >= 2, "scramblings", self.scramblings, "an integer >= 2")
         levels = list(self.sigmas)
-        enough = len(levels) >= 3 and levels == sorted(set(levels)) and levels[0] > 0
-        require(enough, "sigmas", levels, "at least three ascending noise levels > 0")
+        enough = not levels or (len(levels) >= 3 and levels == sorted(set(levels)) and levels[0] > 0)
+        require(enough, "sigmas", levels, "none, or at least three ascending noise levels > 0")
         require(self.paths == 0 or self.paths >= 2, "paths", self.paths, "0, or an integer >= 2")
+        start, end = self.path_sigmas
+        require(start > end > 0, "path_sigmas", list(self.path_sigmas), "[start, end], two descending noise levels > 0")
 
 
 @dataclass(frozen=True)

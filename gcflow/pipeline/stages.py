@@ -206,10 +206,13 @@ class Stages:
 
     def theory(self, dataset: str) -> Stage:
         """Checks of the paper's theory."""
+        settings = self.params.dataset(dataset).theory
+        predictor = settings.predictor if settings and settings.paths else None
+        needed = [self.params.resolve(predictor, dataset, 0)[0]] if predictor else []
         return Stage(
             f"theory-{dataset}",
             f"gcflow theory {dataset}",
-            (),
+            tuple(map(self._snapshots, needed)),
             self._keys(dataset, "data", "process", "theory"),
             (str(theory_path(self.root, dataset)),),
         )

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gcflow.config import to_dict
+from gcflow.config import RunReference, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
-from gcflow.pipeline.folders import theory_path
+from gcflow.pipeline.folders import run_folder, snapshot, theory_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.sources import Mixture2d
@@ -19,9 +20,21 @@ from gcflow.theory.endpoints import standard_deviation
 from gcflow.theory.trajectories import figure_1
 from gcflow.theory.transport_cost import lemma_1
 from gcflow.theory.velocity_discrepancy import theorem_2
+from gcflow.weights import load_run_model
 
 Part = tuple[list[Check], dict[str, Any]]
 CLOSED_FORM_INTERVALS = 65536
+
+
+def _predictor(params: Params, dataset: str, reference: RunReference) -> Callable[[Tensor, float], Tensor]:
+    run, step = params.resolve(reference, dataset, 0)
+    model = load_run_model(snapshot(run_folder(params.root, run), step), params.run_config(run.name))
+    mean = model.process.data_mean
+
+    def predict(x: Tensor, sigma: float) -> Tensor:
+        return model((x - mean).float(), torch.full((len(x),), sigma)).to(x) + mean
+
+    return predict
 
 
 def check_theory(params: Params, dataset: str, threads: int) -> None:
@@ -30,7 +43,7 @@ def check_theory(params: Params, dataset: str, threads: int) -> None:
     Checks that fail are results too: they are written and said, and the ledger of claims shows them.
 
     Raises:
-        GcflowError: no theory block, or the data are no mixture.
+        GcflowError: no theory block, the data are no mixture, or the predictor's weights are missing.
     """
     entry = params.dataset(dataset)
     settings = entry.theory
@@ -51,10 +64,13 @@ def check_theory(params: Params, dataset: str, threads: int) -> None:
             replicates=settings.scramblings,
             seed=seed,
         )
-    parts["Lemma 1"] = partial(lemma_1, mixture, sigmas)
-    parts["Theorem 2"] = partial(theorem_2, mixture, sigmas, seed)
+    if sigmas:
+        parts["Lemma 1"] = partial(lemma_1, mixture, sigmas)
+        parts["Theorem 2"] = partial(theorem_2, mixture, sigmas, seed)
     if settings.paths:
-        parts["Figure 1"] = partial(figure_1, mixture, entry.process.sigma_min, settings.paths, seed)
+        predict = None if settings.predictor is None else _predictor(params, dataset, settings.predictor)
+        sigma_min, levels = entry.process.sigma_min, settings.path_sigmas
+        parts["Figure 1"] = partial(figure_1, mixture, sigma_min, levels, settings.paths, seed, predict)
 
     checks: list[Check] = []
     curves: dict[str, Any] = {}

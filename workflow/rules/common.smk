@@ -130,6 +130,10 @@ def discrepancy_slice(wildcards):
     return slice_of(STAGES.discrepancy(run_of(wildcards)))
 
 
+def theory_inputs(wildcards):
+    return STAGES.theory(wildcards.dataset).deps
+
+
 def theory_slice(wildcards):
     return slice_of(STAGES.theory(wildcards.dataset))
 

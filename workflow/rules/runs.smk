@@ -106,6 +106,8 @@ rule discrepancy:
 
 
 rule theory:
+    input:
+        theory_inputs,
     output:
         "results/{dataset}/theory.json",
     log:

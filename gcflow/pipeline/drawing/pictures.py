@@ -92,7 +92,7 @@ def samples(params: Params, dataset: str, figure: Figure) -> Drawing:
 
 
 def trajectories(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """Independent pairs, PF-ODE and GC flow of a mixture from the same starts, with straightness and crossings."""
+    """Pairs and flows of the same data and noises on a mixture, with straightness and crossings."""
     path = theory_path(params.root, dataset)
     document = read_json(path)
     with expected(path):
@@ -105,8 +105,10 @@ def trajectories(params: Params, dataset: str, figure: Figure) -> Drawing:
             for name, content in flows.items()
         }
         parts = [_path_rows(name, sigmas, paths[:, :DRAWN_PATHS]) for name, paths in states.items()]
-    colours = {"independent pairs": IC.colour, "PF-ODE": next(other_looks()).colour, "GC flow": GC.colour}
-    canvas = new_figure(PAGE_WIDTH, 3.3)
+    colours = {"independent pairs": IC.colour, "PF-ODE": next(other_looks()).colour}
+    colours |= dict.fromkeys(("trained GC pairs", "GC flow"), GC.colour)
+    across, down = np.ptp(np.concatenate([paths[:, :DRAWN_PATHS] for paths in states.values()], axis=1), axis=(0, 1))
+    canvas = new_figure(PAGE_WIDTH, (PAGE_WIDTH - 0.9) / len(states) * down / across + 1.1)
     grid = canvas.subplots(1, len(states), sharex=True, sharey=True, squeeze=False)
     for axes, (name, paths) in zip(grid.flat, states.items(), strict=True):
         drawn = paths[:, :DRAWN_PATHS]

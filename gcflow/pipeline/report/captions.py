@@ -50,8 +50,10 @@ CAPTIONS = {
         "most; compare how much straightness the ODE of the probability flow and the generator-augmented flow give up "
         "to cross less. Straightness is chord over arc, 1 for straight lines; two paths that meet in the plane count "
         "once.",
-        "From the same starts on a distribution whose velocity is known; the two flows are integrated in float64 by "
-        "gcflow theory, with the ideal predictor. The first 32 of the paths are drawn, all are counted.",
+        "From the same data and noises on a distribution whose velocity is known. Both flows have the same starts and "
+        "are integrated in float64 by gcflow theory, the generator-augmented one with exact endpoints; trained GC "
+        "pairs, where there are some, have those that the EMA of a trained model predicts at the largest noise. The "
+        "first 32 of the paths are drawn, all are counted.",
     ),
     "theory": Caption(
         "Theorem 1: with more intervals the gap between the losses comes to the theorem's limit (left, its distance "

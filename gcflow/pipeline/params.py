@@ -182,11 +182,7 @@ class Params:
         for word in (name, *entry.methods, *entry.tables, *entry.figures, *entry.features.protocols):
             if not word or set(word) - NAME_CHARACTERS:
                 raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
-        self._check_metrics(f"{where}.evaluation.metrics", entry)
-        splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
-        if entry.evaluation.samples < splits:
-            problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
-            raise self._fail(f"{where}.evaluation.samples", problem)
+        self._check_evaluation(f"{where}.evaluation", entry)
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
@@ -204,10 +200,14 @@ class Params:
             if settings and settings.predictor:
                 self._check_role(f"{where}.{block}.predictor", settings.predictor, name, (0,), "predictor")
 
-    def _check_metrics(self, where: str, entry: DatasetEntry) -> None:
+    def _check_evaluation(self, where: str, entry: DatasetEntry) -> None:
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
             if not name or set(name) - NAME_CHARACTERS or name in metric_names(entry.features.kind):
-                raise self._fail(where, f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
+                raise self._fail(f"{where}.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
+        splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
+        if entry.evaluation.samples < splits:
+            problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
+            raise self._fail(f"{where}.samples", problem)
 
     def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
         protocols = entry.features.protocols

@@ -142,11 +142,10 @@ def transport(savings, error=0.1):
     for batch, saving in ((16, 10.0), (32, 20.0)):
         saved = {"saving": saving, "saving_standard_error": error}
         records.append({"coupling": "ot", "batch": batch, "cost": 100 - saving, "standard_error": 0.3} | saved)
-    before = None
+    before = 0.0
     for sigma, saving in savings.items():
-        change = None if before is None else before - saving
-        exact = {"saving": saving, "saving_standard_error": error, "change": change}
-        exact |= {"change_standard_error": None if change is None else error, "cost": 100 - saving}
+        exact = {"saving": saving, "saving_standard_error": error, "change": before - saving}
+        exact |= {"change_standard_error": error, "cost": 100 - saving}
         records.append({"coupling": "gc-exact", "sigma": sigma, "standard_error": 0.3} | exact)
         records.append({"coupling": "gc", "sigma": sigma, "standard_error": 0.3} | exact | {"saving": -50.0})
         before = saving

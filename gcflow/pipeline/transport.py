@@ -26,7 +26,7 @@ EXACT_PRODUCTS = 60_000_000
 
 
 def _estimate(cost: Tensor, independent: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
-    """A cost [n], what it saves against independent pairs, and its change from the noise level before.
+    """A cost [n], what it saves against independent pairs, and its change from the noise level before, if there is one.
 
     All on the same data and noises, so that their common scatter cancels in the differences.
     """
@@ -40,8 +40,9 @@ def measure_transport(params: Params, dataset: str, device: str = "cpu") -> None
 
     `gc` uses the predictor run's EMA; `gc-exact`, for data small enough, the flow of their own closed-form velocity,
     which is slow and takes the first of the pairs alone. A `cost` is of a coupling's own pairs; a `saving` is against
-    independent pairs of the same data and noises, so that savings compare whatever the number of pairs. Gaussian data
-    have the closed forms beside.
+    independent pairs of the same data and noises, so that savings compare whatever the number of pairs. A `change` is
+    from the noise level before, at the first one from sigma_min: there endpoints hold sigma_min z, which alone saves
+    d (2 sigma_min - sigma_min^2) against independent pairs. Gaussian data have the closed forms beside.
 
     Raises:
         GcflowError: no transport block, or the predictor's weights are missing.
@@ -80,7 +81,8 @@ def measure_transport(params: Params, dataset: str, device: str = "cpu") -> None
 
         endpoints["gc-exact"] = exact
         pairs_used["gc-exact"] = min(max(2, EXACT_PRODUCTS // mixture.means.numel()), len(x))
-    previous: dict[str, Tensor] = {}
+    boundary = transport_cost(x + config.process.sigma_min * z, z)
+    previous = {coupling: boundary[:pairs] for coupling, pairs in pairs_used.items()}
     with Progress(f"{dataset} transport cost", len(settings.sigmas), unit="noise level") as progress:
         for done, sigma in enumerate(settings.sigmas, start=1):
             for coupling, predict in endpoints.items():
@@ -88,7 +90,7 @@ def measure_transport(params: Params, dataset: str, device: str = "cpu") -> None
                 with torch.no_grad():
                     endpoint = predict(clean + sigma * noise, torch.full((len(clean),), sigma))
                 costs = transport_cost(endpoint, noise)
-                estimate = _estimate(costs, independent[: len(costs)], previous.get(coupling))
+                estimate = _estimate(costs, independent[: len(costs)], previous[coupling])
                 records.append({"coupling": coupling, "sigma": sigma, **estimate})
                 previous[coupling] = costs
             progress.update(done, f"sigma {sigma:g}")

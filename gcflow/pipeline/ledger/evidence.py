@@ -125,10 +125,10 @@ def compare_costs(params: Params, files: Files, plan: Plan, claim: TransportClai
         levels = sorted((r for r in records if r["coupling"] == name), key=lambda r: r["sigma"])
         least, largest, replicates, unit = levels[0], levels[-1], {name: int(samples[name])}, PAIRS
         if claim.statistic == "falls-at-small-noise":
-            contrast = f"GC at σ = {least['sigma']:g} < IC"
-            values = {name: {"saving": least["saving"]}}
-            estimates = [Estimate(-least["saving"], least["saving_standard_error"], replicates[name])]
-            base = least["cost"] + least["saving"]
+            contrast = f"GC at σ = {least['sigma']:g} < GC at σ_min"
+            values = {name: {"change": least["change"]}}
+            estimates = [Estimate(least["change"], least["change_standard_error"], replicates[name])]
+            base = least["cost"] - least["change"]
         elif claim.statistic == "falls-at-large-noise":
             contrast = f"GC at σ = {largest['sigma']:g} < GC at σ = {levels[-2]['sigma']:g}"
             values = {name: {"change": largest["change"]}}

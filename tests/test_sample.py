@@ -19,7 +19,7 @@ from gcflow.cli import main
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.files import read_json
 from gcflow.preconditioning import from_model_space
-from gcflow.sampling import heun_sample, image_noise
+from gcflow.sampling import Sampler, generate, heun_sample, image_noise
 from gcflow.weights import ModelSpec, load_model, load_tensors, save_tensors
 
 IC, ECT, DENOISER, POINTS = "digits/ic/0", "digits/ect/0", "digits/denoiser/0", "mixture2d/ic/0"
@@ -132,6 +132,25 @@ def test_without_options_64_images_are_drawn_into_samples_png(root, sample, tmp_
     assert pixels(tmp_path / "samples.png").shape == (288, 288)
 
 
+def test_weights_of_ect_are_sampled_with_the_boundary_of_their_method(root, sample, tmp_path):
+    tensors, header = load_tensors(weights_of(root, ECT))
+    found = {}
+    for boundary in (None, 0.4):
+        method = {**header["config"]["method"], "sampling_boundary": boundary}
+        save_tensors(
+            tmp_path / "ect.safetensors", tensors, {**header, "config": {**header["config"], "method": method}}
+        )
+        assert sample(tmp_path / "ect.safetensors", "--count", 4, "--sigma", 0.8, "--out", "ect.npz").code == 0
+        with np.load(tmp_path / "ect.npz") as written:
+            found[boundary] = written["samples"]
+            assert written["boundary"] == (boundary or 0.0)
+        model, spec, _ = load_model(tmp_path / "ect.safetensors")
+        sampler = Sampler("consistency", (0.8,), boundary=boundary)
+        (expected,) = generate(model, sampler, spec.shape, range(4), 0)
+        assert np.array_equal(found[boundary], expected)
+    assert not np.array_equal(found[None], found[0.4])
+
+
 @pytest.mark.parametrize("first", [0, 5])
 def test_a_folder_has_one_png_per_image_named_by_its_number(root, sample, array, tmp_path, first):
     options = ("--count", 7, "--first", first, "--batch", 3)
@@ -165,6 +184,7 @@ def test_an_npz_file_has_the_samples_and_where_they_are_from(root, sample, array
         "sampler": "consistency",
         "network_evaluations": 3,
         "intermediate_sigmas": [2.5, 0.5],
+        "boundary": 0.002,
         "step": STEPS,
         "config_hash": read_json(run_folder(root, IC) / "config.json")["config_hash"],
     }

@@ -129,15 +129,16 @@ def figure_1(
     source = generator(seed, "trajectories")
     data, _ = mixture.sample(paths, source)
     noise = torch.randn(paths, 2, generator=source, dtype=torch.float64)
-    start = data + levels[0] * noise
-    sigmas = torch.logspace(*map(math.log10, levels), LEVELS, dtype=torch.float64).tolist()
+    first, last = levels
+    start = data + first * noise
+    sigmas = torch.logspace(math.log10(first), math.log10(last), LEVELS, dtype=torch.float64).tolist()
 
     def pairs(endpoint: Tensor) -> Tensor:
         return torch.stack([endpoint + sigma * noise for sigma in sigmas])
 
     states = {"independent pairs": pairs(data)}
     if predict is not None:
-        states["trained GC pairs"] = pairs(predict(start, levels[0]))
+        states["trained GC pairs"] = pairs(predict(start, first))
     states["PF-ODE"] = pf_ode_trajectories(mixture, start, sigmas)
     states["GC flow"] = GeneratorAugmentedFlow(mixture, sigma_min).trajectories(start, sigmas)
     curves = {

@@ -39,9 +39,9 @@ from projects import (
 
 from gcflow.errors import Preempted
 from gcflow.files import tensors_header
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Holder, newest_lease
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.stages import Stages
 from gcflow.tools import status
 from gcflow.tools.status import Standing, Survey, clock, show, table
 
@@ -410,9 +410,9 @@ def test_a_folder_without_a_lock_has_no_lease(tmp_path):
 
 @pytest.mark.parametrize("target", ["all", "table1", "digits", "mixture2d", "digits/cd/0", "table-digits-table1"])
 def test_a_target_means_the_runs_that_its_plan_has(root, target):
-    stages = Stages(Params(root / "params.yaml"), "embedded").wanted(target)
-    trained = [stage.command.split()[2] for stage in stages if stage.command.startswith("gcflow train ")]
-    assert list(standings(root, target, "embedded")) == trained
+    graph = Graph(Params(root / "params.yaml"), "embedded")
+    jobs = [graph.jobs[name] for name in graph.target(target)]
+    assert list(standings(root, target, "embedded")) == [job.run.name for job in jobs if job.kind == "train"]
 
 
 def test_a_run_is_shown_after_those_that_it_needs(root):

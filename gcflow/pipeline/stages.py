@@ -3,7 +3,6 @@
 Snakemake's rules take inputs and parameter slices from here and dvc.yaml is written from here, so the two cannot drift.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import yaml
 
 from gcflow.config import RunReference
-from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.files import write_text
 from gcflow.pipeline.dvc_views import view_definitions
@@ -361,33 +359,6 @@ class Stages:
         if target in views:
             return views[target]
         return [stage for stage in self if stage.name == target] or None
-
-    def wanted(self, target: str) -> list[Stage]:
-        """The stages that make a target and all that they depend on, in an order in which they could run.
-
-        target: a view of the paper, a data set, a run, a stage, or `all` of the scale.
-
-        Raises:
-            GcflowError: there is no such target.
-        """
-        every = Stages(self.params, "all")
-        asked = list(self) if target == "all" else self.named(target) or every.named(target)
-        # The claims and the report are those of the scale; all else is the same at all scales.
-        known = {stage.name: stage for stages in (every, self) for stage in stages}
-        if asked is None:
-            close = difflib.get_close_matches(target, known, 3) or list(known)[:3]
-            raise GcflowError(
-                f"target {target!r}: known are all; the views {', '.join(self.views()) or '(none)'}; the data sets "
-                f"{', '.join(self.params.datasets)}; and {len(known)} stages, such as {', '.join(close)}"
-            )
-        makers = {out: stage.name for stage in known.values() for out in stage.outs}
-        names, needed = [stage.name for stage in asked], set[str]()
-        while names:
-            name = names.pop()
-            if name not in needed:
-                needed.add(name)
-                names += [makers[dep] for dep in known[name].deps if dep in makers]
-        return [stage for stage in known.values() if stage.name in needed]
 
     def views(self) -> dict[str, list[Stage]]:
         """The paper's tables and figures (`table1`, `figure5`) to the stages that answer them.

@@ -12,15 +12,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
 from gcflow.errors import GcflowError
-
-if TYPE_CHECKING:
-    from gcflow.pipeline.params import Run
-    from gcflow.pipeline.stages import Stage
 
 ANSWER_SECONDS = 15.0
 COLOURS = {"✓": "green", "!": "yellow", "✗": "red"}
@@ -46,8 +42,8 @@ def checks(path: Path, target: str, scale: str, archives: Path, chosen: str) -> 
     asked: list[Asked] = []
 
     def params() -> str:
-        asked.append(Asked(path, target, scale, archives))
-        return f"{len(asked[0].wanted)} stages are of the target, {len(asked[0].runs)} train a run"
+        asked.append(Asked(path, scale, archives))
+        return f"{len(asked[0].params.datasets)} data sets, {sum(1 for _ in asked[0].params.runs())} runs"
 
     yield Check("packages", packages)
     yield Check("device", partial(device, chosen))
@@ -57,7 +53,7 @@ def checks(path: Path, target: str, scale: str, archives: Path, chosen: str) -> 
     yield Check(path.name, params)
     # What a params.yaml with mistakes needs is not known.
     for valid in asked:
-        yield from valid.checks()
+        yield from valid.checks(target)
 
 
 def size(count: float) -> str:
@@ -175,36 +171,40 @@ def dvc(root: Path) -> str:
 
 
 class Asked:
-    """The stages that a target needs, and what has to be here before them.
+    """A valid params.yaml, and what has to be here before its stages.
 
     Raises:
-        GcflowError: params.yaml has mistakes (a line each), or there is no such target.
+        GcflowError: it has mistakes, a line each.
     """
 
-    def __init__(self, path: Path, target: str, scale: str, archives: Path) -> None:
+    def __init__(self, path: Path, scale: str, archives: Path) -> None:
         from gcflow.pipeline.params import Params
-        from gcflow.pipeline.stages import Stages
 
         self.params = Params(path)
         self.scale, self.archives = scale, self.params.root / archives
-        self.stages = Stages(self.params)
-        self.wanted: list[Stage] = Stages(self.params, scale).wanted(target)
-        self.runs: list[Run] = [run for run in self.params.runs() if self.stages.train(run) in self.wanted]
 
-    def checks(self) -> Iterator[Check]:
-        """What stages read that no stage makes, or that is made already; then what plans, records and mirrors them."""
-        datasets = self.params.datasets.items()
-        made = {out for stage in self.wanted for out in stage.outs}
-        for name in (name for name, _ in datasets if self.stages.prepare(name) in self.wanted):
-            yield Check(f"data {name}", partial(self.data, name))
-        for name in (name for name, entry in datasets if entry.features.kind == "inception"):
-            if self.stages.features(name) in self.wanted:
-                yield Check(f"Inception {name}", partial(self.inception, name))
-        for name in (name for name in self.params.pretrained if self.stages.pretrained(name) in self.wanted):
-            yield Check(f"model {name}", partial(self.pretrained, name))
-        for file in sorted({file for run in self.runs for file in self.params.needed_files(run).values()} - made):
+    def checks(self, target: str) -> Iterator[Check]:
+        """What the stages of a target read that no stage makes, or that is made already; then what runs them.
+
+        Raises:
+            GcflowError: there is no such target.
+        """
+        from gcflow.pipeline.graph import Graph
+
+        graph = Graph(self.params, self.scale)
+        jobs = [graph.jobs[name] for name in graph.target(target)]
+        for job in jobs:
+            if job.kind == "pretrained":
+                yield Check(f"model {job.item}", partial(self.pretrained, job.item))
+            elif job.kind == "prepare" and job.dataset:
+                yield Check(f"data {job.dataset}", partial(self.data, job.dataset))
+            elif job.kind == "features" and job.dataset:
+                yield Check(f"features {job.dataset}", partial(self.features, job.dataset))
+        runs = [job.run for job in jobs if job.kind == "train" and job.run]
+        made = {out for job in jobs for out in job.stage.outs}
+        for file in sorted({file for run in runs for file in self.params.needed_files(run).values()} - made):
             yield Check(f"model {file}", partial(self.weights, self.params.root / file))
-        yield Check("Snakemake", self.snakemake)
+        yield Check("Snakemake", partial(self.snakemake, [job.stage.outs[0] for job in jobs]))
         yield Check("MLflow", self.tracking, needed=False)
 
     def data(self, name: str) -> str:
@@ -222,14 +222,16 @@ class Asked:
         files = source.locate(self.archives)
         return f"not prepared yet, {files[0]} has {size(sum(file.stat().st_size for file in files))}"
 
-    def inception(self, name: str) -> str:
+    def features(self, name: str) -> str:
         """Inception's weights as `gcflow features` has stored them, or where it looks for them."""
         from gcflow.inception import INCEPTION_SHA256, INCEPTION_URL, Inception
         from gcflow.pipeline.folders import extractor_path
         from gcflow.pipeline.published import find_published
 
-        settings, path = self.params.dataset(name).features, extractor_path(self.params.root, name, "inception")
-        assert settings.kind == "inception"
+        settings = self.params.dataset(name).features
+        path = extractor_path(self.params.root, name, settings.kind)
+        if settings.kind != "inception":
+            return f"a {settings.kind}, {'which is' if path.exists() else 'to be'} made here"
         if not path.exists():
             path = find_published(self.archives, settings.weights, INCEPTION_URL, None, fetch=False)
         published = Inception.load(path, sha256=settings.sha256).sha256 == INCEPTION_SHA256
@@ -254,13 +256,13 @@ class Asked:
         with opened_tensors(path, "np") as file:
             return f"{path}, {len(file.keys())} tensors"
 
-    def snakemake(self) -> str:
-        """What Snakemake plans."""
+    def snakemake(self, outs: list[str]) -> str:
+        """What Snakemake plans. outs: one of each stage."""
         from gcflow.pipeline.scheduler import opened
 
-        with opened(self.params, self.scale, self.wanted) as scheduler:
-            left = sum(scheduler.would_make(stage.outs[0]) for stage in self.wanted)
-        return f"{left} of {len(self.wanted)} stages are to be made"
+        with opened(self.params, self.scale, []) as scheduler:
+            left = sum(scheduler.would_make(out) for out in outs)
+        return f"{left} of {len(outs)} stages are to be run"
 
     def tracking(self) -> str:
         """Whether runs can be mirrored to MLflow now."""
@@ -305,6 +307,6 @@ def diagnose(path: Path, target: str, scale: str, archives: Path, chosen: str) -
             click.echo(line.encode(encoding, "replace").decode(encoding))
             failures |= {text} if mark == "✗" else set()
     what = "everything" if target == "all" else target
-    result = f"{len(failures)} checks fail" if failures else "can be made here"
+    result = "cannot be made here yet" if failures else "can be made here"
     click.echo(click.style(f"{what} at scale {scale}: {result}", bold=True))
     return not failures

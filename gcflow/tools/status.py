@@ -18,9 +18,9 @@ import click
 from gcflow.config import digest, to_dict
 from gcflow.files import tensors_header
 from gcflow.pipeline.folders import data_folder, end_path, run_folder
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Lease, newest_lease
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.stages import Stages
 
 # The most urgent first: where there is not room for all runs, these are shown.
 COLOURS = {
@@ -80,11 +80,10 @@ class Survey:
 
     def __init__(self, params: Params, target: str, scale: str) -> None:
         self.params, self.target, self.scale = params, target, scale
-        stages = Stages(params)
-        wanted = Stages(params, scale).wanted(target)
-        trained = {stages.train(run): run for run in params.runs()}
-        self.runs = [trained[stage] for stage in wanted if stage in trained]
-        self.measured = {run for run in self.runs if stages.evaluate(run) in wanted}
+        graph = Graph(params, scale)
+        jobs = [graph.jobs[name] for name in graph.target(target)]
+        self.runs = [job.run for job in jobs if job.kind == "train" and job.run]
+        self.measured = {job.run for job in jobs if job.kind == "evaluate"}
         # A configuration takes longer to read than all files of a run, and differs between seeds in the seed alone.
         firsts = {(run.dataset, run.method): run for run in self.runs}
         self.configs = {key: params.run_config(run.name) for key, run in firsts.items()}

@@ -1,0 +1,146 @@
+"""The graph of jobs: what each needs, which jobs a target consists of, and which of them are done."""
+
+import difflib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gcflow.config import digest, to_dict
+from gcflow.errors import GcflowError
+from gcflow.files import read_json, sha256_of
+from gcflow.pipeline.folders import data_folder, run_folder, snapshot
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.stages import Stage, Stages
+
+RUN_KINDS = ("train", "evaluate", "discrepancy")
+# One each for all data sets of a scale.
+OF_SCALE = ("claims", "report")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage as a job. needs: names of the stages whose files it reads.
+
+    kind: the verb. dataset: None for a ledger, a report or a public model. item: what it makes of the data set: a
+    protocol, a table, a figure. run: of train, evaluate and discrepancy.
+    """
+
+    stage: Stage
+    kind: str
+    dataset: str | None
+    item: str
+    run: Run | None
+    needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The stage's."""
+        return self.stage.name
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every stage of params.yaml as a job, in an order in which they could run.
+
+    scale: whose stages `all` means, and whose views come first.
+    """
+
+    params: Params
+    scale: str
+    jobs: dict[str, Job] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stages = [stage for stage in Stages(self.params, "all") if stage.name not in OF_SCALE]
+        stages += [self._stages.claims()] if self.params.claims else []
+        stages.append(self._stages.report())
+        maker = {out: stage.name for stage in stages for out in stage.outs}
+        jobs = {}
+        for stage in stages:
+            needs = tuple(dict.fromkeys(maker[dep] for dep in stage.deps if dep in maker))
+            jobs[stage.name] = self._job(stage, needs)
+        object.__setattr__(self, "jobs", jobs)
+
+    @cached_property
+    def _stages(self) -> Stages:
+        return Stages(self.params, self.scale)
+
+    def _job(self, stage: Stage, needs: tuple[str, ...]) -> Job:
+        _, kind, *words = stage.command.split()
+        if kind in (*OF_SCALE, "pretrained"):
+            return Job(stage, kind, None, words[-1], None, needs)
+        if kind in RUN_KINDS:
+            run = self.params.parse_run(words[0])
+            return Job(stage, kind, run.dataset, "", run, needs)
+        return Job(stage, kind, words[0], words[1] if len(words) > 1 else "", None, needs)
+
+    @cached_property
+    def views(self) -> dict[str, list[str]]:
+        """The paper's tables and figures to every job that they need."""
+        return {view: self.closure([stage.name for stage in stages]) for view, stages in self._stages.views().items()}
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """Every job of the scale."""
+        return self.closure([stage.name for stage in self._stages])
+
+    def closure(self, names: list[str]) -> list[str]:
+        """These jobs and all that they need, in an order in which they could run."""
+        wanted, open_ends = set(names), list(names)
+        while open_ends:
+            new = set(self.jobs[open_ends.pop()].needs) - wanted
+            wanted |= new
+            open_ends += new
+        return [name for name in self.jobs if name in wanted]
+
+    def target(self, target: str) -> list[str]:
+        """The jobs of a view of the paper, a data set, a run, a stage, or of the whole scale (`all`).
+
+        Raises:
+            GcflowError: there is no such target.
+        """
+        if target == "all":
+            return self.whole
+        # A view means the scale's own data sets first; every other name is the same at all scales.
+        for stages in (self._stages, Stages(self.params, "all")):
+            named = stages.named(target)
+            if named is not None:
+                return self.closure([stage.name for stage in named])
+        close = difflib.get_close_matches(target, self.jobs, 3) or list(self.jobs)[:3]
+        raise GcflowError(
+            f"target {target!r}: known are all; the views {', '.join(self.views) or '(none)'}; the data sets "
+            f"{', '.join(self.params.datasets)}; and {len(self.jobs)} stages, such as {', '.join(close)}"
+        )
+
+    def done(self, names: list[str]) -> set[str]:
+        """Which of these jobs, each after those that it needs, have all their files, made from files that stay.
+
+        A run must also be of the configuration that params.yaml has now.
+        """
+        found: set[str] = set()
+        for name in names:
+            job = self.jobs[name]
+            exists = all((self.params.root / out).exists() for out in job.stage.outs)
+            if exists and found.issuperset(job.needs) and (job.kind != "train" or self._is_current(job)):
+                found.add(name)
+        return found
+
+    def _is_current(self, job: Job) -> bool:
+        assert job.run is not None
+        run, root = job.run, self.params.root
+        record = run_folder(root, run) / "config.json"
+        try:
+            recorded = read_json(record)
+            inputs = dict(recorded["inputs"])
+            inputs["data_sha256"] = read_json(data_folder(root, run.dataset) / "manifest.json")["sha256"]["samples.npy"]
+            files = {role: root / file for role, file in self.params.needed_files(run).items()}
+            files |= {
+                role: snapshot(run_folder(root, needed), step)
+                for role, (needed, step) in self.params.needed_runs(run).items()
+            }
+            for role, path in files.items():
+                # Reading gigabytes to plan would take minutes; a file older than the run is the one that it read.
+                if path.stat().st_mtime > record.stat().st_mtime:
+                    inputs[f"{role}_sha256"] = sha256_of(path)
+            config = to_dict(self.params.run_config(run.name))
+            return bool(recorded["config_hash"] == digest({"config": config, "inputs": inputs}))
+        except (GcflowError, OSError, KeyError, TypeError):
+            return False

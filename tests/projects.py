@@ -408,6 +408,6 @@ def error_line(errors: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Relative path to sha256 of every file below `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Relative path to sha256 of every file below `folder`, but of those that tell how a job ended."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "end.json")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

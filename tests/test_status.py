@@ -229,7 +229,7 @@ def test_a_run_stopped_from_the_keyboard_did_not_fail(root, monkeypatch):
     monkeypatch.setattr("gcflow.pipeline.train.initial_state", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_here(root, RUN)
-    assert standing(root).state == "interrupted"
+    assert (standing(root).state, standing(root).detail) == ("interrupted", "KeyboardInterrupt:")
 
 
 def test_a_killed_run_says_nothing_of_how_the_job_before_it_ended(endless):

@@ -128,12 +128,12 @@ def _tell_end(params: Params, run: Run, verb: str, error: BaseException | None) 
     if lease and lease.held:
         return
     interrupted = isinstance(error, Preempted | KeyboardInterrupt)
-    line = " ".join(str(error or "").split())
+    kind = "" if error is None or isinstance(error, GcflowError) else f"{type(error).__name__}: "
     end = {
         "job": verb,
         "state": "done" if error is None else "interrupted" if interrupted else "failed",
         "exit_code": 0 if error is None else getattr(error, "exit_code", 2 if isinstance(error, OSError) else 1),
-        "error": line if error is None or isinstance(error, GcflowError) else f"{type(error).__name__}: {line}",
+        "error": " ".join(f"{kind}{error or ''}".split()),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": digest(to_dict(params.run_config(run.name))),
     }

@@ -41,8 +41,8 @@ plan: .venv/complete  ## what the paper's scale costs: jobs, GPU-hours, disk
 	gcflow plan --scale paper
 
 .PHONY: doctor
-doctor: .venv/complete  ## what this machine lacks for the paper's scale
-	gcflow doctor --scale paper
+doctor: .venv/complete  ## what this machine lacks for a scale (GCFLOW_SCALE, else embedded)
+	gcflow doctor
 
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow

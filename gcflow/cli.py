@@ -513,43 +513,25 @@ def report(context: click.Context, scale: str) -> None:
 
 
 @verb(
-    "Say whether this machine can run TARGET (a table or figure of the paper, a data set, a stage; default: the whole "
-    "scale), and what to do where it cannot.",
+    "Do what the stages of TARGET will do first (import the packages, multiply on the device, read data and weights, "
+    "plan the workflow) and say what fails and what to do. TARGET is a table or figure of the paper (table1), a data "
+    "set, a run, a stage, or all of the scale. Exits with 2 if TARGET cannot be made here yet.",
     "gcflow doctor table1 --scale paper",
 )
-@click.argument("target", required=False)
+@click.argument("target", default="all")
 @SCALE
 @ARCHIVES
 @DEVICE
-@click.option("--thorough", is_flag=True, help="Read every byte of data and archives, and compare checksums.")
-@click.option("--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks there, too.")
 @click.pass_context
-def doctor(
-    context: click.Context,
-    target: str | None,
-    scale: str,
-    archives: Path,
-    device: str,
-    thorough: bool,
-    out: Path | None,
-) -> None:
-    from gcflow.pipeline.doctor.check import Request
-    from gcflow.pipeline.doctor.diagnose import diagnose
-    from gcflow.pipeline.doctor.screen import document, screen
+def doctor(context: click.Context, target: str, scale: str, archives: Path, device: str) -> None:
+    from gcflow.tools.doctor import diagnose
 
-    request = Request(context.obj, target, scale, archives, device, thorough)
-    checks = diagnose(request)
-    # A diagnosis must not fail at a mark or a path that the terminal has no character for.
-    encoding = sys.stdout.encoding or "utf-8"
-    click.echo(screen(request, checks).encode(encoding, "replace").decode(encoding))
-    if out:
-        out.write_text(f"{json.dumps(document(request, checks), indent=2)}\n")
-    if any(check.fails for check in checks):
+    if not diagnose(context.obj, target, scale, archives, device):
         sys.exit(2)
 
 
 @verb(
-    "Which run of TARGET is at which step, where, how fast, or why it is not: from the runs' own files, whatever "
+    "Show which run of TARGET is at which step, where, how fast, or why it is not: from the runs' own files, whatever "
     "schedules them. TARGET is a table or figure of the paper (table1), a data set, a run, a stage, or all of the "
     "scale.",
     "gcflow status table1 --scale paper --watch",
@@ -562,12 +544,9 @@ def doctor(
 def status(context: click.Context, target: str, scale: str, watch: bool, as_json: bool) -> None:
     if watch and as_json:
         raise GcflowError("--watch and --json: give one of them")
-    from gcflow.pipeline.status.screen import show, show_json
-    from gcflow.pipeline.status.screen import watch as keep_showing
-    from gcflow.pipeline.status.survey import Survey
+    from gcflow.tools.status import Survey, show
 
-    survey = Survey(_load(context), target, scale)
-    (keep_showing if watch else show_json if as_json else show)(survey)
+    show(Survey(_load(context), target, scale), watch, as_json)
 
 
 @verb(

@@ -96,6 +96,15 @@ def tensors_metadata(file: Any) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def tensors_header(path: Path) -> dict[str, Any]:
+    """What stands in the header of a safetensors file of ours; empty if it is damaged, missing or not ours."""
+    try:
+        with opened_tensors(path, "np") as file:
+            return tensors_metadata(file)
+    except (GcflowError, ValueError):
+        return {}
+
+
 def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:

@@ -387,7 +387,7 @@ def snapshots(root: Path, run: str) -> dict[str, bytes]:
 
 def temporary_files(root: Path) -> list[Path]:
     """Files below results/ that no complete or stopped run has."""
-    known = {"config.json", "jobs.json", "weights.safetensors", "metrics.jsonl"}
+    known = {"config.json", "end.json", "jobs.json", "weights.safetensors", "metrics.jsonl"}
     files = [path for path in (root / "results").rglob("*") if path.is_file() and path.name not in known]
     return [path for path in files if not re.fullmatch(r"(checkpoint-)?\d{8}\.safetensors|lock\.\d{8}", path.name)]
 
@@ -408,6 +408,6 @@ def error_line(errors: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Relative path to sha256 of every file below `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Relative path to sha256 of every file below `folder`, but of those that tell how a job ended."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "end.json")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,269 +1,395 @@
+"""`gcflow doctor`: what it says of a machine and a project that lack something, and of those that lack nothing."""
+
 import json
-import re
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from doctor_projects import FOLDER, asked, paper_params, project, refused
-from projects import contents, gcflow, tiny_params
+from projects import contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
+from workflows import clone
 
-from gcflow.cli import main
-from gcflow.pipeline.doctor import diagnose
-from gcflow.pipeline.doctor.check import Check, Request
-from gcflow.pipeline.doctor.diagnose import Probe, made
-from gcflow.pipeline.doctor.project import check_dvc_yaml, check_snakemake, resolve
-from gcflow.pipeline.doctor.screen import screen
-from gcflow.pipeline.params import Params
-from gcflow.pipeline.stages import write_dvc_yaml
+from gcflow.errors import GcflowError
+from gcflow.files import sha256_of
+from gcflow.inception import INCEPTION_URL, write_surrogate
+from gcflow.tools import doctor
+from gcflow.tools.doctor import Asked, Check, Note, look
+from gcflow.weights import save_tensors
 
 REPOSITORY = Path(__file__).parent.parent
+FOLDER = {"source": "folder", "path": "photos.zip", "size": 32, "images": 6}
+PICKLE_URL = "https://example.org/model.pkl"
 
 
-class Answer(NamedTuple):
-    code: int
-    text: str
-    checks: dict[str, Check]
+def paper_params(data: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A grid with a data set `photos` at the paper's scale, beside the tiny ones."""
+    document = tiny_params()
+    entry = json.loads(json.dumps(document["datasets"]["mixture2d"]))
+    entry |= {
+        "scale": "paper",
+        "data": data or FOLDER,
+        "features": {"kind": "inception", "weights": "inception.pt", "protocols": {"clean": {}}},
+        "figures": {"grid": {"kind": "samples", "title": "Photographs", "reproduces": "figure9", "methods": ["ic"]}},
+    }
+    document["datasets"]["photos"] = entry | changes
+    return document
+
+
+def project(root: Path, document: dict[str, Any] | None = None) -> Path:
+    write_project(root, document or paper_params())
+    (root / "archives").mkdir(exist_ok=True)
+    return root
+
+
+def asked(root: Path, scale: str = "paper") -> Asked:
+    return Asked(root / "params.yaml", scale, Path("archives"))
+
+
+def refused(call: Callable[[], Any], *named: str, kind: type[GcflowError] = GcflowError) -> None:
+    """That a check fails, in words that name what is wrong and, behind a semicolon, what to do."""
+    with pytest.raises(GcflowError) as caught:
+        call()
+    assert type(caught.value) is kind
+    for name in named:
+        assert name in str(caught.value)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone that lacks nothing at the embedded scale, though its archives are missing."""
+    return clone(tmp_path_factory.mktemp("ready") / "clone", paper_params())
+
+
+def test_a_project_that_lacks_nothing_at_its_scale_can_be_made(ready):
+    before = contents(ready)
+    result = gcflow(ready, "doctor")
+    *lines, last = result.stdout.splitlines()
+    assert last == "everything at scale embedded: can be made here"
+    assert "✓ params.yaml: 3 data sets, 10 runs" in lines
+    assert "✓ data digits: not prepared yet, needs no download" in lines
+    (plan,) = (line for line in lines if line.startswith("✓ Snakemake: "))
+    made, _, of, *_ = plan.removeprefix("✓ Snakemake: ").split()
+    assert made == of
+    assert "photos" not in result.stdout
+    assert "\x1b" not in result.stdout
+    assert {
+        path for path in contents(ready).items() - before.items() if not path[0].startswith((".snakemake", ".dvc/tmp"))
+    } == set()
+
+
+def test_what_is_missing_is_said_with_what_to_do_and_ends_with_2(ready):
+    result = gcflow(ready, "doctor", env={"GCFLOW_SCALE": "paper"}, check=False)
+    assert (result.returncode, result.stderr) == (2, "")
+    lines = result.stdout.splitlines()
+    place = lines.index("✗ data photos: archives/photos.zip: missing")
+    assert lines[place + 1] == "    → put a folder, zip, tar or tar.gz of images there"
+    place = lines.index("✗ features photos: archives/inception.pt: missing")
+    assert lines[place + 1].endswith("to there, or set GCFLOW_DOWNLOAD=1")
+    assert lines[-1] == "everything at scale paper: cannot be made here yet"
+
+
+@pytest.mark.parametrize("module", ["pydantic", "torch"])
+def test_a_package_that_does_not_import_is_named_without_a_traceback(tmp_path, module):
+    shadow = project(tmp_path / "project") / "shadow"
+    shadow.mkdir()
+    (shadow / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module}', name={module!r})\n")
+    result = gcflow(
+        tmp_path / "project", "doctor", check=False, env={"PYTHONPATH": f"{shadow}:{os.environ.get('PYTHONPATH', '')}"}
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stdout + result.stderr
+    assert f"ModuleNotFoundError: No module named {module}\n    → python -m pip install {module}\n" in result.stdout
+
+
+def test_a_terminal_that_cannot_show_marks_gets_the_words(tmp_path):
+    result = gcflow(tmp_path, "doctor", check=False, env={"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (2, "")
+    assert "? params.yaml: params.yaml: no such file" in result.stdout
+
+
+def test_each_mistake_in_params_is_a_line_and_the_machine_is_examined_still(tmp_path):
+    document = tiny_params()
+    document["datasets"]["digits"]["training"]["stepps"] = 3
+    document["datasets"]["digits"]["features"]["epochs"] = "many"
+    result = gcflow(project(tmp_path, document), "doctor", check=False)
+    assert result.returncode == 2
+    assert "✗ params.yaml: params.yaml: datasets.digits.training.stepps is not a known key" in result.stdout
+    assert "✗ params.yaml: params.yaml: datasets.digits.features.epochs is 'many'" in result.stdout
+    for name in ("packages", "device", "folders"):
+        assert f"✓ {name}: " in result.stdout
+
+
+@pytest.mark.parametrize("target", ["tabel1", "digits/gc/9"])
+def test_a_target_that_does_not_exist_is_refused_with_what_is_known(tmp_path, target):
+    result = gcflow(project(tmp_path), "doctor", target, check=False)
+    assert result.returncode == 2
+    assert "known" in error_line(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("target", "scale", "datasets"),
+    [
+        ("all", "embedded", {"digits", "mixture2d", "gaussian2d"}),
+        ("figure1", "paper", {"gaussian2d"}),
+        ("figure1", "embedded", {"gaussian2d"}),
+        ("digits/gc/0", "paper", {"digits"}),
+        ("all", "paper", {"cifar10", "imagenet32", "celeba64", "church64"}),
+    ],
+)
+def test_only_what_the_target_needs_is_looked_for(target, scale, datasets):
+    names = [check.name for check in asked(REPOSITORY, scale).checks(target)]
+    found = {name.removeprefix("data ") for name in names if name.startswith("data ")}
+    # Figure 1 needs no data at all where its exact flow is known.
+    assert found <= datasets if target == "figure1" else found == datasets
+    assert ("model edm-cifar10" in names) == (scale == "paper" and target == "all")
+
+
+def test_a_check_that_fails_in_another_way_than_it_should_is_a_line():
+    def failing() -> str:
+        raise RuntimeError("first\nsecond")
+
+    assert look(Check("a", failing)) == [("✗", "RuntimeError: first second")]
+    assert look(Check("a", failing, needed=False)) == [("!", "RuntimeError: first second")]
+
+
+# The machine.
+
+
+def test_a_package_that_is_missing_or_of_another_version_is_named(monkeypatch):
+    assert doctor.packages().startswith("Python 3.")
+    lines = ["torch>=99", "numpy>=2", "no-such-package-of-gcflow>=1.5", 'also-none; extra == "dev"', "click<1"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    wrong = f"torch>=99 (here: {torch.__version__}), no-such-package-of-gcflow>=1.5 (here: none), click<1 (here: "
+    refused(doctor.packages, f"needs {wrong}", "python -m pip install")
+
+
+def test_a_device_that_is_not_there_is_named():
+    refused(partial(doctor.device, "cuda:7"), "cuda:7", "--device cpu")
+    refused(partial(doctor.device, "abacus"), "abacus", "--device cpu")
+    assert doctor.device("cpu").startswith(f"torch {torch.__version__} on cpu, ")
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """`gcflow doctor` within this process; any exception but its exit is a failure."""
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts shell scripts into a PATH that has little else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "echo", "sleep"):
+        (folder / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(folder))
 
-    def call(root: Path, *args: str) -> Answer:
-        monkeypatch.chdir(root)
-        monkeypatch.setenv("GCFLOW_DEVICE", "cpu")
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["doctor", *args, "--json", str(root / "answer.json")])
-        output, errors = capsys.readouterr()
-        assert errors == ""
-        answer = json.loads((root / "answer.json").read_text())
-        (root / "answer.json").unlink()
-        checks = [Check(**check) for check in answer["checks"]]
-        code = int(caught.value.code or 0)
-        assert answer["can_run"] == (code == 0)
-        return Answer(code, output, {check.subject: check for check in checks})
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return write
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU")
+def test_a_gpu_that_torch_cannot_use_is_a_note(programs):
+    programs("nvidia-smi", "echo Some GPU, 580.65")
+    refused(partial(doctor.device, "auto"), "cannot use this GPU (Some GPU, 580.65); install", kind=Note)
+    assert "on cpu" in doctor.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_named_with_its_memory():
+    assert torch.cuda.get_device_name(0) in doctor.device("auto")
+
+
+def test_folders_that_cannot_be_written_are_named_and_missing_links_are_a_note(tmp_path, monkeypatch):
+    assert doctor.folders(tmp_path).startswith("can be written, ")
+    (tmp_path / "results").symlink_to("/proc/sys")
+    refused(partial(doctor.folders, tmp_path), "results cannot be written (", "; give yourself the right")
+    (tmp_path / "results").unlink()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    refused(partial(doctor.folders, tmp_path), "without hard links", kind=Note)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurms_partitions_with_gpus_and_its_accounting(programs, tmp_path, monkeypatch):
+    assert doctor.slurm().startswith("none here")
+    programs("sbatch", "exit 0")
+    programs("sinfo", 'echo "one" >&2; echo "Unable to contact slurm controller" >&2; exit 1')
+    refused(doctor.slurm, "Unable to contact slurm controller")
+    programs("sinfo", 'echo "cpu*|(null)"')
+    refused(doctor.slurm, "1 partitions, none with GPUs; ", kind=Note)
+    programs("sinfo", 'echo "cpu*|(null)"; echo "long|gpu:a100:4"; echo "long|gpu:a100:4"')
+    refused(doctor.slurm, "GPUs in long (gpu:a100:4), no accounting; ", "squeue", kind=Note)
+    programs("sacct", "exit 1")
+    refused(doctor.slurm, "no accounting", kind=Note)
+    programs("sacct", "exit 0")
+    assert doctor.slurm() == "GPUs in long (gpu:a100:4), accounting"
+    monkeypatch.setattr(doctor, "ANSWER_SECONDS", 0.3)
+    programs("sinfo", f"sleep 60; touch {tmp_path / 'answered'}")
+    refused(doctor.slurm, "sinfo does not answer")
+    assert not (tmp_path / "answered").exists()
+
+
+def test_dvcs_repository_and_its_remotes(tmp_path):
+    refused(partial(doctor.dvc, tmp_path), "no repository; dvc init", kind=Note)
+    for command in (["init", "--no-scm", "--quiet"], ["remote", "add", "near", "/somewhere/near"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, env=environment(), check=True)
+    assert doctor.dvc(tmp_path) == "a repository with near (/somewhere/near)"
+    (tmp_path / ".dvc" / "config").write_text("[nonsense")
+    assert look(Check("DVC", partial(doctor.dvc, tmp_path), needed=False))[0][0] == "!"
+
+
+# Data and weights.
+
+
+def test_prepared_data_are_read_as_a_run_reads_them(tmp_path):
+    root = prepare_data(project(tmp_path), "mixture2d")
+    check = partial(asked(root).data, "mixture2d")
+    assert check() == "400 samples of shape [2], as their manifest says"
+    samples = root / "data" / "mixture2d" / "samples.npy"
+    content = bytearray(samples.read_bytes())
+    content[-1] ^= 1
+    samples.write_bytes(content)
+    refused(check, "samples.npy: sha256 differs", "; run gcflow prepare mixture2d")
+    samples.unlink()
+    refused(check, "samples.npy: missing", "; run gcflow prepare mixture2d")
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"source": "cifar10"}, "cs.toronto.edu"),
+        ({"source": "imagenet32"}, "image-net.org"),
+        ({"source": "imagenet32-downsampled"}, "image-net.org"),
+        ({"source": "celeba64"}, "mmlab.ie.cuhk.edu.hk"),
+        ({"source": "church64"}, "dl.yf.io"),
+        (FOLDER, "put a folder"),
+    ],
+)
+def test_a_missing_archive_says_where_it_can_be_had(tmp_path, data, named):
+    root = project(tmp_path, paper_params(data))
+    refused(partial(asked(root).data, "photos"), "archives/", ": missing; ", named)
+
+
+def test_an_archive_that_is_there_is_shown_with_its_size(tmp_path):
+    root = project(tmp_path)
+    (root / "archives" / "photos.zip").write_bytes(bytes(2048))
+    assert asked(root).data("photos") == f"not prepared yet, {root / 'archives' / 'photos.zip'} has 2 KiB"
+
+
+def test_inceptions_weights_are_looked_for_and_loaded(tmp_path):
+    root = project(tmp_path)
+    check = partial(asked(root).features, "photos")
+    refused(check, "archives/inception.pt: missing; ", INCEPTION_URL)
+    weights = root / "archives" / "inception.pt"
+    weights.write_bytes(b"no network")
+    refused(check, "not a readable TorchScript file", INCEPTION_URL)
+    write_surrogate(weights, 0)
+    assert check() == f"{weights}, not as published"
+    features = {"kind": "inception", "weights": "inception.pt", "protocols": {"clean": {}}, "sha256": "0" * 64}
+    project(root, paper_params(features=features))
+    refused(partial(asked(root).features, "photos"), "expected 000")
+    made = root / "results" / "photos" / "features" / "inception.pt"
+    made.parent.mkdir(parents=True)
+    weights.rename(made)
+    assert str(made) in check()
+    assert asked(root).features("digits") == "a classifier, to be made here"
+
+
+def started_from_a_file(root: Path, sha256: str | None = None, listed: bool = True) -> Asked:
+    methods = {"ic": {"objective": "consistency", "coupling": "ic", "init": {"file": "checkpoints/public.safetensors"}}}
+    document = paper_params(methods=methods)
+    if listed:
+        document["pretrained"] = {"public": {"pickle": "model.pkl", "url": PICKLE_URL, "sha256": sha256}}
+    return asked(project(root, document))
+
+
+def test_a_public_model_is_looked_for_among_archives_and_checkpoints(tmp_path):
+    check = partial(started_from_a_file(tmp_path).pretrained, "public")
+    refused(check, "archives/model.pkl: missing; ", PICKLE_URL)
+    pickle = tmp_path / "archives" / "model.pkl"
+    pickle.write_bytes(b"\x80\x04N.")
+    assert check() == str(pickle)
+    refused(partial(started_from_a_file(tmp_path, "0" * 64).pretrained, "public"), "expected 000", PICKLE_URL)
+    assert started_from_a_file(tmp_path, sha256_of(pickle)).pretrained("public") == str(pickle)
+    imported = tmp_path / "checkpoints" / "public.safetensors"
+    save_tensors(imported, {"a": torch.zeros(3)}, {})
+    assert check() == f"{imported}, 1 tensors"
+    os.truncate(imported, 20)
+    refused(check, "public.safetensors: not a readable")
+
+
+def test_a_start_that_nothing_makes_must_be_there(tmp_path):
+    grid = started_from_a_file(tmp_path, listed=False)
+    (check,) = (check for check in grid.checks("photos/ic/0") if check.name.startswith("model"))
+    assert check.name == "model checkpoints/public.safetensors"
+    refused(check.look, "missing; ", "import-edm")
+    save_tensors(tmp_path / "checkpoints" / "public.safetensors", {"a": torch.zeros(3)}, {})
+    assert check.look().endswith("1 tensors")
+
+
+# MLflow.
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[tuple[str, str]]]:
+    grid = asked(project(tmp_path / "project"))
+    monkeypatch.setattr("gcflow.pipeline.tracking.server.SETTINGS", {})
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def call(uri: str) -> list[tuple[str, str]]:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        return look(Check("MLflow", grid.tracking, needed=False))
 
     return call
 
 
-# The whole screen.
+class Answering(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
 
 
 @pytest.fixture
-def ready(tmp_path: Path) -> Path:
-    """A project that lacks nothing at the embedded scale."""
-    root = project(tmp_path, tiny_params())
-    write_dvc_yaml(Params(root / "params.yaml"), "embedded")
-    return root
+def server() -> Iterator[str]:
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
 
 
-def test_a_project_that_lacks_nothing_can_run(ready, here):
-    before = contents(ready)
-    answer = here(ready)
-    assert answer.code == 0, answer.text
-    assert answer.text.splitlines()[-1] == "everything at scale embedded: can run here"
-    assert answer.checks["params.yaml"].found == "valid: 2 data sets, 9 runs"
-    assert answer.checks["dvc.yaml"].verdict == "OK"
-    assert answer.checks["disk"].verdict == "OK"
-    assert torch.__version__ in answer.checks["torch"].found
-    assert answer.checks["device"].found.startswith("CPU, ")
-    assert contents(ready) == before
+def test_a_tracking_server_that_does_not_answer_is_a_note_without_its_password(tracking, server):
+    assert tracking(f"http://me:secret@{server}") == [("✓", f"http://{server}")]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ((mark, text),) = tracking(f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}")
+    assert mark == "!"
+    assert "secret" not in text
+    assert "gcflow track sync sends what is missing" in text
 
 
-def test_a_screen_has_a_line_per_check_and_one_more_for_what_mends_it(ready, here):
-    answer = here(ready)
-    *lines, _ = answer.text.splitlines()
-    mending = [line for line in lines if line.lstrip().startswith("→ ")]
-    checks = [line for line in lines if line not in mending]
-    assert [re.split(r"  +", line[2:])[1] for line in checks] == list(answer.checks)
-    assert len(mending) == sum(check.verdict != "OK" and check.mend != "" for check in answer.checks.values())
-    assert all(re.match(r"[✓!✗-] (OK|warning|missing|broken|skipped) ", line) for line in checks)
-    # The address of MLflow's default is as long as the path of the project.
-    assert max(len(line) for line in lines if "sqlite:" not in line) <= 100
-    assert "\x1b" not in answer.text
-
-
-def test_everything_that_is_not_ok_says_what_mends_it(ready, here):
-    for check in here(ready).checks.values():
-        assert check.verdict in ("OK", "skipped") or check.mend, check
-
-
-def test_a_real_process_exits_with_2_if_something_is_missing(tmp_path):
-    root = project(tmp_path, paper_params(FOLDER))
-    result = gcflow(root, "doctor", "--scale", "paper", check=False)
-    assert (result.returncode, result.stderr) == (2, "")
-    assert "✗ missing  archive photos" in result.stdout
-    assert "→ put a folder, zip, tar or tar.gz of images there" in result.stdout
-    assert "everything at scale paper: cannot run here yet, 2 of " in result.stdout
-
-
-@pytest.mark.parametrize("module", ["pydantic", "packaging", "torch"])
-def test_a_package_that_does_not_import_is_named_without_a_traceback(ready, tmp_path_factory, module):
-    shadow = tmp_path_factory.mktemp("shadow")
-    (shadow / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module named {module}', name={module!r})\n")
-    result = gcflow(ready, "doctor", check=False, env={"PYTHONPATH": str(shadow)})
-    assert result.returncode == 2
-    assert "Traceback" not in result.stdout + result.stderr
-    assert f"ModuleNotFoundError: No module named {module}" in result.stdout
-    assert f"→ python -m pip install {module}\n" in result.stdout
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_that_cannot_show_marks_gets_the_words(ready, encoding):
-    result = gcflow(ready, "doctor", check=False, env={"PYTHONIOENCODING": encoding, "GCFLOW_SCALE": "embedded"})
-    assert result.stderr == ""
-    assert result.returncode == 0
-    assert "OK       params.yaml" in result.stdout
-
-
-def test_colours_only_on_a_terminal(ready):
-    request, checks = Request(), [Check("data", "OK", "there"), Check("disk", "broken", "full", "free some space")]
-    assert "\x1b[32m✓ OK     \x1b[0m" in screen(request, checks)
-    assert "\x1b[31m✗ broken \x1b[0m" in screen(request, checks)
-
-
-# The target.
-
-
-def test_a_target_is_a_view_a_data_set_a_stage_or_everything(tmp_path):
-    root = project(tmp_path, paper_params(FOLDER))
-    everything = asked(root, None, "all")
-    assert len(everything.needed) == len(list(everything.stages))
-    assert asked(root, "figure9").datasets == ["photos"]
-    # No data set of the embedded scale answers it.
-    assert asked(root, "figure9", "embedded").datasets == ["photos"]
-    assert {stage.name for stage in asked(root, "prepare-photos").needed} == {"prepare-photos"}
-    frozen = asked(root, "train-digits-gc-frozen-0", "embedded")
-    assert {stage.name for stage in frozen.needed} == {
-        "prepare-digits",
-        "train-digits-ic-0",
-        "train-digits-gc-frozen-0",
-    }
-    assert [run.name for run in frozen.runs] == ["digits/ic/0", "digits/gc-frozen/0"]
-    assert asked(root, "figure-mixture2d-samples", "all").datasets == ["mixture2d"]
-
-
-@pytest.mark.parametrize(
-    ("args", "named"),
-    [
-        (("tabel1",), "digits, mixture2d, and the stages of dvc.yaml"),
-        (("photos",), "there is no such thing at scale embedded; give --scale paper"),
-        (("train-photos-ic-0",), "give --scale paper"),
-        (("digits", "--scale", "paper"), "give --scale embedded"),
-    ],
-)
-def test_a_target_that_does_not_exist_is_refused_with_what_is_known(tmp_path, args, named):
-    result = gcflow(project(tmp_path, paper_params(FOLDER)), "doctor", *args, check=False)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"gcflow: error: target {args[0]!r}: ")
-    assert named in line
-
-
-def test_only_what_the_target_needs_fails(tmp_path, here):
-    root = project(tmp_path, paper_params(FOLDER))
-    assert here(root, "digits", "--scale", "all").code == 0
-    answer = here(root, "prepare-photos", "--scale", "all")
-    assert answer.code == 2
-    assert [name for name, check in answer.checks.items() if check.fails] == ["archive photos"]
-
-
-@pytest.mark.parametrize("target", ["table1", "figure2", "cifar10", "edm-cifar10", "claims"])
-def test_the_repositorys_own_targets_resolve(target):
-    request = Request(REPOSITORY / "params.yaml", "pretrained-edm-cifar10" if "edm" in target else target, "paper")
-    needed = resolve(request, Params(request.path))
-    assert needed.needed
-    assert ("cifar10" in needed.datasets) == (target != "edm-cifar10")
-
-
-# params.yaml, dvc.yaml, Snakemake.
-
-
-def test_each_mistake_in_params_is_a_line_and_the_machine_is_examined_still(tmp_path, here):
-    document = tiny_params()
-    document["datasets"]["digits"]["training"]["stepps"] = 3
-    document["datasets"]["digits"]["features"]["epochs"] = "many"
-    answer = here(project(tmp_path, document))
-    assert answer.code == 2
-    assert "✗ broken   params.yaml  datasets.digits.training.stepps is not a known key" in answer.text
-    assert "✗ broken   params.yaml  datasets.digits.features.epochs is 'many'" in answer.text
-    assert {"Python", "packages", "device", "Snakemake", "folders", "Slurm"} <= set(answer.checks)
-    assert answer.checks["the rest"].verdict == "skipped"
-
-
-@pytest.mark.parametrize("text", ["a: [", "\x00", "3", ""])
-def test_a_params_file_that_is_no_yaml_mapping_is_one_line(tmp_path, here, text):
-    root = project(tmp_path, tiny_params())
-    (root / "params.yaml").write_text(text)
-    refused(here(root).checks["params.yaml"], "broken")
-
-
-def test_a_missing_params_file_is_missing(tmp_path, here):
-    refused(here(tmp_path).checks["params.yaml"], "missing", "--params")
-
-
-def test_dvc_yaml_is_compared_with_params_at_the_scale(tmp_path):
-    root = project(tmp_path, paper_params(FOLDER))
-    params = Params(root / "params.yaml")
-
-    def check(scale: str) -> Check:
-        (found,) = check_dvc_yaml(params, scale)
-        assert not found.fails
-        return found
-
-    assert check("paper").verdict == "missing"
-    write_dvc_yaml(params, "paper")
-    assert check("paper").verdict == "OK"
-    assert (check("embedded").verdict, check("embedded").mend) == ("warning", "gcflow stages --scale embedded")
-    write_dvc_yaml(params, "all")
-    assert check("embedded").found == "up to date for scale all"
-
-
-def test_without_a_snakefile_there_is_nothing_to_schedule(tmp_path):
-    (check,) = check_snakemake(tmp_path)
-    refused(check, "missing", "Snakefile")
-
-
-# Checks that fail themselves.
-
-
-def test_a_check_that_fails_or_hangs_is_broken_and_the_others_are_made(monkeypatch):
-    monkeypatch.setattr(diagnose, "PATIENCE_SECONDS", 1.0)
-
-    def failing() -> list[Check]:
-        raise RuntimeError("first\nsecond")
-
-    done = threading.Event()
-    outlasted = []
-
-    def hanging() -> list[Check]:
-        outlasted.append(done.wait(60))
-        return []
-
-    fine = Check("fine", "OK", "there")
-    checks = made(
-        [
-            Probe("a", failing),
-            Probe("b", hanging, waits=True),
-            Probe("c", failing, needed=False, waits=True),
-            Probe("d", lambda: [fine]),
-        ]
-    )
-    assert not outlasted
-    done.set()
-    assert [(check.subject, check.verdict, check.fails) for check in checks] == [
-        ("a", "broken", True),
-        ("b", "broken", True),
-        ("c", "broken", False),
-        ("fine", "OK", False),
-    ]
-    assert checks[0].found == "RuntimeError: first second"
-    assert "no answer" in checks[1].found
-    text = screen(Request(), checks)
-    assert text.splitlines()[-1].count("2 of 4 checks fail")
+def test_the_tracking_database_must_be_one(tracking, tmp_path):
+    path = tmp_path / "runs.db"
+    assert tracking(f"sqlite:///{path}") == [("✓", f"sqlite:///{path} is to be made")]
+    assert not path.exists()
+    path.write_bytes(b"no database at all" * 100)
+    ((mark, text),) = tracking(f"sqlite:///{path}")
+    assert mark == "!"
+    assert "not a database" in text

@@ -227,7 +227,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_in_one_line(root):
     assert result.returncode == 2
     expected = "training.batch is 15, which 2 processes cannot share equally; use a multiple"
     assert (result.stdout, result.stderr) == ("", f"gcflow: error: {expected}\n")
-    assert not run_folder(root, "digits/odd/0").exists()
+    assert [path.name for path in run_folder(root, "digits/odd/0").rglob("*.*")] == ["end.json"]
 
 
 def test_more_processes_than_samples_in_a_batch_are_refused_in_one_line(root):
@@ -235,7 +235,7 @@ def test_more_processes_than_samples_in_a_batch_are_refused_in_one_line(root):
     assert process.wait() == 2
     expected = "training.batch is 2, which 3 processes cannot share equally; use a multiple"
     assert process.output == f"gcflow: error: {expected}\n"
-    assert not run_folder(root, "digits/small/0").exists()
+    assert [path.name for path in run_folder(root, "digits/small/0").rglob("*.*")] == ["end.json"]
 
 
 def test_a_teacher_that_is_missing_is_told_by_one_of_the_processes(root):

@@ -19,6 +19,7 @@ from gcflow.pipeline.comparison import Reference, load_references
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
+from gcflow.pipeline.job import tells_its_end
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
@@ -144,6 +145,7 @@ class Evaluator:
         return records, first
 
 
+@tells_its_end("evaluate")
 def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     """Measures a run: its weights at every snapshot; every sampler and generation seed at the last step.
 

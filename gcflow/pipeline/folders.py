@@ -42,6 +42,11 @@ def run_folder(root: Path, run: Run) -> Path:
     return results_folder(root, run.dataset) / run.method / f"seed{run.seed}"
 
 
+def end_path(root: Path, run: Run) -> Path:
+    """How the last job of a run ended (`gcflow.pipeline.job`)."""
+    return run_folder(root, run) / "state" / "end.json"
+
+
 def tracking_folder(root: Path, run: Run) -> Path:
     """Log and lock of the processes that mirror a run to MLflow: two at once would make two MLflow runs of it."""
     return run_folder(root, run) / "state" / "tracking"
@@ -50,11 +55,6 @@ def tracking_folder(root: Path, run: Run) -> Path:
 def tracking_lock(root: Path) -> Path:
     """Lock for what only one process at a time may make in MLflow: its database, tables and figures."""
     return root / "results" / "logs" / "tracking"
-
-
-def log_path(root: Path, run: Run, verb: str) -> Path:
-    """What the last job that trained (`train`) or measured (`evaluate`) a run has written."""
-    return results_folder(root, run.dataset) / "logs" / f"{verb}-{run.method}-{run.seed}.log"
 
 
 def figure_path(root: Path, dataset: str, name: str, suffix: str) -> Path:

@@ -1,13 +1,26 @@
-"""What a job of training ran on, with which code: kept beside its run, for the report and for MLflow's tags."""
+"""What a job of a run leaves beside it of itself: on what and with which code it ran, and how it ended."""
 
 import os
 import platform
 import resource
 import subprocess
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
+
+from gcflow.config import digest, to_dict
+from gcflow.errors import GcflowError, Preempted
+from gcflow.files import write_json
+from gcflow.pipeline.folders import end_path
+from gcflow.pipeline.lock import newest_lease
+from gcflow.pipeline.params import Params, Run
+
+P = ParamSpec("P")
+Job = Callable[Concatenate[Params, str, P], None]
 
 # `gcflow record` rewrites it: it says nothing of the code that ran.
 NOT_CODE = ":(exclude)dvc.lock"
@@ -75,3 +88,55 @@ def this_job(root: Path, device: str, processes: int, step: int) -> dict[str, An
         "dirty": None if commit is None or changes is None else bool(changes),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def tells_its_end(verb: str) -> Callable[[Job[P]], Job[P]]:
+    """Makes a job of a run write to `end_path` how it ended: nobody has to read its log.
+
+    The file has: job (the verb), state (`done`, `interrupted`: stopped on request, `failed`), exit_code, error (the
+    line that tells why, or empty), time (UTC, ISO 8601), config (hash of the configuration that it ran with). There is
+    none while a job runs, nor after one that was killed.
+    """
+
+    def decorate(job: Job[P]) -> Job[P]:
+        @wraps(job)
+        def told(params: Params, name: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            run, ended = params.parse_run(name), None
+            # Of several processes of a run the first speaks.
+            tells = os.environ.get("RANK", "0") == "0"
+            if tells:
+                with suppress(OSError):
+                    end_path(params.root, run).unlink(missing_ok=True)
+            try:
+                job(params, name, *args, **kwargs)
+            except BaseException as error:
+                ended = error
+                raise
+            finally:
+                if tells:
+                    _tell_end(params, run, verb, ended)
+
+        return told
+
+    return decorate
+
+
+def _tell_end(params: Params, run: Run, verb: str, error: BaseException | None) -> None:
+    path = end_path(params.root, run)
+    lease = newest_lease(path.parent)
+    # Whoever has the run now tells how it ends.
+    if lease and lease.held:
+        return
+    interrupted = isinstance(error, Preempted | KeyboardInterrupt)
+    kind = "" if error is None or isinstance(error, GcflowError) else f"{type(error).__name__}: "
+    end = {
+        "job": verb,
+        "state": "done" if error is None else "interrupted" if interrupted else "failed",
+        "exit_code": 0 if error is None else getattr(error, "exit_code", 2 if isinstance(error, OSError) else 1),
+        "error": " ".join(f"{kind}{error or ''}".split()),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": digest(to_dict(params.run_config(run.name))),
+    }
+    # A full disk has ended the job, or does not keep it from having ended well.
+    with suppress(OSError):
+        write_json(path, end)

@@ -19,7 +19,7 @@ from gcflow.errors import GcflowError, OutOfMemory, Preempted
 from gcflow.extensions import origins
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
-from gcflow.pipeline.job import memory_gib, this_job
+from gcflow.pipeline.job import memory_gib, tells_its_end, this_job
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
@@ -156,6 +156,7 @@ def load_frozen(params: Params, run: Run, inputs: Inputs, device: str) -> dict[s
     return {role: tune(model, config.training) for role, model in models.items()}
 
 
+@tells_its_end("train")
 def train_run(
     params: Params,
     name: str,

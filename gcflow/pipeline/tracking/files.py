@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gcflow.files import read_json
+from gcflow.files import read_json, tensors_header
 from gcflow.pipeline.folders import DISCREPANCY, run_folder
 from gcflow.pipeline.params import Run
-from gcflow.pipeline.status.ends import checkpoint_header
 
 # Of the machine, not of the run: they may differ when steps are trained again.
 SYSTEM = "system/"
@@ -161,7 +160,7 @@ def files_of(root: Path, run: Run) -> list[RunFiles]:
     newest = {path.parent: path for path in sorted((folder / "state").glob("*/checkpoint-*.safetensors"))}
     present = newest_state(folder)
     for place in sorted(newest, key=lambda place: place == present):
-        header = checkpoint_header(newest[place])
+        header = tensors_header(newest[place])
         known = published is not None and header.get("config_hash") == published["config_hash"]
         if header and not known and (place / TRAINING).exists():
             found.append(RunFiles(run, folder, place, header, int(header["step"]), published=False))

@@ -1,1 +1,0 @@
-"""`gcflow status`: which job trains what, and how far it is."""

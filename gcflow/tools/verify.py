@@ -232,11 +232,11 @@ class _Verification:
         path, claims = self.root / names[0], dict.fromkeys(claim for name in names for claim in self.claims[name])
         try:
             found = {algorithm: _hash(path, algorithm) for algorithm in {claim.algorithm for claim in claims}}
+            own = _own_reason(path)
         except OSError as error:
             return [f"cannot be read ({error.strerror})"]
         wrong = (claim for claim in claims if found[claim.algorithm] != claim.expected)
         reasons = [f"{algorithm} is {found[algorithm][:DIGITS]}, {by} has {it[:DIGITS]}" for algorithm, it, by in wrong]
-        own = _own_reason(path)
         return [*reasons, own] if own else reasons
 
     def _find(self, kind: str, names: list[str], reasons: list[str], stage: str = "") -> None:

@@ -1,6 +1,5 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -550,29 +549,22 @@ def status(context: click.Context, target: str, scale: str, watch: bool, as_json
 
 
 @verb(
-    "Compare the bytes of every output and checkpoint of TARGETs, and of all that they need, with everyone who knows "
-    "a hash of them: manifests, headers, configurations, protocol records, dvc.lock, DVC's cache. Says of each that "
-    "differs what to run, and what was made from it. A TARGET is a table or figure of the paper (table1), a data set, "
-    "a run, a stage, or all of the scale. Exits with 2 if a file is damaged or missing; one made with other settings "
-    "is no damage.",
+    "Read every file of TARGETs, and of all that they need, and compare its hash with all that know one: dvc.lock, "
+    "manifests, and weights themselves. Names each file that differs, the stage to run again, and what depends on it. "
+    "A TARGET is a table or figure of the paper (table1), a data set, a run, a stage, or all of the scale. Exits "
+    "with 2 unless all is whole.",
     "gcflow verify digits/gc/0 table1",
 )
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @SCALE
-@ARCHIVES
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
-def verify(context: click.Context, targets: tuple[str, ...], scale: str, archives: Path, as_json: bool) -> None:
+def verify(context: click.Context, targets: tuple[str, ...], scale: str) -> None:
     params = _load(context)
-    from gcflow.pipeline.verify.inspection import Inspection
-    from gcflow.pipeline.verify.screen import document, screen
+    from gcflow.tools.verify import verify as read_all
 
-    targets = targets or ("all",)
-    report = Inspection(params, targets, scale, archives).report()
-    shown = json.dumps(document(targets, scale, report), indent=2) if as_json else screen(targets, scale, report)
-    encoding = sys.stdout.encoding or "utf-8"
-    click.echo(shown.encode(encoding, "replace").decode(encoding))
-    if not report.whole:
+    report = read_all(params, targets or ("all",), scale)
+    click.echo(report)
+    if report.findings:
         sys.exit(2)
 
 
@@ -646,16 +638,3 @@ def adopt(context: click.Context, scale: str) -> None:
     from gcflow.pipeline.adopt import adopt as accept
 
     accept(params, scale)
-
-
-@verb(
-    "Tell what published runs and DVC's cache hold that nothing needs any more, in bytes; --yes removes it.",
-    "gcflow clean --yes",
-)
-@click.option("--yes", "act", is_flag=True, help="Remove it.")
-@click.pass_context
-def clean(context: click.Context, act: bool) -> None:
-    params = _load(context)
-    from gcflow.pipeline.clean import clean as remove
-
-    remove(params, act)

@@ -34,7 +34,6 @@ VERBS = {
     "adopt",
     "bench",
     "claims",
-    "clean",
     "discrepancy",
     "doctor",
     "evaluate",

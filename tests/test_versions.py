@@ -1,4 +1,4 @@
-"""Versions across machines: record, push, clone, pull, adopt, repro and clean, with real git, DVC and Snakemake."""
+"""Versions across machines: record, push, clone, pull, adopt, repro and cleaning, with real git, DVC and Snakemake."""
 
 import base64
 import copy
@@ -24,11 +24,10 @@ from projects import (
     wait_until,
     write_project,
 )
-from workflows import SCRIPTS, clone, commit, duplicate, dvc, run, snakemake
+from workflows import ROOT, SCRIPTS, clone, commit, duplicate, dvc, run, snakemake
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import report_path
-from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.versions import locked_stages
@@ -357,7 +356,7 @@ def test_a_clone_without_data_has_nothing_to_adopt(origin, tmp_path):
     folder = cloned(origin, tmp_path / "project")
     assert "`dvc pull` first" in error_line(gcflow(folder, "adopt", check=False).stderr)
     assert "0 files" in (shown := gcflow(folder, "verify").stdout)
-    assert "nothing is here to compare" in shown
+    assert "nothing is here" in shown
 
 
 @pytest.fixture
@@ -447,100 +446,43 @@ def test_dvc_repro_goes_on_with_a_training_that_was_killed_and_snakemake_adopts_
 # Clean.
 
 
-def disk(folder):
-    """Bytes that the files below a folder take, each inode once."""
-    found = {file.stat().st_ino: file.stat().st_blocks for file in folder.rglob("*") if file.is_file()}
-    return 512 * sum(found.values())
+def documented(command):
+    """The lines of docs/versioning.md that begin with a command."""
+    text = (ROOT / "docs/versioning.md").read_text()
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines() if line.startswith(command)]
+    assert lines
+    return lines
 
 
-def freed(output):
-    number, unit = re.search(r"^freed ([\d.]+) (\w+)$", output, re.MULTILINE).groups()
-    return float(number) * 1024 ** ("B", "KiB", "MiB").index(unit)
-
-
-def test_clean_frees_what_it_says_and_leaves_every_result(finished, tmp_path):
+def test_the_documented_command_removes_the_checkpoints_of_published_runs_and_of_no_other(finished, tmp_path):
+    (command,) = documented("find results ")
     folder = duplicate(finished, tmp_path / "project")
-    write_project(folder, changed_mu())
-    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
-    states = {path.parent for path in (folder / "results/digits/gc/seed0/state").glob("*/snapshots")}
-    assert len(states) == 2
-    results, before = outputs(folder), contents(folder / "results")
-    total = disk(folder)
-    assert "nothing was removed" in said(gcflow(folder, "clean"))
-    assert contents(folder / "results") == before
-    output = said(gcflow(folder, "clean", "--yes"))
-    assert freed(output) == pytest.approx(total - disk(folder), rel=0.05)
-    assert freed(output) > 100_000
-    after = contents(folder / "results")
-    assert {name: sha for name, sha in after.items() if "/lock." not in name}.items() <= before.items()
-    assert all(str(file.relative_to(folder / "results")) in after for file in results if "results" in file.parts)
-    assert not list(folder.glob("results/**/checkpoint-*.safetensors"))
-    # Its snapshots are DVC's: to remove their names here would free nothing.
-    assert all(list(state.glob("snapshots/*.safetensors")) for state in states)
-    assert "freed 0 B" in said(gcflow(folder, "clean", "--yes"))
-
-
-def test_clean_removes_the_whole_state_of_a_configuration_that_no_version_holds(finished, tmp_path):
-    folder = duplicate(finished, tmp_path / "project")
-    write_project(folder, changed_mu())
-    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
-    known = {path.name for path in (finished / "results/digits/gc/seed0/state").glob("*/")}
-    (new,) = (path for path in (folder / "results/digits/gc/seed0/state").glob("*/") if path.name not in known)
-    write_project(folder, tiny_params())
-    snakemake(folder, "results/digits/gc/seed0/weights.safetensors")
-    gcflow(folder, "clean", "--yes")
-    assert not new.exists()
-
-
-def test_clean_leaves_a_run_in_progress_and_an_interrupted_one(finished, tmp_path):
-    folder = duplicate(finished, tmp_path / "project")
+    # One of them published again, and not recorded.
     params = changed_mu()
+    write_project(folder, params)
+    gcflow(folder, "train", "digits/gc/0")
     params["datasets"]["digits"]["methods"]["gc"]["training"] = {"steps": 4000, "snapshot_every": 4000}
     write_project(folder, params)
+    known = set(checkpoints(folder, "digits/gc/0"))
     process = start(folder, "train", "digits/gc/0")
-    known = set(checkpoints(finished, "digits/gc/0"))
     wait_until(lambda: len(checkpoints(folder, "digits/gc/0")) > len(known), seconds=120)
     process.kill()
     process.communicate()
-    interrupted = set(checkpoints(folder, "digits/gc/0"))
-    with RunLock(folder / "results/digits/gc/seed0/state", "digits/gc/0"):
-        assert "digits/gc/0: left alone" in said(gcflow(folder, "clean", "--yes"))
-    assert set(checkpoints(folder, "digits/gc/0")) == interrupted
-    assert not checkpoints(folder, "digits/ic/0")
-    gcflow(folder, "clean", "--yes")
-    kept = set(checkpoints(folder, "digits/gc/0"))
-    assert kept
-    assert kept < interrupted
-    again = start(folder, "train", "digits/gc/0", "--time-budget", "0")
-    assert "resumes at step" in "".join(again.communicate())
-    # Nor is it less interrupted on another branch, where its configuration is an older one.
-    write_project(folder, tiny_params())
-    kept = set(checkpoints(folder, "digits/gc/0"))
-    gcflow(folder, "clean", "--yes")
-    assert set(checkpoints(folder, "digits/gc/0")) == kept
+    interrupted = set(checkpoints(folder, "digits/gc/0")) - known
+    before = contents(folder / "results")
+    run(folder, "bash", "-c", command)
+    removed = before.keys() - contents(folder / "results").keys()
+    assert removed
+    assert all("/checkpoint-" in name for name in removed)
+    assert set(folder.glob("results/**/checkpoint-*.safetensors")) == interrupted
+    assert "resumes at step" in "".join(start(folder, "train", "digits/gc/0", "--time-budget", "0").communicate())
 
 
-def test_clean_removes_nothing_of_a_run_whose_record_is_damaged(tmp_path):
-    write_project(tmp_path)
-    folder = tmp_path / "results/digits/ic/seed0"
-    checkpoint = folder / "state/0123456789abcdef/checkpoint-00000020.safetensors"
-    checkpoint.parent.mkdir(parents=True)
-    for file, text in (
-        (checkpoint, "state"),
-        (folder / "weights.safetensors", "weights"),
-        (folder / "config.json", "{}"),
-    ):
-        file.write_text(text)
-    before = contents(folder)
-    assert "digits/ic/0: left alone, since its config.json is damaged" in said(gcflow(tmp_path, "clean", "--yes"))
-    assert contents(folder) == before
-
-
-def test_clean_keeps_what_any_branch_tag_stash_or_remote_branch_needs_and_nothing_else(finished, tmp_path):
+def test_the_documented_garbage_collection_keeps_what_any_version_has_and_nothing_else(finished, tmp_path):
     folder = duplicate(finished, tmp_path / "project")
     git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
     table = folder / "results/digits/tables/table1.md"
-    made = {}
+    made = {"main": table.read_bytes()}
 
     def version(title):
         params = tiny_params()
@@ -553,76 +495,29 @@ def test_clean_keeps_what_any_branch_tag_stash_or_remote_branch_needs_and_nothin
         run(folder, *git, "checkout", "--quiet", "--force", "main")
         dvc(folder, "checkout", "--force")
 
-    made["main"] = table.read_bytes()
-    run(folder, *git, "checkout", "--quiet", "-b", "branch")
-    version("branch")
-    commit(folder, "branch")
-    back()
-    run(folder, *git, "checkout", "--quiet", "--detach")
-    version("tag")
-    commit(folder, "tag")
-    run(folder, *git, "tag", "released")
-    back()
-    run(folder, *git, "checkout", "--quiet", "-b", "theirs")
-    version("theirs")
-    commit(folder, "theirs")
-    back()
-    run(folder, *git, "update-ref", "refs/remotes/origin/theirs", "theirs")
-    run(folder, *git, "branch", "--quiet", "-D", "theirs")
-    for title in ("older stash", "stash"):
-        version(title)
-        run(folder, *git, "stash", "--quiet")
-        dvc(folder, "checkout", "--force")
-    version("nobody's")
-    back()
-    assert table.read_bytes() == made["main"]
-
     def cached():
         return {path.read_bytes() for path in (folder / ".dvc/cache/files/md5").glob("??/*")}
 
+    for title in ("branch", "tag"):
+        run(folder, *git, "checkout", "--quiet", "-b", title)
+        version(title)
+        commit(folder, title)
+        back()
+    run(folder, *git, "tag", "released", "tag")
+    run(folder, *git, "branch", "--quiet", "-D", "tag")
+    version("nobody's")
+    back()
     assert made["nobody's"] in cached()
-    # What keeps them is to be the references, not only the memory of having been there.
-    run(folder, *git, "reflog", "expire", "--expire=now", "HEAD", "main", "branch")
-    gcflow(folder, "clean", "--yes")
+    commands = [*documented("gcflow stages"), *documented("dvc gc")]
+    assert len(commands) == 3
+    for command in (commands[0], f"{commands[2]} --force", commands[1]):
+        words = command.split()
+        (gcflow if words[0] == "gcflow" else dvc)(folder, *words[1:])
     assert made["nobody's"] not in cached()
-    for place, title in {"branch": "branch", "released": "tag", "origin/theirs": "theirs", "main": "main"}.items():
+    assert run(folder, "git", "status", "--porcelain", "dvc.yaml", "dvc.lock") == ""
+    assert dvc(folder, "status").strip() == CLEAN
+    for place, title in {"branch": "branch", "released": "tag", "main": "main"}.items():
         run(folder, *git, "checkout", "--quiet", "--force", place)
         dvc(folder, "checkout", "--force")
         assert table.read_bytes() == made[title]
         assert "table-digits-table1" not in stale(folder)
-    for title in ("stash", "older stash"):
-        run(folder, *git, "stash", "pop", "--quiet")
-        dvc(folder, "checkout", "--force")
-        assert table.read_bytes() == made[title]
-        run(folder, *git, "checkout", "--quiet", "--force", "main")
-
-
-def test_a_cache_that_others_share_is_left_alone(finished, tmp_path):
-    folder = duplicate(finished, tmp_path / "project")
-    (folder / ".dvc/cache").rename(tmp_path / "cache")
-    dvc(folder, "config", "--local", "cache.dir", str(tmp_path / "cache"))
-    (folder / "dvc.lock").unlink()
-    before = contents(tmp_path / "cache")
-    assert "not this project's own" in said(gcflow(folder, "clean", "--yes"))
-    (folder / ".dvc/config.local").unlink()
-    (folder / ".dvc/cache").symlink_to(tmp_path / "cache")
-    assert "not this project's own" in said(gcflow(folder, "clean", "--yes"))
-    assert contents(tmp_path / "cache") == before
-
-
-def test_the_cache_of_a_larger_repository_is_left_alone(tmp_path):
-    (tmp_path / "data.txt").write_text("somebody else's")
-    run(tmp_path, "git", "init", "--quiet")
-    dvc(tmp_path, "init", "--quiet")
-    dvc(tmp_path, "add", "--quiet", "data.txt")
-    before = contents(tmp_path / ".dvc/cache")
-    assert before
-    assert "not this project's own" in said(gcflow(write_project(tmp_path / "project"), "clean", "--yes"))
-    assert contents(tmp_path / ".dvc/cache") == before
-
-
-def test_without_git_nothing_tells_what_clean_may_remove(tmp_path):
-    folder = write_project(tmp_path)
-    (folder / ".dvc").mkdir()
-    (folder / ".dvc/config").touch()
-    assert "no git repository" in error_line(gcflow(folder, "clean", check=False).stderr)

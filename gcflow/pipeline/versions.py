@@ -1,23 +1,19 @@
 """What DVC thinks of each stage: what dvc.lock says of it, and where that differs from what lies there."""
 
 import json
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.config import Config
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stage
 
 LOCK = "dvc.lock"
-HASH = re.compile(rb"\bmd5: *['\"]?([0-9a-f]{32}(?:\.dir)?)")
-LOCK_FILES = ("--", ":(glob)**/dvc.lock", "*.dvc")
 
 
 def run_dvc(params: Params, *arguments: str) -> str:
@@ -52,6 +48,11 @@ def locked_stages(root: Path) -> dict[str, Any]:
         cure = f"take it from git: git checkout HEAD {LOCK}, then gcflow record"
         raise GcflowError(f"{path}: not what DVC writes; {cure}") from None
     return stages
+
+
+def cache_folder(root: Path) -> Path:
+    """Where the project's DVC keeps its objects: of md5 `abcd...` it is `ab/cd...`, of a folder its listing."""
+    return Path(Config(str(root / ".dvc"))["cache"].get("dir") or root / ".dvc" / "cache", "files", "md5")
 
 
 class Versions:
@@ -90,71 +91,3 @@ class Versions:
 
     def _there(self, path: str) -> bool:
         return (self.root / path).exists()
-
-
-@contextmanager
-def cache_of(params: Params) -> Iterator[Path | None]:
-    """The objects of the project's own DVC cache, which no DVC process changes meanwhile; None if it has none.
-
-    A cache that lies elsewhere, be it by a symbolic link, or is of a larger DVC repository has objects of others.
-
-    Raises:
-        GcflowError: another DVC process is at work, or this is no git repository.
-    """
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.lock import LockError
-    from dvc.repo import Repo
-    from dvc.scm import SCMError
-
-    try:
-        repo = Repo(str(params.root))
-    except NotDvcRepoError:
-        yield None
-        return
-    except SCMError:
-        why = "whose commits tell which objects of DVC's cache are needed"
-        raise GcflowError(f"{params.root}: no git repository, {why}; run this in a clone of the project") from None
-    folder, own = Path(repo.cache.local.path).resolve(), params.root.resolve()
-    if Path(repo.root_dir).resolve() != own or not folder.is_relative_to(own):
-        yield None
-        return
-    try:
-        repo.lock.lock()
-    except LockError:
-        raise GcflowError("DVC is at work in this folder: wait for its end, then again") from None
-    try:
-        yield folder
-    finally:
-        repo.lock.unlock()
-
-
-def unneeded_objects(root: Path, cache: Path) -> list[Path]:
-    """The objects of a cache that no dvc.lock or .dvc file names: in the project, in git's index, or in any commit.
-
-    Any commit that git can still find: of branches, tags, stashes, other clones, and of the reflog. `dvc gc` knows
-    less: nothing of stashes and the reflog, and of a dvc.lock only the stages that dvc.yaml has in the same commit.
-
-    Raises:
-        GcflowError: this is no git repository.
-    """
-    blobs = {line.split()[1] for line in _git(root, "ls-files", "--stage", *LOCK_FILES).splitlines()}
-    history = ("rev-list", "--objects", "--full-history", "--all", "--reflog", *LOCK_FILES)
-    blobs |= {line.split()[0] for line in _git(root, *history).splitlines() if line.endswith((b"dvc.lock", b".dvc"))}
-    texts = [_git(root, "cat-file", "--batch", given=b"\n".join(blobs))] if blobs else []
-    here = _git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z", *LOCK_FILES).decode().split("\0")
-    texts += [(root / name).read_bytes() for name in here if name and (root / name).is_file()]
-    needed = {name.decode() for text in texts for name in HASH.findall(text)}
-    for name in [name for name in needed if name.endswith(".dir")]:
-        listing = cache / name[:2] / name[2:]
-        # Without its listing nothing can be checked out of a directory: to pull it is to pull its files, too.
-        if listing.exists():
-            needed |= {entry["md5"] for entry in json.loads(listing.read_bytes())}
-    objects = (path for path in cache.glob("[0-9a-f][0-9a-f]/*") if path.is_file())
-    return sorted(path for path in objects if path.parent.name + path.name not in needed)
-
-
-def _git(root: Path, *arguments: str, given: bytes | None = None) -> bytes:
-    result = subprocess.run(["git", "-C", str(root), *arguments], input=given, capture_output=True, check=False)
-    if result.returncode != 0:
-        raise GcflowError(f"git {arguments[0]} failed: {' '.join(result.stderr.decode().split()) or 'no message'}")
-    return result.stdout

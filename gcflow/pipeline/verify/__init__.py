@@ -1,1 +1,0 @@
-"""`gcflow verify`: whether every file is what those who know it say it is."""

@@ -141,9 +141,10 @@ def test_a_target_that_does_not_exist_is_refused_with_what_is_known(tmp_path, ta
 @pytest.mark.parametrize(
     ("target", "scale", "datasets"),
     [
-        ("all", "embedded", {"digits", "mixture2d", "gaussian2d"}),
-        ("figure1", "paper", {"gaussian2d"}),
-        ("figure1", "embedded", {"gaussian2d"}),
+        ("all", "embedded", {"digits", "mixture2d", "gaussian2d", "two-gaussians2d"}),
+        # Of its data sets the one whose figure shows a trained predictor.
+        ("figure1", "paper", {"two-gaussians2d"}),
+        ("figure1", "embedded", {"two-gaussians2d"}),
         ("digits/gc/0", "paper", {"digits"}),
         ("all", "paper", {"cifar10", "imagenet32", "celeba64", "church64"}),
     ],
@@ -151,8 +152,7 @@ def test_a_target_that_does_not_exist_is_refused_with_what_is_known(tmp_path, ta
 def test_only_what_the_target_needs_is_looked_for(target, scale, datasets):
     names = [check.name for check in asked(REPOSITORY, scale).checks(target)]
     found = {name.removeprefix("data ") for name in names if name.startswith("data ")}
-    # Figure 1 needs no data at all where its exact flow is known.
-    assert found <= datasets if target == "figure1" else found == datasets
+    assert found == datasets
     assert ("model edm-cifar10" in names) == (scale == "paper" and target == "all")
 
 

@@ -23,8 +23,8 @@ from gcflow.weights import load_run_model
 EXACT_FLOW_STEP = 0.25
 # The exact flow looks at every value of its mixture for every pair at each of its steps.
 EXACT_PRODUCTS = 60_000_000
-# Of a cost: what float32 and the solver of the exact flow leave uncertain. At small noise the exact flow of finite data ends
-# at the data themselves, so that a change is this rounding and nothing else.
+# Of a cost: what float32 and the solver of the exact flow leave uncertain. At small noise the exact flow of finite data
+# ends at the data themselves, so that a change is this rounding and nothing else.
 RESOLUTION = 1e-6
 
 

@@ -96,7 +96,7 @@ def gaussian(seed, *shape):
 
 def test_the_metrics_numbers_are_in_records_and_tables_with_their_protocol(project):
     table = (project / "results/rings/tables/couplings.csv").read_text().splitlines()
-    assert table[0].endswith("precision ↑,recall ↑")
+    assert table[0].endswith("precision ↑,recall ↑,protocol")
     assert len(table) == 5
     records = json.loads((project / "results/rings/sinkhorn/seed0/evaluation/metrics.json").read_text())
     assert {record["metric"] for record in records} > {"precision", "recall", "classifier-fd"}
@@ -106,7 +106,7 @@ def test_the_metrics_numbers_are_in_records_and_tables_with_their_protocol(proje
     row = next(line for line in table if "convolutions" not in line and "Sinkhorn" in line)
     assert len(final) == 2
     assert all(0 <= value <= 1 for value in final)
-    assert re.search(r",\d\.\d\d ± \d\.\d\d \(\d\.\d\d\)$", row)
+    assert re.search(r",\d\.\d\d ± \d\.\d\d \(\d\.\d\d\),classifier$", row)
 
 
 def test_claims_and_figures_are_made_of_the_projects_own_coupling(project):

@@ -301,7 +301,7 @@ def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
 
 def test_student_teacher_and_predictor_are_compiled_once_for_all_steps(runs):
     assert runs["none"].graphs == 0
-    assert runs["default"].graphs == 3
+    assert runs["default"].graphs == 2
 
 
 def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(models):

@@ -247,7 +247,8 @@ def test_what_a_running_snakemake_is_yet_to_make_again_is_neither_recorded_nor_a
     process = subprocess.Popen(
         command, cwd=folder, env=paths, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    wait_until(lambda: any((folder / ".snakemake/locks").glob("*.output.lock")))
+    # What a killed Snakemake was yet to make is known once its first job has begun.
+    wait_until(lambda: any((folder / ".snakemake/incomplete").glob("*")))
     os.killpg(process.pid, 9)
     process.wait()
     gcflow(folder, "record")

@@ -46,9 +46,9 @@ def test_snakemakes_report_is_one_file_that_holds_tables_and_figures_and_asks_fo
 def test_every_number_travels_with_its_protocol(project):
     records = json.loads((project / "results/digits/gc/seed0/evaluation/metrics.json").read_text())
     keys = {
-        "metric", "value", "run", "step", "weights", "sampler", "network_evaluations", "generation_seed", "clipping",
-        "quantisation", "resize", "extractor_sha256", "generated", "generation_batch", "protocol", "reference",
-        "reference_split",
+        "metric", "value", "run", "step", "weights", "sampler", "network_evaluations", "boundary", "precision",
+        "generation_seed", "clipping", "quantisation", "resize", "extractor_sha256", "generated", "generation_batch",
+        "protocol", "reference", "reference_split",
     }  # fmt: skip
     assert all(set(record) == keys for record in records)
     assert {record["reference"] for record in records} == {1797}

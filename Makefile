@@ -2,7 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
-LONGEST := slurm versions tracking extending readme report verify library workflow
+OTHERS := service or browser or slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help
@@ -17,9 +17,13 @@ reproduce: .venv/complete  ## data, training, evaluation, tables, figures and re
 	@echo "The report: $(CURDIR)/results/report.html"
 
 .PHONY: test
-test: .venv/complete lint  ## lint, then every test
-	# The longest files first, each whole to one process: it shares finished workflows. Those on Slurm mostly wait.
-	pytest -n 3 --dist loadfile $(LONGEST:%=tests/test_%.py) tests
+test: .venv/complete lint  ## lint, and the tests of all that needs no other program
+	pytest -n 2 --dist worksteal -m "not ($(OTHERS))"
+
+.PHONY: test-all
+test-all: test  ## then the longer ones: with Snakemake, DVC, MLflow servers, Slurm, SSH, a browser
+	# Each file whole to one process: it shares finished workflows. Those on Slurm mostly wait.
+	pytest -n 3 --dist loadfile -m "$(OTHERS)"
 
 .PHONY: lint
 lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint, and dvc.yaml against params.yaml

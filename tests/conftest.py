@@ -9,6 +9,17 @@ from workflows import finished_project
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Marks what needs other programs: the tests in `services`, and those with a browser or an SSH server."""
+    for item in items:
+        if item.path.parent.name == "services":
+            item.add_marker("service")
+        if {"browser", "page"} & set(item.fixturenames):
+            item.add_marker("browser")
+        if "sshd" in item.fixturenames:
+            item.add_marker("remote")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)

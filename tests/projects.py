@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+ROOT = Path(__file__).parent.parent
 SCRIPT = Path(sysconfig.get_path("scripts")) / "gcflow"
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from shutil import copy
 from typing import Any
 
-from projects import environment, gcflow, tiny_params, write_project
+from projects import ROOT, environment, gcflow, tiny_params, write_project
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = sysconfig.get_path("scripts")
 
 

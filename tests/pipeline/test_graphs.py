@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from workflows import ROOT
+from projects import ROOT
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.scheduler import opened

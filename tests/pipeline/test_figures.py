@@ -4,14 +4,13 @@ import hashlib
 import json
 import re
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.text import Text
-from projects import contents, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, contents, error_line, gcflow, prepare_data, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH
@@ -20,7 +19,6 @@ from gcflow.pipeline.drawing.looks import COLOURS, GC, IC, looks, other_looks
 from gcflow.pipeline.figure import KINDS, draw_figure, write_figure
 from gcflow.pipeline.params import Params
 
-ROOT = Path(__file__).parent.parent
 STEPS, SIGMAS = [20, 40], [0.1, 1.0, 10.0]
 # data set/figure: the first file that is missed when nothing but data is there.
 FIGURES = {

@@ -3,12 +3,12 @@
 import json
 import math
 import statistics
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from projects import ROOT
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.evaluate import samplers
@@ -17,7 +17,6 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.table import build_table, metric_label, write_table
 from gcflow.weights import save_tensors
 
-ROOT = Path(__file__).parent.parent
 FINAL = {0: [7.0, 7.2], 1: [7.4, 7.6], 2: [7.8, 8.0]}
 SHIFTS = {"clean": 0.0, "authors": 1.0, "authors-clip": 0.5, "ect": 0.25}
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from projects import tiny_params, write_project
+from projects import ROOT, tiny_params, write_project
 
 import gcflow.config
 import gcflow.pipeline.params
@@ -34,7 +34,7 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import Stages
 
-REPOSITORY = Path(__file__).parent.parent / "params.yaml"
+REPOSITORY = ROOT / "params.yaml"
 Key = tuple[str | int, ...]
 
 

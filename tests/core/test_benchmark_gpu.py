@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workflows import ROOT
+from projects import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 # What gcflow needs elsewhere, and a machine that has only torch lacks.

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from projects import (
+    ROOT,
     SCRIPT,
     Fork,
     checkpoints,
@@ -433,7 +434,7 @@ def test_an_unknown_target_is_refused_with_what_is_known(root, target, named):
 
 
 def test_the_repositorys_own_grid_is_shown_at_every_scale():
-    params = Params(Path(__file__).parent.parent / "params.yaml")
+    params = Params(ROOT / "params.yaml")
     runs = [run.name for run in params.runs()]
     found = Survey(params, "all", "all").standings()
     assert sorted(standing.run for standing in found) == sorted(runs)

@@ -28,7 +28,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 
 ABSENT = missing()
-pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"no Slurm to test on: {ABSENT}")
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(ABSENT is not None, reason=f"no Slurm to test on: {ABSENT}")]
 
 CANCELLED, KILLED, REQUEUED, WARNED, HUNG = DISTURBED = range(5)
 OUTLIVED, LOST = range(2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from projects import ROOT
 from torch import nn
 
 from gcflow import inception
@@ -39,7 +40,7 @@ SIDES = [32, 64, 320]
 
 
 def load_benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "inception.py"
+    path = ROOT / "benchmarks" / "inception.py"
     spec = importlib.util.spec_from_file_location("inception_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -7,7 +7,7 @@ from importlib.metadata import distribution
 
 import pytest
 import yaml
-from workflows import ROOT
+from projects import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Licences whose code may be used from a program under Apache-2.0.

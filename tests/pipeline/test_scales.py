@@ -3,18 +3,16 @@
 import re
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
-from projects import environment
+from projects import ROOT, environment
 from workflows import SCRIPTS
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document
 from gcflow.tools.plan import passes_per_sample
 
-ROOT = Path(__file__).parent.parent
 PAPER = ["cifar10", "imagenet32", "celeba64", "church64"]
 
 

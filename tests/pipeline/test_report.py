@@ -18,7 +18,7 @@ import pytest
 import yaml
 from markupsafe import escape
 from PIL import Image
-from projects import error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import duplicate
 
 from gcflow.errors import GcflowError
@@ -391,8 +391,7 @@ def test_it_says_that_nothing_is_fid_where_nothing_is(project):
 
 
 def test_at_a_scale_of_inceptions_features_it_does_not_say_so_before_anything_is_made(tmp_path):
-    repository = Path(__file__).parent.parent
-    document = yaml.safe_load((repository / "params.yaml").read_text())
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["datasets"] = {"cifar10": document["datasets"]["cifar10"]}
     write_project(tmp_path, document | {"claims": None})
     write_report(Params(tmp_path / "params.yaml"), "paper")
@@ -403,8 +402,7 @@ def test_at_a_scale_of_inceptions_features_it_does_not_say_so_before_anything_is
 
 
 def test_numbers_of_a_secondary_source_are_shown_with_that_word(tmp_path):
-    repository = Path(__file__).parent.parent
-    document = yaml.safe_load((repository / "params.yaml").read_text())
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["datasets"] = {"digits": document["datasets"]["digits"]}
     write_project(tmp_path, document | {"claims": None})
     write_report(Params(tmp_path / "params.yaml"), "embedded")
@@ -547,7 +545,7 @@ def test_jobs_share_the_seconds_of_the_steps_that_they_trained():
     assert (first.steps, first.seconds) == ((0, 10), 1.0)
     assert (second.steps, second.seconds) == ((10, 20), 0.5)
     assert first.environment.code == "aaaaaaaaaaaa, with uncommitted changes"
-    assert second.environment.code == "no git repository"
+    assert second.environment.code == "no git ROOT"
     assert moment(first.begun) == "2026-01-01 00:00 UTC"
     assert (first.slurm_job, second.slurm_job) == ("–", "7")
 

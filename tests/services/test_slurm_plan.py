@@ -5,8 +5,7 @@ import re
 
 import pytest
 import yaml
-from projects import write_project
-from test_scales import ROOT
+from projects import ROOT, write_project
 from workflows import run
 
 from gcflow.pipeline.params import Params

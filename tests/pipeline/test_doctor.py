@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from projects import contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import clone
 
 from gcflow.errors import GcflowError
@@ -25,7 +25,6 @@ from gcflow.tools import doctor
 from gcflow.tools.doctor import Asked, Check, Note, look
 from gcflow.weights import save_tensors
 
-REPOSITORY = Path(__file__).parent.parent
 FOLDER = {"source": "folder", "path": "photos.zip", "size": 32, "images": 6}
 PICKLE_URL = "https://example.org/model.pkl"
 
@@ -150,7 +149,7 @@ def test_a_target_that_does_not_exist_is_refused_with_what_is_known(tmp_path, ta
     ],
 )
 def test_only_what_the_target_needs_is_looked_for(target, scale, datasets):
-    names = [check.name for check in asked(REPOSITORY, scale).checks(target)]
+    names = [check.name for check in asked(ROOT, scale).checks(target)]
     found = {name.removeprefix("data ") for name in names if name.startswith("data ")}
     assert found == datasets
     assert ("model edm-cifar10" in names) == (scale == "paper" and target == "all")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from projects import (
+    ROOT,
     SCRIPT,
     contents,
     environment,
@@ -159,7 +160,7 @@ def test_the_help_of_a_verb_has_an_example_that_calls_it(name):
 
 
 def test_the_examples_of_help_are_runs_of_the_repositorys_own_params(here):
-    params = Params(Path(__file__).parent.parent / "params.yaml")
+    params = Params(ROOT / "params.yaml")
     text = gcflow(Path.cwd(), "--help").stdout
     runs = re.findall(r"^  +gcflow (?:train|evaluate) (\S+)", text, re.MULTILINE)
     assert runs

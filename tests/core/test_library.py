@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
-from projects import environment
-from workflows import ROOT
+from projects import ROOT, environment
 
 import gcflow
 

@@ -1,4 +1,4 @@
-"""Every command of README.md, run in order in a clone with a tiny grid."""
+"""Every command of README.md and of the page on the paper's scale, run in order in a clone with a tiny grid."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import yaml
 from projects import environment, tiny_params, write_project
 from workflows import ROOT, SCRIPTS, commit, duplicate, run
 
-README = (ROOT / "README.md").read_text()
+PAGES = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/paper-scale.md"))
 
 
 def commands(text):
@@ -98,12 +98,12 @@ def start(folder, command):
 
 
 def test_there_are_commands_and_none_is_replaced_in_vain():
-    found = commands(README)
+    found = commands(PAGES)
     assert len(found) > 15
     assert {*INSTEAD, *ENDLESS, *MAY_FIND_SOMETHING} <= set(found)
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(README)) if c not in ENDLESS])
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(PAGES)) if c not in ENDLESS])
 def test_a_command_does_what_it_says(project, command):
     process = start(project, INSTEAD.get(command, command))
     output, _ = process.communicate()
@@ -168,7 +168,7 @@ def test_every_link_to_a_file_and_every_picture_leads_somewhere(path):
 
 
 def test_every_message_of_the_trouble_table_is_one_that_the_code_says():
-    section = README[README.index("## If something stops") : README.index("## Layout")]
+    section = (ROOT / "docs" / "troubleshooting.md").read_text()
     messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     assert len(messages) >= 8
     sources = [*(ROOT / "gcflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.py")]
@@ -189,10 +189,10 @@ def spoken(piece, code):
 def test_every_verb_and_make_target_in_the_pages_exists():
     from gcflow.cli import main
 
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         text = path.read_text()
-        for name in re.findall(r"`make ([a-z]+)|^make ([a-z]+)", text, re.MULTILINE):
+        for name in re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", text, re.MULTILINE):
             assert (name[0] or name[1]) in targets, f"{path.name}: make {name}"
         for name in re.findall(r"(?:`|^)gcflow ([a-z][a-z-]+)", text, re.MULTILINE):
             assert name in main.commands, f"{path.name}: gcflow {name}"

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gcflow.config import NetworkConfig
 from gcflow.dropout import Dropout, number_layers
-from gcflow.songunet import SongUNet
+from gcflow.songunet import VARIANTS, SongUNet
 
 EMBEDDING = 64
 
@@ -97,4 +97,14 @@ def build_network(config: NetworkConfig, shape: tuple[int, ...]) -> nn.Module:
     for side in config.attention:
         if side not in sides:
             raise ValueError(f"network.attention has {side}, expected sides of the levels: {sides}")
-    return SongUNet(config, shape)
+    return SongUNet(
+        shape,
+        VARIANTS[config.architecture],
+        config.channels,
+        config.multipliers,
+        config.blocks_per_level,
+        config.dropout_per_level,
+        config.attention,
+        config.label_dim,
+        config.augment_dim,
+    )

@@ -5,14 +5,35 @@ None of these is FID by itself: FID is `frechet_distance` in Inception's feature
 
 from functools import cached_property
 from itertools import combinations, pairwise, product
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from gcflow import register
+from gcflow.options import Strict
 from gcflow.randomness import generator
 
 KERNEL_ROWS = 512
+
+
+@register.metric.contract
+class Metric(Strict):
+    """How generated samples compare with real ones, in the features of their data set. Its name is its field `kind`.
+
+    columns: each number's name (a-z, 0-9, -) to its heading in tables, with the direction of better.
+    """
+
+    columns: ClassVar[dict[str, str]]
+
+    def compare(self, generated: Tensor, real: Tensor) -> dict[str, float]:
+        """A number for each of `columns`.
+
+        Args:
+            generated: features [n, F].
+            real: features [m, F], of the same type and device. Of Inception's, at most 50,000 of either are given.
+        """
+        raise NotImplementedError
 
 
 class Moments(Protocol):

@@ -4,17 +4,15 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from itertools import permutations
 
 import pytest
 import torch
 import yaml
+from losses import Loss
 from projects import (
     Fork,
     checkpoints,
-    environment,
     error_line,
     gcflow,
     metrics,
@@ -35,7 +33,7 @@ from gcflow.data import prepare
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
-from gcflow.objectives import Batch, coupled_endpoints
+from gcflow.objectives import Batch
 from gcflow.pipeline.comparison import measured
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -382,7 +380,7 @@ def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
     x, levels = gaussian(0, 16, 2), torch.ones(16)
     batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int())
     with pytest.raises(GcflowError) as caught:
-        coupled_endpoints(batch, config, lambda x, sigma: x, 1)
+        Loss(config, lambda x, sigma, keys: x, lambda x, sigma: x)(batch)
     assert str(caught.value) == f"coupling sinkhorn: endpoints gives {found}; expected float32 [16, 2] on cpu"
 
 
@@ -414,11 +412,6 @@ def test_a_project_knows_nothing_of_the_one_read_before(folder, tmp_path):
         Params(write_project(tmp_path / "other", document) / "params.yaml")
     again = Params(folder / "params.yaml").run_config("rings/sinkhorn-conv/0")
     assert again == config
-
-
-def test_the_grid_is_read_without_torch(folder):
-    code = "import sys; from gcflow.pipeline.params import Params; Params(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), check=False).returncode == 0
 
 
 # The science of the examples.

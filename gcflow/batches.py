@@ -69,7 +69,7 @@ class Prefetcher(Generic[T]):
 
 
 def usable_assignment(coupling: Coupling, found: object, count: int) -> Tensor:
-    """What a coupling's `assignment` gave for `count` samples.
+    """Checks what a coupling's `assignment` gave for `count` samples; returns it.
 
     Raises:
         GcflowError: it is not what `gcflow.couplings.Coupling.assignment` promises.

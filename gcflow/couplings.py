@@ -19,7 +19,7 @@ EndpointPredictor = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class CouplingContext:
-    """What a coupling may look at besides data and noise when it predicts endpoints.
+    """A coupling's view of a run, besides data and noise, when it predicts endpoints.
 
     sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
     take_gc: [B] bool on the CPU, which samples take a predicted endpoint: each with probability mu.
@@ -37,7 +37,7 @@ class CouplingContext:
 
 @register.coupling.contract
 class Coupling(Strict):
-    """Which clean endpoint goes with which noise: overrides `assignment`, or `endpoints`, or neither.
+    """A choice of the clean endpoint that goes with each noise: overrides `assignment`, or `endpoints`, or neither.
 
     Its name is its field `kind`. One that predicts endpoints takes the keys `mu` and `predictor` of a method, as `gc`
     does.
@@ -69,12 +69,12 @@ class Coupling(Strict):
 
     @property
     def assigns(self) -> bool:
-        """Whether it re-pairs the noises."""
+        """True if it re-pairs the noises."""
         return type(self).assignment is not Coupling.assignment
 
     @property
     def predicts(self) -> bool:
-        """Whether it replaces endpoints."""
+        """True if it replaces endpoints."""
         return type(self).endpoints is not Coupling.endpoints
 
 

@@ -19,7 +19,7 @@ KERNEL_ROWS = 512
 
 @register.metric.contract
 class Metric(Strict):
-    """How generated samples compare with real ones, in the features of their data set. Its name is its field `kind`.
+    """A comparison of generated samples with real ones, in features of their data set. Its name is its field `kind`.
 
     columns: each number's name (a-z, 0-9, -) to its heading in tables, with the direction of better.
     """
@@ -125,7 +125,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> "FeatureStatistics":
-        """What `tensors` gave, on `device`."""
+        """The inverse of `tensors`, on `device`."""
         statistics = cls()
         statistics.count = int(tensors["count"])
         statistics.mean = tensors["mean"].to(device)

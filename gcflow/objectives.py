@@ -97,7 +97,7 @@ class ObjectiveContext:
 
 @register.objective.contract
 class Objective(Strict):
-    """What a training step minimises. Its name is its field `kind`.
+    """A quantity that training minimises. Its name is its field `kind`.
 
     pairs: whether it takes two noise levels per sample, or a single one twice: which schedules fit it.
     denoises: whether it trains a denoiser, sampled along its PF-ODE, or a consistency model, sampled in one step.

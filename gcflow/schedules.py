@@ -18,7 +18,7 @@ SINGLE_PRECISION_BITS = 20
 
 @register.schedule.contract
 class Schedule(Strict):
-    """Which noise levels are trained on. Its name is its field `kind`.
+    """A distribution of the noise levels that are trained on. Its name is its field `kind`.
 
     pairs: whether a sample has two levels, sigma_low < sigma_high, or a single one; an objective asks for either.
     reaches_zero: whether the lower level may be 0, where the model must then be the identity.
@@ -51,7 +51,7 @@ class Schedule(Strict):
         raise NotImplementedError
 
     def describe(self, step: int, steps: int) -> dict[str, Any]:
-        """Where it is at `step`, as numbers by their names, for the log."""
+        """Its state at `step`, as numbers by their names, for the log."""
         return {}
 
     def check(self, steps: int) -> None:

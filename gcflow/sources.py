@@ -1,4 +1,4 @@
-"""Where samples come from.
+"""Sources of samples.
 
 A data set is a frozen dataclass; everything else follows from its prepared arrays. One that is small has `load`. One
 that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read piece by piece.
@@ -36,7 +36,7 @@ class RawData(NamedTuple):
 
 @register.source.contract
 class Source(Strict):
-    """Where samples come from. Its name is its field `source`.
+    """A source of samples. Its name is its field `source`.
 
     shape: of one sample: [C, H, W] of an image, whose values are stored as uint8, or [d] of a point, as float32.
     count: samples to train on; None if that is not known before they are read. Both are fields or properties.
@@ -110,7 +110,7 @@ class Digits(SmallSource):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: [C, H, W]."""
+        """[C, H, W] of one image."""
         return (1, 8, 8)
 
     @property
@@ -152,7 +152,7 @@ class Mixture2d(SmallSource):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one point: [d]."""
+        """[d] of one point."""
         return (2,)
 
     def mixture(self) -> GaussianMixture:
@@ -215,7 +215,7 @@ class Patches32(SmallSource):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: [C, H, W]."""
+        """[C, H, W] of one image."""
         return (3, 32, 32)
 
     @property

@@ -79,7 +79,7 @@ class TrainingState:
 
 
 class Observer:
-    """What the loop tells about its progress, and asks. The base class ignores everything."""
+    """The listener to the loop's progress and questions. The base class ignores everything."""
 
     def logged(self, record: dict[str, Any]) -> None:
         """A line of metrics.
@@ -116,7 +116,7 @@ def initial_state(
 
 @dataclass(frozen=True)
 class Helpers:
-    """What a method needs besides its own model.
+    """The models that a method needs besides its own.
 
     predictor, teacher: the frozen weights that it refers to. exact: the data set's closed-form denoiser, if its teacher
     is `exact`.
@@ -182,7 +182,7 @@ def make_loss(
 
 
 def describe(config: RunConfig, step: int) -> dict[str, Any]:
-    """Where a run is at `step`, for the log: what its schedule says, and mu of generator augmentation."""
+    """A run's state at `step`, for the log: its schedule's, and mu of generator augmentation."""
     record = config.training.schedule.describe(step, config.training.steps)
     return record | {"mu": config.mu_at(step)} if config.method.pairing.predicts else record
 
@@ -222,7 +222,7 @@ def accumulate(loss_of: Loss, batch: Batch, student: nn.Module, micro_batch: int
 
 
 class Update(NamedTuple):
-    """What a step of the optimizer used. gradient_norm: before clipping, on the device; None if not asked for."""
+    """A step of the optimizer. gradient_norm: before clipping, on the device; None if not asked for."""
 
     learning_rate: float
     gradient_norm: Tensor | None

@@ -28,7 +28,7 @@ from gcflow.randomness import derived_seed
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is needed to rebuild a model around its weights. shape: of one sample."""
+    """All that rebuilds a model around its weights. shape: of one sample."""
 
     network: Network
     preconditioning: Preconditioning
@@ -164,7 +164,7 @@ def load_model(
 
 
 def is_denoiser(metadata: dict[str, Any]) -> bool:
-    """Whether a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`.
+    """True if a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`.
 
     Raises:
         GcflowError: its objective is of an extension that was not read.

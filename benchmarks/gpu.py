@@ -45,12 +45,12 @@ from gcflow.config import (
 from gcflow.distributed import World
 from gcflow.errors import Preempted
 from gcflow.files import write_json, write_text
+from gcflow.networks import Network
 from gcflow.objectives import Batch
 from gcflow.optimizers import update_ema
 from gcflow.precision import set_precision
-from gcflow.register import Network
 from gcflow.sampling import Sampler, generate
-from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_objective, train
+from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_loss, train
 
 Row = dict[str, Any]
 MU = 0.5
@@ -489,12 +489,12 @@ def convolutions(bench: Bench) -> Iterator[Row]:
 
 def bare_step(config: RunConfig, state: TrainingState, batch: Batch) -> Callable[[], Tensor]:
     """A training step on one batch without the loop's host work; gives the loss, on the device."""
-    objective = make_objective(config, state, state.model, Helpers())
+    loss_of = make_loss(config, state, state.model, Helpers())
     weights: list[Tensor] = list(state.model.parameters())
     average: list[Tensor] = list(state.ema.parameters())
 
     def step() -> Tensor:
-        loss = objective(batch)
+        loss = loss_of(batch)
         loss.backward()
         state.optimizer.step()
         # In place, because a CUDA graph has the addresses of the gradients.

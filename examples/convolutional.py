@@ -1,18 +1,39 @@
 """A small network of convolutions, each shifted and scaled by the noise level."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from gcflow import register
+from gcflow.networks import Network, NoiseEmbedding
 from gcflow.options import require
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+
+class Layers(nn.Module):
+    """Maps images [B, colours, H, W] and the noise condition [B] to the shape of the images."""
+
+    def __init__(self, colours: int, channels: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = NoiseEmbedding(channels)
+        self.first = nn.Conv2d(colours, channels, 3, padding=1)
+        self.inner = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers))
+        self.affine = nn.ModuleList(nn.Linear(channels, 2 * channels) for _ in range(layers))
+        self.last = nn.Conv2d(channels, colours, 3, padding=1)
+
+    def forward(self, x: Tensor, condition: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The network's output; there is no dropout, whose keys are ignored."""
+        embedding, h = self.embedding(condition), self.first(x)
+        for layer, affine in zip(self.inner, self.affine, strict=True):
+            scale, shift = affine(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = h + layer(silu(h * (1 + scale) + shift))
+        return self.last(silu(h))
 
 
 @register.network
 @dataclass(frozen=True)
-class Convolutional(register.Network):
+class Convolutional(Network):
     """channels: of every layer. layers: of 3x3 convolutions, besides the first and the last."""
 
     channels: int
@@ -22,28 +43,6 @@ class Convolutional(register.Network):
     def __post_init__(self) -> None:
         require(self.layers >= 1, "layers", self.layers, "an integer >= 1")
 
-    def build(self, shape: tuple[int, ...]) -> "nn.Module":
+    def build(self, shape: tuple[int, ...]) -> nn.Module:
         """The network for images of any size."""
-        # Here, so that params.yaml is read without torch.
-        from torch import nn
-        from torch.nn.functional import silu
-
-        from gcflow.networks import NoiseEmbedding
-
-        class Layers(nn.Module):
-            def __init__(self, channels: int, layers: int) -> None:
-                super().__init__()
-                self.embedding = NoiseEmbedding(channels)
-                self.first = nn.Conv2d(shape[0], channels, 3, padding=1)
-                self.inner = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(layers))
-                self.affine = nn.ModuleList(nn.Linear(channels, 2 * channels) for _ in range(layers))
-                self.last = nn.Conv2d(channels, shape[0], 3, padding=1)
-
-            def forward(self, x: "Tensor", condition: "Tensor", keys: "Tensor | None" = None) -> "Tensor":
-                embedding, h = self.embedding(condition), self.first(x)
-                for layer, affine in zip(self.inner, self.affine, strict=True):
-                    scale, shift = affine(embedding)[:, :, None, None].chunk(2, dim=1)
-                    h = h + layer(silu(h * (1 + scale) + shift))
-                return self.last(silu(h))
-
-        return Layers(self.channels, self.layers)
+        return Layers(shape[0], self.channels, self.layers)

@@ -1,20 +1,20 @@
 """Precision and recall of generated samples (Kynkäänniemi et al. 2019, equations 1 and 2)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from gcflow import register
+from gcflow.metrics import Metric
 from gcflow.options import require
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
 
 
 @register.metric
 @dataclass(frozen=True)
-class PrecisionRecall(register.Metric):
+class PrecisionRecall(Metric):
     """neighbours: k; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
 
     neighbours: int = 3
@@ -24,11 +24,10 @@ class PrecisionRecall(register.Metric):
     def __post_init__(self) -> None:
         require(self.neighbours >= 1, "neighbours", self.neighbours, "an integer >= 1")
 
-    def covered(self, points: "Tensor", others: "Tensor") -> float:
+    def covered(self, points: Tensor, others: Tensor) -> float:
         """Share of points [n, F] in the ball of at least one of the others [m, F], m > k."""
-        import torch
 
-        def distances(to: "Tensor") -> "Iterator[Tensor]":
+        def distances(to: Tensor) -> Iterator[Tensor]:
             parts = to.split(1000)
             return (torch.cdist(part, others, compute_mode="donot_use_mm_for_euclid_dist") for part in parts)
 
@@ -36,6 +35,6 @@ class PrecisionRecall(register.Metric):
         radii = torch.cat([part.kthvalue(self.neighbours + 1).values for part in distances(others)])
         return torch.cat([(part <= radii).any(1) for part in distances(points)]).double().mean().item()
 
-    def compare(self, generated: "Tensor", real: "Tensor") -> dict[str, float]:
+    def compare(self, generated: Tensor, real: Tensor) -> dict[str, float]:
         """Precision: of the generated that are like real ones. Recall: of the real that are like generated ones."""
         return {"precision": self.covered(generated, real), "recall": self.covered(real, generated)}

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from gcflow import register
+from gcflow.sources import RawData, SmallSource
 
 
 @register.source
 @dataclass(frozen=True)
-class Rings(register.SmallSource):
+class Rings(SmallSource):
     """count: images. side: in pixels. seed: of places and radii. Labels number the radii."""
 
     count: int = 1000
@@ -21,10 +24,8 @@ class Rings(register.SmallSource):
         """Of one image: [C, H, W]."""
         return (1, self.side, self.side)
 
-    def load(self) -> register.RawData:
+    def load(self) -> RawData:
         """Draws the images."""
-        import numpy as np
-
         draw = np.random.default_rng(self.seed)
         labels = draw.integers(0, 4, self.count)
         centre = self.side * draw.uniform(0.4, 0.6, (self.count, 2, 1, 1))
@@ -33,4 +34,4 @@ class Rings(register.SmallSource):
         images = np.exp(-(((from_centre - radius) / (0.1 * self.side)) ** 2))
         grainy = np.clip(0.8 * images + draw.normal(0.1, 0.1, images.shape), 0, 1)
         pixels = np.round(255 * grainy).astype(np.uint8)[:, None]
-        return register.RawData(pixels, labels, {"source": "blurred rings", "transform": "none"})
+        return RawData(pixels, labels, {"source": "blurred rings", "transform": "none"})

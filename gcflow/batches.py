@@ -14,15 +14,14 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig, kind_of
+from gcflow.config import RunConfig
+from gcflow.couplings import Coupling
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
-from gcflow.objectives import Batch, in_words, mu_at
+from gcflow.objectives import Batch, in_words
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices, coupling_uniforms, generator
-from gcflow.register import Coupling
-from gcflow.schedules import draw_levels, uniforms
 
 STEPS_AHEAD = 2
 T = TypeVar("T")
@@ -43,7 +42,7 @@ def resident(data: Tensor, device: str, share: float) -> Tensor:
     return data.to(device, copy=True)
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Values of a function of the step, computed in a thread a few steps before they are asked for.
 
     Args:
@@ -70,10 +69,10 @@ class Ahead(Generic[T]):
 
 
 def usable_assignment(coupling: Coupling, found: object, count: int) -> Tensor:
-    """What a coupling's `assignment` gave for `count` samples.
+    """Checks what a coupling's `assignment` gave for `count` samples; returns it.
 
     Raises:
-        GcflowError: it is not what `gcflow.register.Coupling.assignment` promises.
+        GcflowError: it is not what `gcflow.couplings.Coupling.assignment` promises.
     """
     if (
         not isinstance(found, Tensor)
@@ -82,12 +81,31 @@ def usable_assignment(coupling: Coupling, found: object, count: int) -> Tensor:
         or found.device.type != "cpu"
     ):
         expected = f"expected int64 [{count}] on the CPU"
-        raise GcflowError(f"coupling {kind_of(coupling)}: assignment gives {in_words(found)}; {expected}")
+        raise GcflowError(f"coupling {coupling.kind}: assignment gives {in_words(found)}; {expected}")
     low, high = (int(end) for end in found.aminmax())
     if low < 0 or high >= count:
         expected = f"expected 0 to {count - 1}"
-        raise GcflowError(f"coupling {kind_of(coupling)}: assignment gives noises {low} to {high}; {expected}")
+        raise GcflowError(f"coupling {coupling.kind}: assignment gives noises {low} to {high}; {expected}")
     return found
+
+
+def draw_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper noise level of each sample of the global batch, and whether it takes GC: [B] each, on the CPU.
+
+    Raises:
+        GcflowError: the schedule's levels are not what `gcflow.schedules.Schedule.levels` promises.
+    """
+    training, batch = config.training, config.training.batch
+    # Of each sample: for its noise levels, and for its share of GC.
+    uniform = torch.rand(batch, 2, generator=generator(config.seed, step, "interval"))
+    normal = torch.randn(batch, generator=generator(config.seed, step, "sigma"))
+    found = training.schedule.levels(step, training.steps, config.process, uniform[:, 0], normal)
+    for levels in found:
+        if not isinstance(levels, Tensor) or (levels.shape, levels.dtype) != (normal.shape, normal.dtype):
+            problem = f"levels gives {in_words(levels)}; expected float32 [{batch}] on the CPU"
+            raise GcflowError(f"schedule {training.schedule.kind}: {problem}")
+    low, high = found
+    return low, high, uniform[:, 1] < config.mu_at(step)
 
 
 class Batches:
@@ -104,13 +122,13 @@ class Batches:
     def __init__(self, config: RunConfig, data: Tensor, device: torch.device, world: World) -> None:
         self.config, self.data, self.device = config, data, device
         self.batch = config.training.batch
-        self.mine = world.share(self.batch)
+        self.rank_slice = world.share(self.batch)
         self.coupling = config.method.pairing
-        self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.mine
+        self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.rank_slice
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         steps = config.training.steps
-        self.assignments = Ahead(self._assign, steps) if self.coupling.assigns else None
-        self.streamed = Ahead(self._read, steps) if data.device.type != device.type else None
+        self.assignments = Prefetcher(self._assign, steps) if self.coupling.assigns else None
+        self.streamed = Prefetcher(self._read, steps) if data.device.type != device.type else None
 
     def __enter__(self) -> Self:
         return self
@@ -118,9 +136,9 @@ class Batches:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for ahead in (self.assignments, self.streamed):
-            if ahead is not None:
-                ahead.close()
+        for prefetcher in (self.assignments, self.streamed):
+            if prefetcher is not None:
+                prefetcher.close()
 
     def _indices(self, step: int, part: slice) -> Tensor:
         return batch_indices(self.config.seed, step, self.batch, len(self.data))[part]
@@ -130,7 +148,7 @@ class Batches:
         return torch.randn(self.batch, *self.data.shape[1:], generator=source, device=self.device)
 
     def _read(self, step: int) -> Tensor:
-        samples = self.data[self._indices(step, self.mine)]
+        samples = self.data[self._indices(step, self.rank_slice)]
         return samples.pin_memory() if self.device.type == "cuda" else samples
 
     def _assign(self, step: int) -> Tensor:
@@ -143,29 +161,29 @@ class Batches:
     def _samples(self, step: int) -> Tensor:
         if self.streamed is not None:
             return self.streamed[step].to(self.device, non_blocking=True)
-        return self.data[self._indices(step, self.mine).to(self.device, non_blocking=True)]
+        return self.data[self._indices(step, self.rank_slice).to(self.device, non_blocking=True)]
 
     def _dropout(self, step: int, purpose: str) -> Tensor:
         keys = dropout_keys(self.config.seed, step, self.batch, purpose)
-        return keys[self.mine].to(self.device, non_blocking=True)
+        return keys[self.rank_slice].to(self.device, non_blocking=True)
 
     def __getitem__(self, step: int) -> Batch:
         """This process's samples at `step`, on the device; no wait for the device."""
-        config, mine = self.config, self.mine
+        config, own = self.config, self.rank_slice
         noise = self._noise(step)
         if self.assignments is not None:
             chosen = self.assignments[step].to(self.device, non_blocking=True)
             noise = noise[self.paired][chosen]
-            noise = noise[mine] if self.paired != mine else noise
+            noise = noise[own] if self.paired != own else noise
         else:
-            noise = noise[mine]
-        low, high = draw_levels(config, step)
+            noise = noise[own]
+        low, high, take_gc = draw_levels(config, step)
         return Batch(
             data=to_model_space(self._samples(step), config.process),
             noise=noise,
-            low=low[mine].to(self.device, non_blocking=True),
-            high=high[mine].to(self.device, non_blocking=True),
-            take_gc=(uniforms(config, step)[:, 1] < mu_at(step, config))[mine],
+            low=low[own].to(self.device, non_blocking=True),
+            high=high[own].to(self.device, non_blocking=True),
+            take_gc=take_gc[own],
             dropout=self._dropout(step, "dropout"),
             predictor_dropout=self._dropout(step, "predictor-dropout"),
         )

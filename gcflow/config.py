@@ -7,190 +7,44 @@ builds them directly. Unknown keys are refused when they come from a file.
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from gcflow import register
+from gcflow.couplings import Coupling
+from gcflow.networks import Network, NetworkConfig, without_dropout
+from gcflow.objectives import Objective
 from gcflow.options import Strict, require
-from gcflow.register import Coupling, Network
+from gcflow.preconditioning import NoiseProcess, Preconditioning
+from gcflow.schedules import EctSchedule, EdmSchedule, IctSchedule, Schedule
 
-if TYPE_CHECKING:
-    from torch import nn
+# All that a run is made of can be had from here.
+__all__ = [
+    "Cadence",
+    "CheckpointFile",
+    "EctSchedule",
+    "EdmSchedule",
+    "FrozenWeights",
+    "IctSchedule",
+    "MethodConfig",
+    "NetworkConfig",
+    "NoiseProcess",
+    "Preconditioning",
+    "RunConfig",
+    "RunReference",
+    "TrainingConfig",
+    "Weights",
+    "check_start",
+    "differing_keys",
+    "digest",
+    "kind_of",
+    "run_config_from_dict",
+    "to_dict",
+    "without_dropout",
+]
 
 Weights = Literal["ema", "raw"]
-Preconditioning = Literal["consistency", "edm", "vp", "ve"]
-# Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
-SINGLE_PRECISION_BITS = 20
-
-
-class ByKind:
-    """Makes pydantic tell the members of a union by their `kind`; the core does without pydantic."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic import Field
-
-        return handler.generate_schema(Annotated[source, Field(discriminator="kind")])
-
-
-@dataclass(frozen=True)
-class NoiseProcess(Strict):
-    """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises.
-
-    sigma_min, sigma_max: sigma_0 and sigma_T of the paper. rho: curvature of the noise levels.
-    sigma_data: standard deviation of the (centred) data. data_mean: subtracted from data in [-1, 1] before
-    noising and added back to samples; the paper uses 0.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    data_mean: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "a number > 0")
-        require(self.sigma_max > self.sigma_min, "sigma_max", self.sigma_max, "a number > sigma_min")
-        require(self.rho >= 1, "rho", self.rho, "a number >= 1")
-        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "a number > 0")
-
-
-@register.network
-@dataclass(frozen=True)
-class NetworkConfig(Network):
-    """gcflow's own networks (`gcflow.networks`).
-
-    `ddpm++`, `ncsn++`: the two U-Nets of EDM (`gcflow.songunet`), for images. `mlp`: residual MLP on the flat sample.
-    blocks, dropout: one value, or one per resolution level (U-Nets only), from the finest.
-    multipliers: of `channels`, one per level. attention: sides (in pixels) of the levels whose blocks attend, besides
-    the bottleneck. label_dim, augment_dim: sizes of EDM's class and augmentation embeddings; 0 leaves them out.
-    """
-
-    architecture: Literal["ddpm++", "ncsn++", "mlp"]
-    channels: int
-    blocks: int | tuple[int, ...]
-    multipliers: tuple[int, ...] = (1,)
-    attention: tuple[int, ...] = ()
-    dropout: float | tuple[float, ...] = 0.0
-    label_dim: int = 0
-    augment_dim: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", self.channels, "an integer >= 1")
-        require(
-            len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
-            "multipliers",
-            list(self.multipliers),
-            "at least one integer, each >= 1",
-        )
-        for name in ("blocks", "dropout"):
-            value = getattr(self, name)
-            if isinstance(value, tuple):
-                levels = len(self.multipliers)
-                require(self.architecture != "mlp", name, list(value), "one value for an mlp, which has no levels")
-                require(len(value) == levels, name, list(value), f"one value, or one per level ({levels} multipliers)")
-        require(min(self.blocks_per_level) >= 1, "blocks", self.blocks, "integers >= 1")
-        require(all(0 <= rate < 1 for rate in self.dropout_per_level), "dropout", self.dropout, "numbers in [0, 1)")
-        require(self.label_dim >= 0, "label_dim", self.label_dim, "an integer >= 0")
-        require(self.augment_dim >= 0, "augment_dim", self.augment_dim, "an integer >= 0")
-        if self.architecture != "mlp":
-            require(self.channels % 4 == 0, "channels", self.channels, "a multiple of 4 for a U-Net")
-        else:
-            require(not self.attention, "attention", list(self.attention), "no value for an mlp")
-            require(self.multipliers == (1,), "multipliers", list(self.multipliers), "no value for an mlp")
-            require(self.label_dim == 0, "label_dim", self.label_dim, "0 for an mlp")
-            require(self.augment_dim == 0, "augment_dim", self.augment_dim, "0 for an mlp")
-
-    @property
-    def blocks_per_level(self) -> tuple[int, ...]:
-        """Residual blocks of each level."""
-        return self.blocks if isinstance(self.blocks, tuple) else (self.blocks,) * len(self.multipliers)
-
-    @property
-    def dropout_per_level(self) -> tuple[float, ...]:
-        """Dropout rate of each level."""
-        return self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * len(self.multipliers)
-
-    def build(self, shape: tuple[int, ...]) -> "nn.Module":
-        """The network for images [C, H, W] or points [d].
-
-        Raises:
-            ValueError: a U-Net for data that are not images, or whose size its levels cannot halve.
-        """
-        from gcflow.networks import build_network
-
-        return build_network(self, shape)
-
-
-def without_dropout(network: Network) -> Network:
-    """The same network as far as its speed and its weights go."""
-    if any(option.name == "dropout" for option in dataclasses.fields(network)):  # type: ignore[arg-type]
-        return dataclasses.replace(network, dropout=0.0)  # type: ignore[type-var]
-    return network
-
-
-@dataclass(frozen=True)
-class IctSchedule(Strict):
-    """iCT's curriculum (Song & Dhariwal 2024): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma.
-
-    N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
-    """
-
-    s0: int = 10
-    s1: int = 1280
-    p_mean: float = -1.1
-    p_std: float = 2.0
-    kind: Literal["ict"] = "ict"
-
-    def __post_init__(self) -> None:
-        require(self.s0 >= 1, "s0", self.s0, "an integer >= 1")
-        require(self.s1 >= self.s0, "s1", self.s1, "an integer >= s0")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
-
-
-@dataclass(frozen=True)
-class EctSchedule(Strict):
-    """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; the paper's Section 5.3).
-
-    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
-    which the stage rises by one; null keeps it at 0. The length of training does not stretch the stages: a shorter
-    training ends in an earlier one, a longer one goes on to further ones.
-    """
-
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    stage_every: int | None = None
-    p_mean: float = -1.1
-    p_std: float = 2.0
-    kind: Literal["ect"] = "ect"
-
-    def __post_init__(self) -> None:
-        require(self.q > 1, "q", self.q, "a number > 1")
-        require(self.k >= 0, "k", self.k, "a number >= 0")
-        require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
-
-    def stage(self, step: int) -> int:
-        """The stage at `step` (from 0): that of ECT's code, whose first step stands apart, before the first period."""
-        return 0 if self.stage_every is None else max(0, step - 1) // self.stage_every
-
-
-@dataclass(frozen=True)
-class EdmSchedule(Strict):
-    """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
-
-    p_mean: float = -1.2
-    p_std: float = 1.2
-    kind: Literal["edm"] = "edm"
-
-    def __post_init__(self) -> None:
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
-
-
-Schedule = IctSchedule | EctSchedule | EdmSchedule
-SCHEDULES: dict[str, type[Schedule]] = {"ict": IctSchedule, "ect": EctSchedule, "edm": EdmSchedule}
 
 
 @dataclass(frozen=True)
@@ -232,7 +86,7 @@ class TrainingConfig(Strict):
     channels_last: bool = True
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
     cpu_threads: int = 1
-    schedule: Annotated[Schedule, ByKind()] = field(default_factory=IctSchedule)
+    schedule: Annotated[Schedule, register.schedule] = field(default_factory=IctSchedule)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "snapshot_every", "ema_every", "cpu_threads"):
@@ -305,11 +159,25 @@ class ByForm:
 FrozenWeights = Annotated[RunReference | CheckpointFile, ByForm()]
 
 
+def _name(part: Any) -> str:
+    return part if isinstance(part, str) else kind_of(part)
+
+
+def _by_name(table: register.Table, key: str, name: str) -> Any:
+    try:
+        return table[name]()
+    except register.UnknownName as error:
+        raise register.UnknownName(f"{key}{str(error).removeprefix(table.key)}") from None
+    except TypeError:
+        expected = f"{{kind: {name}, ...}}, because it has options without a default"
+        raise ValueError(f"{key} is {name!r}, expected {expected}") from None
+
+
 @dataclass(frozen=True)
 class MethodConfig(Strict):
     """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
 
-    coupling: the name of one, or one with its options.
+    objective, coupling: the name of one, or one with its options.
     mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
     mu_from_step: before this training step every pair is independent, from it on `mu` holds; null means from the start.
     predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights. A
@@ -322,7 +190,7 @@ class MethodConfig(Strict):
     sampled; null means 0, as in training. ECT's code takes 0.003.
     """
 
-    objective: Literal["consistency", "distillation", "denoising"]
+    objective: str | Annotated[Objective, register.objective]
     coupling: str | Annotated[Coupling, register.coupling] = "ic"
     mu: float | tuple[float, float] | None = None
     mu_from_step: int | None = None
@@ -333,16 +201,17 @@ class MethodConfig(Strict):
     sampling_boundary: float | None = None
 
     def __post_init__(self) -> None:
+        criterion, objective, coupling = self.criterion, _name(self.objective), _name(self.coupling)
         if self.pairing.predicts:
-            named = self.coupling if isinstance(self.coupling, str) else kind_of(self.coupling)
-            require(self.objective != "distillation", "coupling", named, "ic or ot, because objective is distillation")
-            expected = f"a number in [0, 1], or [start, end], because coupling is {named}"
+            fits = not criterion.distils
+            require(fits, "coupling", coupling, f"ic or ot, because objective is {objective}")
+            expected = f"a number in [0, 1], or [start, end], because coupling is {coupling}"
             require(self.mu is not None, "mu", None, expected)
-            if self.objective == "denoising":
+            if criterion.denoises:
                 expected = "a consistency run or a file, because a denoiser predicts no endpoints"
                 require("predictor" in self.frozen, "predictor", self.predictor, expected)
             else:
-                expected = f"ema, online or a run, because coupling is {named}"
+                expected = f"ema, online or a run, because coupling is {coupling}"
                 require(self.predictor is not None, "predictor", None, expected)
             require(
                 all(0 <= m <= 1 for m in self.mu_range), "mu", self.mu, "a number in [0, 1], or [start, end] in [0, 1]"
@@ -353,13 +222,24 @@ class MethodConfig(Strict):
             require(self.mu is None, "mu", self.mu, "no value unless coupling is gc")
             require(self.mu_from_step is None, "mu_from_step", self.mu_from_step, "no value unless coupling is gc")
             require(self.predictor is None, "predictor", self.predictor, "no value unless coupling is gc")
-        if self.objective == "distillation":
+        if criterion.distils:
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
         else:
             require(self.teacher is None, "teacher", self.teacher, "no value unless objective is distillation")
-        if self.objective == "denoising":
+        if criterion.denoises:
             other = self.preconditioning != "consistency"
             require(other, "preconditioning", self.preconditioning, "edm, vp or ve for a denoiser")
+
+    @cached_property
+    def criterion(self) -> Objective:
+        """The objective itself.
+
+        Raises:
+            ValueError: there is none of this name, or it cannot do without options.
+        """
+        if isinstance(self.objective, Objective):
+            return self.objective
+        return _by_name(register.objective, "objective", self.objective)
 
     @cached_property
     def pairing(self) -> Coupling:
@@ -370,13 +250,7 @@ class MethodConfig(Strict):
         """
         if isinstance(self.coupling, Coupling):
             return self.coupling
-        try:
-            return register.coupling[self.coupling]()
-        except register.UnknownName as error:
-            raise register.UnknownName(f"coupling{str(error).removeprefix('kind')}") from None
-        except TypeError:
-            expected = f"{{kind: {self.coupling}, ...}}, because it has options without a default"
-            raise ValueError(f"coupling is {self.coupling!r}, expected {expected}") from None
+        return _by_name(register.coupling, "coupling", self.coupling)
 
     @property
     def mu_range(self) -> tuple[float, float]:
@@ -405,14 +279,16 @@ class RunConfig(Strict):
     method: MethodConfig
 
     def __post_init__(self) -> None:
-        kind, objective = self.training.schedule.kind, self.method.objective
-        fitting = (kind == "edm") == (objective == "denoising")
-        expected = "edm for a denoiser" if objective == "denoising" else f"ict or ect, because objective is {objective}"
-        require(fitting, "training.schedule.kind", kind, expected)
-        at_zero = kind != "ect" or self.preconditioning != "consistency"
-        require(at_zero, "preconditioning", self.preconditioning, "edm, vp or ve, because ECT's boundary is sigma = 0")
+        schedule, criterion = self.training.schedule, self.method.criterion
+        fitting = [name for name, cls in register.schedule.classes.items() if cls.pairs == criterion.pairs]
+        expected = f"{' or '.join(fitting)}, because objective is {criterion.kind}"
+        require(schedule.pairs == criterion.pairs, "training.schedule.kind", schedule.kind, expected)
+        at_zero = not (schedule.reaches_zero and self.preconditioning == "consistency")
+        expected = f"edm, vp or ve, because the boundary of {schedule.kind} is sigma = 0"
+        require(at_zero, "preconditioning", self.preconditioning, expected)
 
-        moved, fits = self.method.sampling_boundary, self.preconditioning == "edm" and objective == "consistency"
+        moved = self.method.sampling_boundary
+        fits = self.preconditioning == "edm" and not (criterion.denoises or criterion.distils)
         require(moved is None or fits, "sampling_boundary", moved, "no value but for a consistency model of ECT (edm)")
         within = moved is None or 0 <= moved < self.process.sigma_max
         require(within, "sampling_boundary", moved, "a noise level >= 0 and below sigma_max, or null")
@@ -420,22 +296,27 @@ class RunConfig(Strict):
         begin, steps = self.method.mu_from_step, self.training.steps
         expected = f"less than training.steps, {steps}, or mu would be 0 throughout"
         require(begin is None or begin < steps, "mu_from_step", begin, expected)
-
-        schedule = self.training.schedule
-        if isinstance(schedule, EctSchedule) and schedule.stage_every is not None:
-            stage = schedule.stage(self.training.steps - 1)
-            apart = (stage + 1) * math.log2(schedule.q) <= SINGLE_PRECISION_BITS
-            expected = f"so many that q^(stage + 1), now {schedule.q:g}^{stage + 1} at the end, stays below 2^20: "
-            require(
-                apart, "training.schedule.stage_every", schedule.stage_every, expected + "beyond, r and t are too close"
-            )
+        schedule.check(steps)
 
     @property
     def preconditioning(self) -> Preconditioning:
         """The preconditioning of this run's model."""
         if self.method.preconditioning is not None:
             return self.method.preconditioning
-        return "consistency" if self.training.schedule.kind == "ict" else "edm"
+        schedule = self.training.schedule
+        return "consistency" if schedule.pairs and not schedule.reaches_zero else "edm"
+
+    def mu_at(self, step: int) -> float:
+        """Share of generator-augmented samples at `step`: 0 before `mu_from_step`, else linear from start to end."""
+        start, end = self.method.mu_range
+        if self.method.mu_from_step is not None and step < self.method.mu_from_step:
+            return 0.0
+        return start + (end - start) * step / self.training.steps
+
+    @property
+    def parts(self) -> tuple[Network, Coupling, Objective, Schedule]:
+        """What of this run an extension may have brought."""
+        return self.network, self.method.pairing, self.method.criterion, self.training.schedule
 
     @property
     def name(self) -> str:
@@ -495,10 +376,9 @@ def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
     """The inverse of `to_dict` for a run's configuration, as weights files carry it.
 
     Raises:
-        UnknownName: its coupling or network is of an extension that was not read.
+        UnknownName: its coupling, objective, schedule or network is of an extension that was not read.
     """
-    schedule = document["training"]["schedule"]
-    training = {**document["training"], "schedule": SCHEDULES[schedule["kind"]](**schedule)}
+    training = {**document["training"], "schedule": register.schedule.of(document["training"]["schedule"])}
     method = {**document["method"]}
     for role in ("predictor", "teacher", "init"):
         if isinstance(method[role], dict):
@@ -506,8 +386,9 @@ def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
             method[role] = kind(**method[role])
     if isinstance(method["mu"], list):
         method["mu"] = tuple(method["mu"])
-    if isinstance(method["coupling"], dict):
-        method["coupling"] = register.coupling.of(method["coupling"])
+    for key, table in (("coupling", register.coupling), ("objective", register.objective)):
+        if isinstance(method[key], dict):
+            method[key] = table.of(method[key])
     return RunConfig(
         dataset=document["dataset"],
         method_name=document["method_name"],

@@ -1,27 +1,85 @@
 """Couplings: which clean endpoint goes with which noise.
 
 A coupling re-pairs the noises of a batch with its data (`assignment`), replaces endpoints by predictions
-(`endpoints`), or does neither. `gcflow.register` has the contract. torch is imported when batches are made, so that
-the grid can be read in an instant.
+(`endpoints`), or does neither.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+from torch import Tensor
+
 from gcflow import register
-from gcflow.register import Coupling, CouplingContext
+from gcflow.options import Strict
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-EndpointPredictor = Callable[..., "Tensor"]
+EndpointPredictor = Callable[..., Tensor]
 
 
-def optimal_assignment(x: "Tensor", z: "Tensor") -> "Tensor":
+@dataclass(frozen=True)
+class CouplingContext:
+    """A coupling's view of a run, besides data and noise, when it predicts endpoints.
+
+    sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
+    take_gc: [B] bool on the CPU, which samples take a predicted endpoint: each with probability mu.
+    predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
+    multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.
+    dropout: int32 [B], keys of a predictor in training, whose third argument are those of its samples; else None.
+    """
+
+    sigma_low: Tensor
+    take_gc: Tensor
+    predict: EndpointPredictor
+    multiple: int = 1
+    dropout: Tensor | None = None
+
+
+@register.coupling.contract
+class Coupling(Strict):
+    """A choice of the clean endpoint that goes with each noise: overrides `assignment`, or `endpoints`, or neither.
+
+    Its name is its field `kind`. One that predicts endpoints takes the keys `mu` and `predictor` of a method, as `gc`
+    does.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """Its name."""
+
+    def assignment(self, x: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
+        """The index of the noise that each sample takes, int64 [B] on the CPU; noises may repeat.
+
+        Computed ahead in a thread, beside the steps before. It must be a function of its arguments alone.
+
+        Args:
+            x: data in model space, [B, ...], on the device. B is the global batch, whatever the number of processes,
+                or with `assignment: rank` this process's share of it.
+            z: standard normal noise, [B, ...].
+            uniform: float64 [B] on the CPU, in [0, 1): each a function of seed, step and the sample's place in the
+                global batch alone. The only randomness that a coupling has.
+        """
+        raise NotImplementedError
+
+    def endpoints(self, x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
+        """The endpoints in the place of x, [B, ...], without gradient; called for each micro-batch of each process."""
+        raise NotImplementedError
+
+    @property
+    def assigns(self) -> bool:
+        """True if it re-pairs the noises."""
+        return type(self).assignment is not Coupling.assignment
+
+    @property
+    def predicts(self) -> bool:
+        """True if it replaces endpoints."""
+        return type(self).endpoints is not Coupling.endpoints
+
+
+def optimal_assignment(x: Tensor, z: Tensor) -> Tensor:
     """OT: the permutation of the noises of least sum of ||x - z||^2 (exact), int64 [B]."""
-    import torch
-
     # Here, because it takes a third of a second that only this coupling needs.
     from scipy.optimize import linear_sum_assignment
 
@@ -31,14 +89,12 @@ def optimal_assignment(x: "Tensor", z: "Tensor") -> "Tensor":
     return torch.from_numpy(columns)
 
 
-def generator_augmented(x: "Tensor", z: "Tensor", context: CouplingContext) -> "Tensor":
+def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
     """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low).
 
     The prediction (the paper's Eqs. 13 to 15; mixed with independent pairs Eq. 21, Algorithm 1) is computed only for
     those samples; their noise is kept.
     """
-    import torch
-
     chosen = context.take_gc.nonzero().squeeze(1)
     if len(chosen) == 0:
         return x
@@ -67,7 +123,7 @@ class OptimalTransport(Coupling):
 
     kind: Literal["ot"] = "ot"
 
-    def assignment(self, x: "Tensor", z: "Tensor", uniform: "Tensor") -> "Tensor":
+    def assignment(self, x: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
         """See `optimal_assignment`."""
         return optimal_assignment(x, z)
 
@@ -79,6 +135,6 @@ class GeneratorAugmented(Coupling):
 
     kind: Literal["gc"] = "gc"
 
-    def endpoints(self, x: "Tensor", z: "Tensor", context: CouplingContext) -> "Tensor":
+    def endpoints(self, x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
         """See `generator_augmented`."""
         return generator_augmented(x, z, context)

@@ -1,6 +1,5 @@
 """Prepared data: a data set's arrays on disk, with a manifest that vouches for them."""
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +12,7 @@ from gcflow.archives.locators import Report, silent
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, sha256_of, write_json
-from gcflow.register import SmallSource, Source
-
-MOMENT_ROWS = 1024
+from gcflow.sources import SmallSource, Source, moments
 
 
 class Dataset(NamedTuple):
@@ -33,34 +30,6 @@ class Dataset(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.samples.shape[1:])
-
-
-def moments(samples: np.ndarray) -> dict[str, Any]:
-    """Mean and standard deviation of each channel, and the overall standard deviation, of data in [-1, 1].
-
-    samples: uint8 [n, C, H, W], of which the sums are exact and only some are in memory, or float32 [n, d].
-    """
-    if samples.dtype == np.uint8:
-        total, squares = (np.zeros(samples.shape[1], np.int64) for _ in range(2))
-        flat = samples.reshape(*samples.shape[:2], -1)
-        # Sums of an image's channel first: narrow integers, in which they are exact, take a sixth of the time.
-        narrow = np.uint32 if flat.shape[2] <= 2**16 else np.uint64
-        for first in range(0, len(flat), MOMENT_ROWS):
-            part = flat[first : first + MOMENT_ROWS]
-            total += part.sum(2, dtype=narrow).sum(0, dtype=np.int64)
-            squares += np.square(part, dtype=np.uint16).sum(2, dtype=narrow).sum(0, dtype=np.int64)
-        pixels = len(samples) * flat.shape[2]
-        mean = total / pixels / 127.5 - 1
-        deviation = np.sqrt(np.maximum(squares / pixels - (total / pixels) ** 2, 0)) / 127.5
-        overall = math.sqrt(float(np.mean(deviation**2) + mean.var()))
-    else:
-        values = samples.astype(np.float64)
-        mean, deviation, overall = values.mean(0), values.std(0), math.sqrt(float(values.var()))
-    return {
-        "channel_mean": [round(float(value), 6) for value in mean],
-        "channel_std": [round(float(value), 6) for value in deviation],
-        "std": round(overall, 6),
-    }
 
 
 def prepare(
@@ -91,6 +60,7 @@ def prepare(
         OSError: the arrays cannot be written.
     """
     if isinstance(source, Archived):
+        # Here, because it needs Pillow, without which everything else does.
         from gcflow.archives.preparation import prepare_archive
 
         return prepare_archive(source, folder, archives, workers, skip_broken, download, report)

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gcflow.config import TrainingConfig
-
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -30,9 +28,8 @@ def huber_constant(dimension: int) -> float:
     return 0.00054 * dimension**0.5
 
 
-def distance_for(training: TrainingConfig, dimension: int) -> Distance:
-    """The distance that a run trains with, for samples of `dimension` values."""
-    if training.distance == "squared-l2":
+def distance_for(name: str, c: float | None) -> Distance:
+    """The distance of this name in params.yaml. c: constant of pseudo-Huber; None means that of `huber_constant`."""
+    if name == "squared-l2":
         return squared_l2
-    c = training.huber_c if training.huber_c is not None else huber_constant(dimension)
-    return lambda x, y: pseudo_huber(x, y, c)
+    return lambda x, y: pseudo_huber(x, y, huber_constant(x[0].numel()) if c is None else c)

@@ -27,7 +27,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """True for the process that writes."""
         return self.rank == 0
 
     def share(self, batch: int) -> slice:
@@ -44,7 +44,7 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process. Every process must call it; it costs no wait for the GPU."""
+        """True if the flag is set in any process. Every process must call it; it costs no wait for the GPU."""
         if self.size == 1:
             return flag
         shared = torch.tensor(int(flag))
@@ -78,7 +78,7 @@ class World:
 
 
 def launched() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several."""
+    """True if a launcher such as torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

@@ -39,7 +39,7 @@ def dropout_keys(seed: int, step: int, batch: int, purpose: str = "dropout") -> 
 
 
 def keep_mask(keys: Tensor, layer: int, size: int, rate: float) -> Tensor:
-    """Which of the `size` values of each sample are kept: bool [B, size], each True with probability 1 - rate.
+    """The mask of the `size` values of each sample that are kept: bool [B, size], each True with probability 1 - rate.
 
     Args:
         keys: int32 [B].

@@ -91,13 +91,13 @@ def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
 
 
 def tensors_metadata(file: Any) -> dict[str, Any]:
-    """What stands in the header of an open safetensors file of ours; empty if it is not ours."""
+    """The metadata in the header of an open safetensors file of ours; empty if it is not ours."""
     document = json.loads((file.metadata() or {}).get("gcflow", "{}"))
     return document if isinstance(document, dict) else {}
 
 
 def tensors_header(path: Path) -> dict[str, Any]:
-    """What stands in the header of a safetensors file of ours; empty if it is damaged, missing or not ours."""
+    """The metadata in the header of a safetensors file of ours; empty if it is damaged, missing or not ours."""
     try:
         with opened_tensors(path, "np") as file:
             return tensors_metadata(file)

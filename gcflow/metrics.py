@@ -5,14 +5,35 @@ None of these is FID by itself: FID is `frechet_distance` in Inception's feature
 
 from functools import cached_property
 from itertools import combinations, pairwise, product
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from gcflow import register
+from gcflow.options import Strict
 from gcflow.randomness import generator
 
 KERNEL_ROWS = 512
+
+
+@register.metric.contract
+class Metric(Strict):
+    """A comparison of generated samples with real ones, in features of their data set. Its name is its field `kind`.
+
+    columns: each number's name (a-z, 0-9, -) to its heading in tables, with the direction of better.
+    """
+
+    columns: ClassVar[dict[str, str]]
+
+    def compare(self, generated: Tensor, real: Tensor) -> dict[str, float]:
+        """A number for each of `columns`.
+
+        Args:
+            generated: features [n, F].
+            real: features [m, F], of the same type and device. Of Inception's, at most 50,000 of either are given.
+        """
+        raise NotImplementedError
 
 
 class Moments(Protocol):
@@ -104,7 +125,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> "FeatureStatistics":
-        """What `tensors` gave, on `device`."""
+        """The inverse of `tensors`, on `device`."""
         statistics = cls()
         statistics.count = int(tensors["count"])
         statistics.mean = tensors["mean"].to(device)

@@ -1,21 +1,24 @@
-"""The three training objectives: consistency training, consistency distillation and denoising.
+"""The training objectives: consistency training (the paper's Algorithm 1), consistency distillation and denoising.
 
-An objective maps a batch, in which everything random has been drawn, to its mean loss.
+An objective maps a batch, in which everything random has been drawn (`gcflow.batches`), to its mean loss.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gcflow.config import RunConfig, kind_of
-from gcflow.couplings import EndpointPredictor
-from gcflow.distances import distance_for, squared_l2
+from gcflow import register
+from gcflow.couplings import Coupling, CouplingContext, EndpointPredictor
+from gcflow.distances import Distance, squared_l2
 from gcflow.errors import GcflowError
+from gcflow.options import Strict
 from gcflow.oracles import Denoiser, velocity
-from gcflow.preconditioning import per_sample
-from gcflow.register import CouplingContext
+from gcflow.preconditioning import NoiseProcess, per_sample
+
+Model = Callable[..., Tensor]
 
 
 class Batch(NamedTuple):
@@ -42,39 +45,6 @@ class Batch(NamedTuple):
         return [Batch(*parts) for parts in zip(*(torch.split(tensor, size) for tensor in self), strict=True)]
 
 
-Objective = Callable[[Batch], Tensor]
-Model = Callable[..., Tensor]
-
-
-def mu_at(step: int, config: RunConfig) -> float:
-    """Share of generator-augmented samples at `step`: 0 before `mu_from_step`, linear from start to end of training."""
-    start, end = config.method.mu_range
-    if config.method.mu_from_step is not None and step < config.method.mu_from_step:
-        return 0.0
-    return start + (end - start) * step / config.training.steps
-
-
-def coupled_endpoints(batch: Batch, config: RunConfig, predict: EndpointPredictor, multiple: int) -> Tensor:
-    """The clean endpoints, [B, ...], without gradient: the data, or what the coupling puts in their place.
-
-    predict, multiple: see `CouplingContext`. Its noise level is the lower one of each sample.
-
-    Raises:
-        GcflowError: the coupling's endpoints are no tensor like the data.
-    """
-    coupling = config.method.pairing
-    if not coupling.predicts:
-        return batch.data
-    with torch.no_grad():
-        dropout = batch.predictor_dropout if config.method.predictor == "online" else None
-        context = CouplingContext(batch.low, batch.take_gc, predict, multiple, dropout)
-        found: object = coupling.endpoints(batch.data, batch.noise, context)
-    if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
-        expected = f"expected {in_words(batch.data)}"
-        raise GcflowError(f"coupling {kind_of(coupling)}: endpoints gives {in_words(found)}; {expected}")
-    return found
-
-
 def in_words(found: object) -> str:
     """Type and shape of what a coupling or a network gave."""
     if not isinstance(found, Tensor):
@@ -82,78 +52,134 @@ def in_words(found: object) -> str:
     return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)} on {found.device}"
 
 
-class ConsistencyObjective:
-    """D(sg f(x_low, sigma_low), f(x_high, sigma_high)) / (sigma_high - sigma_low) (the paper's Eqs. 4 and 6).
+@dataclass(frozen=True)
+class ObjectiveContext:
+    """The models of a run, and the choices of its method that an objective needs.
 
-    Both points lie on the line of a coupled pair (training: Eq. 6, with predicted endpoints Eqs. 13 to 15, both mixed
-    Eq. 21), or the lower one is an Euler step along a denoiser's velocity (distillation: Eqs. 4 and 5). Student and
-    teacher share weights and dropout mask.
-
-    Args:
-        config: the run.
-        student: the consistency model in training, (x, sigma, dropout keys) to endpoints; its pass has a gradient.
-        teacher: the same model, for passes without.
-        predict: endpoint predictor of the generator-augmented coupling.
-        denoiser: for distillation, D(x [B, ...], sigma [B]); otherwise None.
-        multiple: see `CouplingContext`.
+    student: the model in training, (x [B, ...], sigma [B], dropout keys) to endpoints; its pass has a gradient.
+    teacher: the same model, for passes without; to be called under `torch.no_grad`.
+    coupling, predict, multiple: see `gcflow.couplings.CouplingContext`.
+    predictor_drops: whether `predict` takes dropout keys.
+    denoiser: the teacher of a distillation, D(x [B, ...], sigma [B]); otherwise None.
+    distance: D(x, y) per sample, [B, ...] and [B, ...] to [B].
+    process: of the noise.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        student: Model,
-        teacher: Model,
-        predict: EndpointPredictor,
-        denoiser: Denoiser | None = None,
-        multiple: int = 1,
-    ) -> None:
-        self.config = config
-        self.student, self.teacher = student, teacher
-        self.predict, self.denoiser = predict, denoiser
-        self.multiple = multiple
+    student: Model
+    teacher: Model
+    coupling: Coupling
+    predict: EndpointPredictor
+    distance: Distance
+    process: NoiseProcess
+    denoiser: Denoiser | None = None
+    predictor_drops: bool = False
+    multiple: int = 1
 
-    def points(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """x_low and x_high, each [B, ...]."""
-        x = coupled_endpoints(batch, self.config, self.predict, self.multiple)
+    def endpoints(self, batch: Batch) -> Tensor:
+        """The clean endpoints, [B, ...], without gradient: the data, or what the coupling puts in their place.
+
+        The coupling's noise level is the lower one of each sample.
+
+        Raises:
+            GcflowError: the coupling's endpoints are no tensor like the data.
+        """
+        if not self.coupling.predicts:
+            return batch.data
+        with torch.no_grad():
+            keys = batch.predictor_dropout if self.predictor_drops else None
+            context = CouplingContext(batch.low, batch.take_gc, self.predict, self.multiple, keys)
+            found: object = self.coupling.endpoints(batch.data, batch.noise, context)
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
+            problem = f"endpoints gives {in_words(found)}; expected {in_words(batch.data)}"
+            raise GcflowError(f"coupling {self.coupling.kind}: {problem}")
+        return found
+
+
+@register.objective.contract
+class Objective(Strict):
+    """A quantity that training minimises. Its name is its field `kind`.
+
+    pairs: whether it takes two noise levels per sample, or a single one twice: which schedules fit it.
+    denoises: whether it trains a denoiser, sampled along its PF-ODE, or a consistency model, sampled in one step.
+    distils: whether it needs a teacher.
+    passes: of the model per sample in a step, a backward pass counted as two; what plans reckon with.
+    """
+
+    pairs: ClassVar[bool] = True
+    denoises: ClassVar[bool] = False
+    distils: ClassVar[bool] = False
+    passes: ClassVar[int] = 4
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """Its name."""
+
+    def mean_loss(self, batch: Batch, context: ObjectiveContext) -> Tensor:
+        """The mean loss of a batch, a scalar; it must be a function of its arguments alone."""
+        raise NotImplementedError
+
+
+@register.objective
+@dataclass(frozen=True)
+class ConsistencyTraining(Objective):
+    """CT: D(sg f(x_low, sigma_low), f(x_high, sigma_high)) / (sigma_high - sigma_low) on a coupled pair (Eq. 6)."""
+
+    kind: Literal["consistency"] = "consistency"
+
+    def mean_loss(self, batch: Batch, context: ObjectiveContext) -> Tensor:
+        """A step of Algorithm 1."""
+        # Pair: the batch's noises are those that the coupling's assignment gave to its data (IC, OT).
         z, low, high = batch.noise, batch.low, batch.high
+        # Predict the endpoints of the samples that take GC, each with probability mu (Eqs. 13 to 15, 21).
+        x = context.endpoints(batch)
+        # Noise the endpoint twice with the same z.
         x_high = x + per_sample(high, x) * z
-        if self.denoiser is None:
-            return x + per_sample(low, x) * z, x_high
+        x_low = self.lower_point(x, x_high, batch, context)
+        # Student above, teacher below: the same weights and dropout mask, no gradient through the teacher.
+        student = context.student(x_high, high, batch.dropout)
         with torch.no_grad():
-            return x_high + per_sample(low - high, x) * velocity(self.denoiser, x_high, high), x_high
+            teacher = context.teacher(x_low, low, batch.dropout)
+        # Distance, weighted by lambda.
+        return (context.distance(teacher, student) / (high - low)).mean()
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The mean loss of a batch."""
-        x_low, x_high = self.points(batch)
-        student = self.student(x_high, batch.high, batch.dropout)
+    def lower_point(self, x: Tensor, x_high: Tensor, batch: Batch, context: ObjectiveContext) -> Tensor:
+        """x_low [B, ...], for endpoints x and upper points x_high, [B, ...] each."""
+        return x + per_sample(batch.low, x) * batch.noise
+
+
+@register.objective
+@dataclass(frozen=True)
+class ConsistencyDistillation(ConsistencyTraining):
+    """CD (Eq. 4): the same, but that the lower point is an Euler step along a denoiser's velocity (Eq. 5)."""
+
+    distils: ClassVar[bool] = True
+    kind: Literal["distillation"] = "distillation"  # type: ignore[assignment]
+
+    def lower_point(self, x: Tensor, x_high: Tensor, batch: Batch, context: ObjectiveContext) -> Tensor:
+        """x_high + (sigma_low - sigma_high) v(x_high, sigma_high)."""
+        assert context.denoiser is not None
         with torch.no_grad():
-            teacher = self.teacher(x_low, batch.low, batch.dropout)
-        distance = distance_for(self.config.training, x_high[0].numel())
-        return (distance(teacher, student) / (batch.high - batch.low)).mean()
+            return x_high + per_sample(batch.low - batch.high, x) * velocity(context.denoiser, x_high, batch.high)
 
 
-class DenoisingObjective:
+@register.objective
+@dataclass(frozen=True)
+class Denoising(Objective):
     """EDM's weighted denoising error, per dimension (Karras et al. 2022, section 5), towards the coupling's endpoints.
 
     With the generator-augmented coupling the model learns E[x_hat | x_hat + sigma z], x_hat = g(x* + sigma z, sigma).
-
-    Args:
-        config: the run.
-        model: the denoiser in training, (x, sigma, dropout keys) to denoised x; its pass has a gradient.
-        predict: endpoint predictor g of the generator-augmented coupling, a frozen consistency model.
-        multiple: see `CouplingContext`.
     """
 
-    def __init__(self, config: RunConfig, model: Model, predict: EndpointPredictor, multiple: int = 1) -> None:
-        self.config = config
-        self.model = model
-        self.predict = predict
-        self.multiple = multiple
+    pairs: ClassVar[bool] = False
+    denoises: ClassVar[bool] = True
+    passes: ClassVar[int] = 3
+    kind: Literal["denoising"] = "denoising"
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def mean_loss(self, batch: Batch, context: ObjectiveContext) -> Tensor:
         """The mean loss of a batch."""
-        x = coupled_endpoints(batch, self.config, self.predict, self.multiple)
-        sigma, data = batch.high, self.config.process.sigma_data
+        x, sigma, data = context.endpoints(batch), batch.high, context.process.sigma_data
         weight = (sigma**2 + data**2) / (sigma * data) ** 2
-        denoised = self.model(x + per_sample(sigma, x) * batch.noise, sigma, batch.dropout)
+        denoised = context.student(x + per_sample(sigma, x) * batch.noise, sigma, batch.dropout)
         return (weight * squared_l2(denoised, x)).mean() / x[0].numel()

@@ -91,7 +91,7 @@ class GaussianMixture:
         return centre, scatter - centre[:, :, None] * centre[:, None]
 
     def flow(self, x: Tensor, start: float, end: float, largest_step: float) -> Tensor:
-        """Where the PF-ODE takes x [B, ...] from noise level `start` to `end`, either way: shape of x.
+        """The point to which the PF-ODE takes x [B, ...] from noise level `start` to `end`, either way: shape of x.
 
         Fourth-order Runge-Kutta for q x in q, q = 1 / sqrt(std^2 + sigma^2). The steps are equal in ln(1 + r q), r the
         data's root mean square norm, and at most `largest_step`. A noise level may be 0 if std > 0. Exact for a single

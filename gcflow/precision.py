@@ -1,4 +1,4 @@
-"""How a network's passes are computed: precision, memory layout, compilation. None of it changes what is computed."""
+"""Precision, memory layout and compilation of a network's passes; none of it changes what is computed."""
 
 import torch
 
@@ -37,5 +37,5 @@ def begin_step(training: TrainingConfig) -> None:
 
 
 def share_multiple(samples: int, training: TrainingConfig) -> int:
-    """What the number of endpoint predictions in a pass of `samples` is rounded up to: few shapes, when compiled."""
+    """The multiple to which predictions in a pass of `samples` are rounded up: few shapes, when compiled."""
     return 1 if training.compile == "none" else -(-samples // COMPILED_SHAPES)

@@ -29,7 +29,7 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def coupling_uniforms(seed: int, step: int, batch: int) -> Tensor:
-    """What a coupling may draw from at `step`: one number in [0, 1) per sample of the batch, float64 [batch]."""
+    """The randomness of a coupling at `step`: one number in [0, 1) per sample of the batch, float64 [batch]."""
     return torch.rand(batch, generator=generator(seed, step, "coupling"), dtype=torch.float64)
 
 

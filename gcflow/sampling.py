@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gcflow.config import NoiseProcess
-from gcflow.preconditioning import PreconditionedNetwork, from_model_space
+from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, from_model_space
 from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
 

@@ -1,19 +1,65 @@
-"""The noise levels that a batch is trained on: iCT's curriculum, ECT's continuous pairs, a denoiser's single levels.
-
-A new schedule is a frozen dataclass in `gcflow.config.SCHEDULES` and a function in `LEVELS`.
-"""
+"""The noise levels that a run is trained on: iCT's curriculum, ECT's continuous pairs, a denoiser's single levels."""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gcflow.config import EctSchedule, IctSchedule, NoiseProcess, RunConfig
-from gcflow.objectives import mu_at
-from gcflow.randomness import generator
+from gcflow import register
+from gcflow.options import Strict, require
+from gcflow.preconditioning import NoiseProcess
+
+# Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
+SINGLE_PRECISION_BITS = 20
+
+
+@register.schedule.contract
+class Schedule(Strict):
+    """A distribution of the noise levels that are trained on. Its name is its field `kind`.
+
+    pairs: whether a sample has two levels, sigma_low < sigma_high, or a single one; an objective asks for either.
+    reaches_zero: whether the lower level may be 0, where the model must then be the identity.
+    """
+
+    pairs: ClassVar[bool] = True
+    reaches_zero: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """Its name."""
+
+    def levels(
+        self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Lower and upper noise level of each sample of the global batch, float32 [B] each, on the CPU.
+
+        A schedule of single levels gives the same tensor twice.
+
+        Args:
+            step: from 0.
+            steps: of the whole training.
+            process: the range of noise levels.
+            uniform: float32 [B] on the CPU, in [0, 1): each a function of seed, step and the sample's place in the
+                global batch alone. With `normal` the only randomness that a schedule has.
+            normal: the same, standard normal.
+        """
+        raise NotImplementedError
+
+    def describe(self, step: int, steps: int) -> dict[str, Any]:
+        """Its state at `step`, as numbers by their names, for the log."""
+        return {}
+
+    def check(self, steps: int) -> None:
+        """Checks that it fits a training of so many steps.
+
+        Raises:
+            ValueError: it does not.
+        """
 
 
 def noise_levels(intervals: int, process: NoiseProcess, device: torch.device | str = "cpu") -> Tensor:
@@ -23,6 +69,38 @@ def noise_levels(intervals: int, process: NoiseProcess, device: torch.device | s
     levels = (low + ramp * (high - low)) ** process.rho
     levels[0], levels[-1] = process.sigma_min, process.sigma_max
     return levels.float().to(device)
+
+
+@register.schedule
+@dataclass(frozen=True)
+class IctSchedule(Schedule):
+    """iCT's curriculum (Song & Dhariwal 2024): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma.
+
+    N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
+    """
+
+    s0: int = 10
+    s1: int = 1280
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    kind: Literal["ict"] = "ict"
+
+    def __post_init__(self) -> None:
+        require(self.s0 >= 1, "s0", self.s0, "an integer >= 1")
+        require(self.s1 >= self.s0, "s1", self.s1, "an integer >= s0")
+        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+    def levels(
+        self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Schedule.levels`."""
+        levels, probabilities = _intervals(number_of_intervals(step, steps, self), process, self)
+        index = sample_intervals(probabilities, uniform)
+        return levels[index], levels[index + 1]
+
+    def describe(self, step: int, steps: int) -> dict[str, Any]:
+        """The number of intervals."""
+        return {"intervals": number_of_intervals(step, steps, self)}
 
 
 def number_of_intervals(step: int, steps: int, schedule: IctSchedule) -> int:
@@ -52,66 +130,78 @@ def _intervals(intervals: int, process: NoiseProcess, schedule: IctSchedule) -> 
     return levels, interval_probabilities(levels, schedule)
 
 
-def uniforms(config: RunConfig, step: int) -> Tensor:
-    """Two uniform numbers per sample of the global batch, [B, 2]: for its interval, and for its share of GC."""
-    return torch.rand(config.training.batch, 2, generator=generator(config.seed, step, "interval"))
+@register.schedule
+@dataclass(frozen=True)
+class EctSchedule(Schedule):
+    """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; the paper's Section 5.3).
 
+    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
+    which the stage rises by one; null keeps it at 0. The length of training does not stretch the stages: a shorter
+    training ends in an earlier one, a longer one goes on to further ones.
+    """
 
-def _normals(config: RunConfig, step: int) -> Tensor:
-    return torch.randn(config.training.batch, generator=generator(config.seed, step, "sigma"))
+    reaches_zero: ClassVar[bool] = True
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    stage_every: int | None = None
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    kind: Literal["ect"] = "ect"
+
+    def __post_init__(self) -> None:
+        require(self.q > 1, "q", self.q, "a number > 1")
+        require(self.k >= 0, "k", self.k, "a number >= 0")
+        require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
+        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
+
+    def stage(self, step: int) -> int:
+        """The stage at `step` (from 0): that of ECT's code, whose first step stands apart, before the first period."""
+        return 0 if self.stage_every is None else max(0, step - 1) // self.stage_every
+
+    def levels(
+        self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Schedule.levels`."""
+        t = (self.p_mean + self.p_std * normal.double()).exp()
+        return ect_lower(t, self.stage(step), self).float(), t.float()
+
+    def describe(self, step: int, steps: int) -> dict[str, Any]:
+        """The stage."""
+        return {"stage": self.stage(step)}
+
+    def check(self, steps: int) -> None:
+        """The two levels must stay apart in single precision."""
+        if self.stage_every is not None:
+            stage = self.stage(steps - 1)
+            apart = (stage + 1) * math.log2(self.q) <= SINGLE_PRECISION_BITS
+            expected = f"so many that q^(stage + 1), now {self.q:g}^{stage + 1} at the end, stays below 2^20: "
+            expected += "beyond, r and t are too close"
+            require(apart, "training.schedule.stage_every", self.stage_every, expected)
 
 
 def ect_lower(t: Tensor, stage: int, schedule: EctSchedule) -> Tensor:
-    """R(t) = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))), shape of t (Geng et al. 2024)."""
+    """r(t) = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))), shape of t (Geng et al. 2024)."""
     ratio = 1 - (1 + schedule.k * torch.sigmoid(-schedule.b * t)) / schedule.q ** (stage + 1)
     return (t * ratio).clamp_min(0.0)
 
 
-def _ict_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
-    schedule = config.training.schedule
-    assert isinstance(schedule, IctSchedule)
-    intervals = number_of_intervals(step, config.training.steps, schedule)
-    levels, probabilities = _intervals(intervals, config.process, schedule)
-    index = sample_intervals(probabilities, uniforms(config, step)[:, 0])
-    return levels[index], levels[index + 1]
+@register.schedule
+@dataclass(frozen=True)
+class EdmSchedule(Schedule):
+    """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
+    pairs: ClassVar[bool] = False
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    kind: Literal["edm"] = "edm"
 
-def _ect_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
-    schedule = config.training.schedule
-    assert isinstance(schedule, EctSchedule)
-    t = (schedule.p_mean + schedule.p_std * _normals(config, step).double()).exp()
-    return ect_lower(t, schedule.stage(step), schedule).float(), t.float()
+    def __post_init__(self) -> None:
+        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
-
-def _edm_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
-    schedule = config.training.schedule
-    sigma = (schedule.p_mean + schedule.p_std * _normals(config, step)).exp()
-    return sigma, sigma
-
-
-LEVELS: dict[str, Callable[[RunConfig, int], tuple[Tensor, Tensor]]] = {
-    "ict": _ict_levels,
-    "ect": _ect_levels,
-    "edm": _edm_levels,
-}
-
-
-def draw_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor]:
-    """Lower and upper noise level of each sample of the global batch at `step`: float32 [B] each, on the CPU.
-
-    A denoiser's two are the same.
-    """
-    return LEVELS[config.training.schedule.kind](config, step)
-
-
-def describe(config: RunConfig, step: int) -> dict[str, Any]:
-    """Where a run is at `step`, for the log: the number of intervals or the stage, and mu of generator augmentation."""
-    schedule = config.training.schedule
-    record: dict[str, Any] = {}
-    if isinstance(schedule, IctSchedule):
-        record["intervals"] = number_of_intervals(step, config.training.steps, schedule)
-    if isinstance(schedule, EctSchedule):
-        record["stage"] = schedule.stage(step)
-    if config.method.pairing.predicts:
-        record["mu"] = mu_at(step, config)
-    return record
+    def levels(
+        self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Schedule.levels`."""
+        sigma = (self.p_mean + self.p_std * normal).exp()
+        return sigma, sigma

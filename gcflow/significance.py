@@ -1,4 +1,4 @@
-"""How sure a difference is: tests of paired values and of estimates, Holm's correction, and replicates needed."""
+"""Significance of differences: tests of paired values and of estimates, Holm's correction, and replicates needed."""
 
 import math
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ def seeds_needed(effect: float, std: float, alpha: float, power: float) -> int |
 
 
 def growth_needed(estimates: Sequence[Estimate], alpha: float, power: float) -> float:
-    """How many times the replicates `welch_comparison` at `alpha` needs to find the present effect with `power`.
+    """The multiple of the replicates that `welch_comparison` at `alpha` needs to find the present effect with `power`.
 
     At least 1. Infinite without an effect to speak of.
     """
@@ -152,7 +152,7 @@ def _degrees_of_freedom(estimates: Sequence[Estimate], growth: float = 1.0) -> f
 
 
 def _power(shift: Any, freedom: Any, alpha: float) -> Any:
-    """Of a two-sided t test at `alpha`, where effect over standard error is `shift`."""
+    """The power of a two-sided t test at `alpha`, where effect over standard error is `shift`."""
     critical = t.ppf(1 - alpha / 2, freedom)
     # Where scipy cannot compute the tail on the wrong side, it is far smaller than what would change a result.
     return nct.sf(critical, freedom, shift) + np.nan_to_num(nct.cdf(-critical, freedom, shift))

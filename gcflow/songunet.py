@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gcflow.config import NetworkConfig
 from gcflow.dropout import Dropout, number_layers
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -20,7 +19,7 @@ FOURIER_SCALE = 16.0
 
 
 class Variant(NamedTuple):
-    """What tells DDPM++ from NCSN++."""
+    """The differences between DDPM++ and NCSN++."""
 
     fourier_embedding: bool
     embedding_multiplier: int
@@ -150,7 +149,6 @@ class SongBlock(nn.Module):
         taps: tuple[int, ...] = (1, 1),
     ) -> None:
         super().__init__()
-        self.inputs = inputs
         self.norm0 = group_norm(inputs)
         self.conv0 = Convolution(inputs, outputs, 3, resample, taps)
         self.affine = linear(embedding, outputs)
@@ -214,70 +212,90 @@ class FourierEmbedding(nn.Module):
 
 
 class SongUNet(nn.Module):
-    """DDPM++ or NCSN++, as `config.architecture` says.
+    """DDPM++ or NCSN++.
 
     Args:
-        config: channels, multipliers, blocks, attention, dropout and embedding sizes.
         shape: [C, H, W] of one image, H = W divisible by 2^(levels - 1).
+        variant: which of the two.
+        channels: that `multipliers` refer to.
+        multipliers: one per resolution level, from the finest.
+        blocks: residual blocks of each level.
+        dropout: rate of each level.
+        attention: sides (in pixels) of the levels whose blocks attend, besides the bottleneck.
+        label_dim: size of the class embedding; 0 leaves it out.
+        augment_dim: size of the augmentation embedding; 0 leaves it out.
 
     Raises:
         ValueError: sides or channels that the levels or the norms cannot split.
     """
 
-    def __init__(self, config: NetworkConfig, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        variant: Variant,
+        channels: int,
+        multipliers: tuple[int, ...],
+        blocks: tuple[int, ...],
+        dropout: tuple[float, ...],
+        attention: tuple[int, ...] = (),
+        label_dim: int = 0,
+        augment_dim: int = 0,
+    ) -> None:
         super().__init__()
-        image_channels, side = shape[0], shape[1]
-        variant = VARIANTS[config.architecture]
-        width, taps = config.channels, variant.resample_filter
-        embedding = EMBEDDING_MULTIPLIER * width
-        noise = variant.embedding_multiplier * width
-        levels = list(zip(config.multipliers, config.blocks_per_level, config.dropout_per_level, strict=True))
+        image_channels, finest = shape[0], shape[1]
+        taps = variant.resample_filter
+        embedding = EMBEDDING_MULTIPLIER * channels
+        noise = variant.embedding_multiplier * channels
 
         self.map_noise = FourierEmbedding(noise) if variant.fourier_embedding else PositionalEmbedding(noise)
-        self.map_label = linear(config.label_dim, noise) if config.label_dim else None
-        self.map_augment = linear(config.augment_dim, noise, bias=False) if config.augment_dim else None
+        self.map_label = linear(label_dim, noise) if label_dim else None
+        self.map_augment = linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0 = linear(noise, embedding)
         self.map_layer1 = linear(embedding, embedding)
-
-        def block(inputs: int, outputs: int, rate: float, attention: bool = False, to: str | None = None) -> SongBlock:
-            return SongBlock(inputs, outputs, embedding, rate, attention, to, taps)
-
         self.enc = nn.ModuleDict()
-        channels, auxiliary, skips = width, image_channels, []
-        for level, (multiplier, blocks, rate) in enumerate(levels):
-            here = side >> level
-            name = f"{here}x{here}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = Convolution(image_channels, channels, 3)
-            else:
-                self.enc[f"{name}_down"] = block(channels, channels, rate, to="down")
-                if variant.residual_encoder:
-                    residual = Convolution(auxiliary, channels, 3, "down", taps, fused=True)
-                    self.enc[f"{name}_aux_residual"] = residual
-                    auxiliary = channels
-            skips.append(channels)
-            for index in range(blocks):
-                outputs = width * multiplier
-                self.enc[f"{name}_block{index}"] = block(channels, outputs, rate, here in config.attention)
-                channels = outputs
-                skips.append(channels)
-
         self.dec = nn.ModuleDict()
-        for level, (multiplier, blocks, rate) in reversed(list(enumerate(levels))):
-            here = side >> level
-            name = f"{here}x{here}"
-            if level == len(levels) - 1:
-                self.dec[f"{name}_in0"] = block(channels, channels, rate, attention=True)
-                self.dec[f"{name}_in1"] = block(channels, channels, rate)
+        # The decoder's blocks to whose input the encoder's last output not yet used is joined.
+        self.joined: set[str] = set()
+
+        def block(inputs: int, outputs: int, rate: float, attends: bool = False, to: str | None = None) -> SongBlock:
+            return SongBlock(inputs, outputs, embedding, rate, attends, to, taps)
+
+        def add(level: int, width: int, auxiliary: int) -> int:
+            """Adds a level's encoder, all coarser levels, and its decoder, to which every output of the encoder goes.
+
+            width, auxiliary: channels of what comes from the finer level. Returns those of what goes back to it.
+            """
+            side, outputs, rate = finest >> level, channels * multipliers[level], dropout[level]
+            name, attends = f"{side}x{side}", side in attention
+            if level == 0:
+                self.enc[f"{name}_conv"] = Convolution(image_channels, width, 3)
             else:
-                self.dec[f"{name}_up"] = block(channels, channels, rate, to="up")
-            for index in range(blocks + 1):
-                outputs, last = width * multiplier, index == blocks
-                inputs = channels + skips.pop()
-                self.dec[f"{name}_block{index}"] = block(inputs, outputs, rate, last and here in config.attention)
-                channels = outputs
-        self.dec[f"{side}x{side}_aux_norm"] = group_norm(channels)
-        self.dec[f"{side}x{side}_aux_conv"] = Convolution(channels, image_channels, 3, gain=1e-5)
+                self.enc[f"{name}_down"] = block(width, width, rate, to="down")
+                if variant.residual_encoder:
+                    residual = Convolution(auxiliary, width, 3, "down", taps, fused=True)
+                    self.enc[f"{name}_aux_residual"], auxiliary = residual, width
+            encoded = [width]
+            for index in range(blocks[level]):
+                self.enc[f"{name}_block{index}"] = block(encoded[-1], outputs, rate, attends)
+                encoded.append(outputs)
+
+            if level + 1 < len(multipliers):
+                width = add(level + 1, encoded[-1], auxiliary)
+                self.dec[f"{name}_up"] = block(width, width, rate, to="up")
+            else:
+                width = encoded[-1]
+                self.dec[f"{name}_in0"] = block(width, width, rate, attends=True)
+                self.dec[f"{name}_in1"] = block(width, width, rate)
+            for index, skipped in enumerate(encoded[::-1]):
+                last = index == blocks[level]
+                self.dec[f"{name}_block{index}"] = block(width + skipped, outputs, rate, last and attends)
+                self.joined.add(f"{name}_block{index}")
+                width = outputs
+            return width
+
+        width = add(0, channels, image_channels)
+        self.dec[f"{finest}x{finest}_aux_norm"] = group_norm(width)
+        self.dec[f"{finest}x{finest}_aux_conv"] = Convolution(width, image_channels, 3, gain=1e-5)
         number_layers(self)
 
     def _embedding(self, condition: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
@@ -320,10 +338,10 @@ class SongUNet(nn.Module):
                 continue
             x = module(x, embedding, dropout) if isinstance(module, SongBlock) else module(x)
             skips.append(x)
-        for module in self.dec.values():
+        for name, module in self.dec.items():
+            if name in self.joined:
+                x = torch.cat([x, skips.pop()], dim=1)
             if isinstance(module, SongBlock):
-                if x.shape[1] != module.inputs:
-                    x = torch.cat([x, skips.pop()], dim=1)
                 x = module(x, embedding, dropout)
             elif isinstance(module, nn.GroupNorm):
                 x = functional.silu(module(x))

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ from gcflow.config import (
     RunConfig,
     TrainingConfig,
 )
+from gcflow.distances import distance_for
 from gcflow.distributed import World
-from gcflow.errors import NonFiniteLoss, Preempted
-from gcflow.objectives import Batch, ConsistencyObjective, DenoisingObjective, Objective
+from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
+from gcflow.objectives import Batch, Model, ObjectiveContext, in_words
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
 from gcflow.oracles import Denoiser
 from gcflow.precision import begin_step, set_precision, share_multiple, tune
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.schedules import describe
 from gcflow.weights import load_weights, spec_of
+
+Loss = Callable[[Batch], Tensor]
 
 
 @dataclass
@@ -76,7 +79,7 @@ class TrainingState:
 
 
 class Observer:
-    """What the loop tells about its progress, and asks. The base class ignores everything."""
+    """The listener to the loop's progress and questions. The base class ignores everything."""
 
     def logged(self, record: dict[str, Any]) -> None:
         """A line of metrics.
@@ -113,7 +116,7 @@ def initial_state(
 
 @dataclass(frozen=True)
 class Helpers:
-    """What a method needs besides its own model.
+    """The models that a method needs besides its own.
 
     predictor, teacher: the frozen weights that it refers to. exact: the data set's closed-form denoiser, if its teacher
     is `exact`.
@@ -124,10 +127,40 @@ class Helpers:
     exact: Denoiser | None = None
 
 
-def make_objective(
+def objective_context(
+    config: RunConfig, state: TrainingState, student: Model, helpers: Helpers, samples: int | None = None
+) -> ObjectiveContext:
+    """The models and choices of a run, for its objective; see `make_loss`."""
+    method, training = config.method, config.training
+    predictors = {"ema": state.ema, "online": state.model}
+    named = method.predictor if isinstance(method.predictor, str) else ""
+    predictor = predictors.get(named, helpers.predictor)
+
+    def predict(x: Tensor, sigma: Tensor, *dropout: Tensor) -> Tensor:
+        assert predictor is not None
+        return predictor(x, sigma, *dropout)
+
+    denoiser = None
+    if method.criterion.distils:
+        denoiser = helpers.exact if method.teacher == "exact" else helpers.teacher
+    samples = samples or training.batch
+    return ObjectiveContext(
+        student=student,
+        teacher=state.model,
+        coupling=method.pairing,
+        predict=predict,
+        distance=distance_for(training.distance, training.huber_c),
+        process=config.process,
+        denoiser=denoiser,
+        predictor_drops=named == "online",
+        multiple=share_multiple(min(samples, training.micro_batch or samples), training),
+    )
+
+
+def make_loss(
     config: RunConfig, state: TrainingState, student: nn.Module, helpers: Helpers, samples: int | None = None
-) -> Objective:
-    """The objective of a run.
+) -> Loss:
+    """The mean loss of a batch, as the run's objective has it.
 
     Args:
         config: the run.
@@ -136,22 +169,22 @@ def make_objective(
         helpers: what the method needs besides.
         samples: of this process in a step; the whole batch by default.
     """
-    predictors = {"ema": state.ema, "online": state.model}
-    named = config.method.predictor if isinstance(config.method.predictor, str) else ""
-    predictor = predictors.get(named, helpers.predictor)
+    criterion, context = config.method.criterion, objective_context(config, state, student, helpers, samples)
 
-    def predict(x: Tensor, sigma: Tensor, *dropout: Tensor) -> Tensor:
-        assert predictor is not None
-        return predictor(x, sigma, *dropout)
+    def loss(batch: Batch) -> Tensor:
+        found: object = criterion.mean_loss(batch, context)
+        if not isinstance(found, Tensor) or found.ndim:
+            problem = f"mean_loss gives {in_words(found)}; expected a scalar"
+            raise GcflowError(f"objective {criterion.kind}: {problem}")
+        return found
 
-    samples = samples or config.training.batch
-    multiple = share_multiple(min(samples, config.training.micro_batch or samples), config.training)
-    if config.method.objective == "denoising":
-        return DenoisingObjective(config, student, predict, multiple)
-    denoiser = None
-    if config.method.objective == "distillation":
-        denoiser = helpers.exact if config.method.teacher == "exact" else helpers.teacher
-    return ConsistencyObjective(config, student, state.model, predict, denoiser, multiple)
+    return loss
+
+
+def describe(config: RunConfig, step: int) -> dict[str, Any]:
+    """A run's state at `step`, for the log: its schedule's, and mu of generator augmentation."""
+    record = config.training.schedule.describe(step, config.training.steps)
+    return record | {"mu": config.mu_at(step)} if config.method.pairing.predicts else record
 
 
 def require_finite(config: RunConfig, state: TrainingState) -> None:
@@ -172,7 +205,7 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         )
 
 
-def accumulate(objective: Objective, batch: Batch, student: nn.Module, micro_batch: int | None) -> Tensor:
+def accumulate(loss_of: Loss, batch: Batch, student: nn.Module, micro_batch: int | None) -> Tensor:
     """Adds the gradient of a batch's mean loss, in micro-batches, to the student's parameters; returns that loss.
 
     With several processes gradients are averaged once, in the last backward pass.
@@ -182,14 +215,14 @@ def accumulate(objective: Objective, batch: Batch, student: nn.Module, micro_bat
     for number, part in enumerate(parts, start=1):
         waits = isinstance(student, nn.parallel.DistributedDataParallel) and number < len(parts)
         with student.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            loss = objective(part) * (len(part.data) / len(batch.data))
+            loss = loss_of(part) * (len(part.data) / len(batch.data))
             loss.backward()
         total += loss.detach()
     return total
 
 
 class Update(NamedTuple):
-    """What a step of the optimizer used. gradient_norm: before clipping, on the device; None if not asked for."""
+    """A step of the optimizer. gradient_norm: before clipping, on the device; None if not asked for."""
 
     learning_rate: float
     gradient_norm: Tensor | None
@@ -220,7 +253,7 @@ def update(
     return Update(rate, norm)
 
 
-def settle(student: nn.Module, config: RunConfig, shape: tuple[int, ...], device: torch.device) -> None:
+def warm_up_ddp(student: nn.Module, config: RunConfig, shape: tuple[int, ...], device: torch.device) -> None:
     """Lets DistributedDataParallel arrange its gradients before the first step.
 
     It does so once, after a first backward pass. A resumed run would else add up in another order in its first step.
@@ -248,7 +281,7 @@ def train(
         state: from `initial_state`, or restored; its device is the device of training.
         observer: is told of progress and decides what is saved.
         cadence: how often it is told.
-        helpers: see `make_objective`.
+        helpers: see `make_loss`.
         world: this process's place among those of the run. Each is given the same state and data.
 
     Raises:
@@ -261,8 +294,8 @@ def train(
     device = state.loss_sum.device
     student = world.parallel(state.model)
     if world.size > 1:
-        settle(student, config, tuple(data.shape[1:]), device)
-    objective = make_objective(config, state, student, helpers or Helpers(), training.batch // world.size)
+        warm_up_ddp(student, config, tuple(data.shape[1:]), device)
+    loss_of = make_loss(config, state, student, helpers or Helpers(), training.batch // world.size)
     model_parameters: list[Tensor] = list(state.model.parameters())
     ema_parameters: list[Tensor] = list(state.ema.parameters())
     snapshots = set(training.snapshot_steps)
@@ -280,7 +313,7 @@ def train(
 
             step = state.step
             begin_step(training)
-            loss = accumulate(objective, batches[step], student, training.micro_batch)
+            loss = accumulate(loss_of, batches[step], student, training.micro_batch)
             last = step + 1 == training.steps
             logging = (step + 1) % cadence.log_every == 0 or last
             rate, gradient_norm = update(state, training, model_parameters, ema_parameters, logging)

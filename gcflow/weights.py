@@ -13,8 +13,6 @@ from torch import Tensor
 
 from gcflow import register
 from gcflow.config import (
-    NoiseProcess,
-    Preconditioning,
     RunConfig,
     Weights,
     digest,
@@ -23,14 +21,14 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.files import atomic_path, opened_tensors, tensors_metadata
-from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.networks import Network
+from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, Preconditioning
 from gcflow.randomness import derived_seed
-from gcflow.register import Network
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is needed to rebuild a model around its weights. shape: of one sample."""
+    """All that rebuilds a model around its weights. shape: of one sample."""
 
     network: Network
     preconditioning: Preconditioning
@@ -166,9 +164,18 @@ def load_model(
 
 
 def is_denoiser(metadata: dict[str, Any]) -> bool:
-    """Whether a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`."""
+    """True if a weights file's header is a denoiser's: of a run that says so, or imported and not `consistency`.
+
+    Raises:
+        GcflowError: its objective is of an extension that was not read.
+    """
     if "config" in metadata:
-        return bool(metadata["config"]["method"]["objective"] == "denoising")
+        objective = metadata["config"]["method"]["objective"]
+        try:
+            return bool(register.objective[objective if isinstance(objective, str) else objective["kind"]].denoises)
+        except register.UnknownName as error:
+            remedy = "list its file under extensions in params.yaml, or import it"
+            raise GcflowError(f"the weights' objective's {error}; {remedy}") from None
     return bool(metadata["model"]["preconditioning"] != "consistency")
 
 
@@ -183,7 +190,7 @@ def load_run_model(
     model, _, metadata = load_model(path, weights, device)
     if metadata.get("config") != to_dict(config):
         raise GcflowError(f"{path}: weights of another configuration; run gcflow train {config.name} again")
-    for file, sha256 in origins(config.network, config.method.pairing).items():
+    for file, sha256 in origins(*config.parts).items():
         if metadata.get("inputs", {}).get(file) != sha256:
             raise GcflowError(f"{path}: weights of another version of {file}; run gcflow train {config.name} again")
     return model

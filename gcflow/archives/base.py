@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gcflow.errors import GcflowError
 from gcflow.options import require
-from gcflow.register import Source
+from gcflow.sources import Source
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,10 +16,10 @@ from gcflow.archives.index import image_files
 from gcflow.archives.locators import BLOCK, Report, shown
 from gcflow.archives.staging import Rows, Shard, Staging, alone
 from gcflow.config import to_dict
-from gcflow.data import moments
 from gcflow.download import download as fetch
 from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
+from gcflow.sources import moments
 
 # Items of a shard: a multiple of the images of a chunk and of the rows of a block.
 SHARD = 8192

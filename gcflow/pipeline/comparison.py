@@ -16,6 +16,7 @@ from gcflow.metrics import (
     FeatureSet,
     FeatureStatistics,
     InceptionScore,
+    Metric,
     frechet_distance,
     kernel_inception_distance,
 )
@@ -24,7 +25,6 @@ from gcflow.pipeline.folders import reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
 from gcflow.pipeline.schema import metric_names
-from gcflow.register import Metric
 from gcflow.weights import load_tensors
 
 # Images of a set whose features are kept for KID, which compares subsets of them.

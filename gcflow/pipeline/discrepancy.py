@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from gcflow.config import to_dict
+from gcflow.couplings import CouplingContext
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import mean_and_error, transport_cost
-from gcflow.objectives import mu_at
 from gcflow.oracles import LARGEST_EXACT_DATA, Denoiser, in_parts, velocity
 from gcflow.pipeline.folders import discrepancy_path, run_folder, snapshot
 from gcflow.pipeline.params import Params
@@ -16,7 +16,6 @@ from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.train import find_inputs, load_frozen
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import coupling_uniforms, generator
-from gcflow.register import CouplingContext
 from gcflow.weights import load_run_model
 
 
@@ -35,8 +34,9 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     settings = entry.discrepancy
     if settings is None:
         raise GcflowError(f"{params.path}: datasets.{run.dataset}.discrepancy is missing; see digits for an example")
-    if config.method.objective != "denoising":
-        raise GcflowError(f"{name}: its objective is {config.method.objective}; denoisers measure the discrepancy")
+    criterion = config.method.criterion
+    if not criterion.denoises:
+        raise GcflowError(f"{name}: its objective is {criterion.kind}; denoisers measure the discrepancy")
     torch.set_num_threads(config.training.cpu_threads)
     inputs, steps = find_inputs(params, run), config.training.steps
     frozen = load_frozen(params, run, inputs, device).get("predictor")
@@ -66,7 +66,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
             endpoints = x
             if coupling.predicts:
                 assert predict is not None
-                context = CouplingContext(sigma, uniform < mu_at(steps, config), predict)
+                context = CouplingContext(sigma, uniform < config.mu_at(steps), predict)
                 endpoints = coupling.endpoints(x, z, context)
             noisy = endpoints + level * z
             for estimate, denoiser in estimators.items():

@@ -99,7 +99,7 @@ def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
         entry, runs = params.dataset(dataset), list(params.runs(dataset))
         by_objective: dict[str, list[Run]] = {}
         for run in runs:
-            by_objective.setdefault(entry.methods[run.method].objective, []).append(run)
+            by_objective.setdefault(entry.methods[run.method].criterion.kind, []).append(run)
         for objective, chosen in by_objective.items():
             losses = {str(curve_path(run_folder(root, run), "loss")): "loss" for run in chosen}
             plot(f"{dataset}-loss-{objective}", f"{dataset}: loss ({objective})", "loss, log scale", losses)

@@ -20,8 +20,9 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
+from gcflow.networks import Network
 from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table, metric_names
-from gcflow.register import Network, network
+from gcflow.register import network
 from gcflow.sources import Mixture2d
 
 NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -256,10 +257,10 @@ class Params:
                     raise self._fail(f"{where}.theory.{key}", "is [], but a figure of kind theory shows what they give")
         if figure.kind == "discrepancy":
             for method in figure.methods:
-                objective = entry.methods[method].objective
-                if objective != "denoising":
+                criterion = entry.methods[method].criterion
+                if not criterion.denoises:
                     key = f"{where}.figures.{name}.methods"
-                    raise self._fail(key, f"names {method!r}, whose objective is {objective}, not denoising")
+                    raise self._fail(key, f"names {method!r}, whose objective is {criterion.kind}, not denoising")
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
@@ -295,9 +296,9 @@ class Params:
             raise self._fail(
                 f"{key}.method", f"names {reference.method!r}, which has no runs; known: {', '.join(entry.runs)}"
             )
-        objective = entry.methods[reference.method].objective
-        if role != "init" and (objective == "denoising") != (role == "teacher"):
-            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {objective}")
+        criterion = entry.methods[reference.method].criterion
+        if role != "init" and criterion.denoises != (role == "teacher"):
+            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {criterion.kind}")
         listed = entry.runs[reference.method].seeds
         for wanted in seeds if reference.seed is None else (reference.seed,):
             if wanted not in listed:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+# Registers the sources of archives.
+import gcflow.archives.sources  # noqa: F401
 from gcflow import register
 from gcflow.config import (
     Cadence,
@@ -16,8 +18,10 @@ from gcflow.config import (
     Weights,
 )
 from gcflow.errors import GcflowError
+from gcflow.metrics import Metric
+from gcflow.networks import Network
 from gcflow.options import Strict, require
-from gcflow.register import Metric, Network, Source
+from gcflow.sources import Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")

@@ -94,7 +94,7 @@ class Stages:
     def _code(self, run: Run) -> tuple[str, ...]:
         """Files of extensions that a run's coupling and network come from."""
         config = self.params.run_config(run.name)
-        return tuple(origins(config.network, config.method.pairing))
+        return tuple(origins(*config.parts))
 
     def _snapshots(self, run: Run) -> str:
         return str(run_folder(self.root, run) / "snapshots")
@@ -234,7 +234,7 @@ class Stages:
         entry = self.params.dataset(dataset)
         if entry.discrepancy is None:
             return []
-        return [run for run in self.params.runs(dataset) if entry.methods[run.method].objective == "denoising"]
+        return [run for run in self.params.runs(dataset) if entry.methods[run.method].criterion.denoises]
 
     def _metrics(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
         runs = (

@@ -123,7 +123,7 @@ def find_inputs(params: Params, run: Run, load: Callable[[Path], Dataset] = load
             raise GcflowError(f"{path}: no such file, but {params.path} names it in {key}; see gcflow import-edm")
     hashes = {f"{role}_sha256": sha256_of(path) for role, path in weights.items()}
     config = params.run_config(run.name)
-    code = origins(config.network, config.method.pairing)
+    code = origins(*config.parts)
     return Inputs(dataset, weights, {"data_sha256": dataset.sha256} | hashes | code)
 
 

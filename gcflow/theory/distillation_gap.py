@@ -99,7 +99,7 @@ def quasi_random_points(mixture: GaussianMixture, count: int, seed: int) -> Poin
 
 
 class Increments(NamedTuple):
-    """Of the function along a pair of points, per unit of time, [B, d]: for consistency training and for distillation.
+    """Change of the function along a pair of points per unit of time, [B, d]: in consistency training and distillation.
 
     student: f at the upper point, [B, d], with its gradient.
     """
@@ -282,7 +282,7 @@ class Convergence:
         return checks
 
     def curves(self) -> dict[str, Any]:
-        """What figures draw against N."""
+        """The curves that figures draw against N."""
         ratios = [self.ratio(count) for count in self.intervals]
         return {
             "alpha": self.alpha,

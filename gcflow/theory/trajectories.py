@@ -90,7 +90,7 @@ def straightness(states: Tensor) -> Tensor:
 
 
 def crossings(states: Tensor) -> Tensor:
-    """How many of the other drawn paths each of B plane trajectories [levels, B, 2] intersects: int64 [B]."""
+    """The number of other drawn paths that each of B plane trajectories [levels, B, 2] intersects: int64 [B]."""
 
     def side(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])

@@ -23,7 +23,6 @@ from gcflow.config import RunConfig, without_dropout
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
 from gcflow.inception import FEATURES as INCEPTION_FEATURES
-from gcflow.objectives import mu_at
 from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.evaluate import measurements
 from gcflow.pipeline.folders import data_folder, results_folder
@@ -69,9 +68,10 @@ def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
 def passes_per_sample(config: RunConfig) -> float:
     """Forward passes that a training step costs per sample, a backward pass counted as two; the mean over training."""
     method, steps = config.method, config.training.steps
-    own = 3 if method.objective == "denoising" else 4
-    teacher = 1 if method.objective == "distillation" and method.teacher != "exact" else 0
-    return own + teacher + fmean(mu_at(step, config) for step in range(0, steps, max(1, steps // 200)))
+    teacher = 1 if method.criterion.distils and method.teacher != "exact" else 0
+    return (
+        method.criterion.passes + teacher + fmean(config.mu_at(step) for step in range(0, steps, max(1, steps // 200)))
+    )
 
 
 class Work(NamedTuple):

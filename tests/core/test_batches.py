@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gcflow.batches import STEPS_AHEAD, Ahead, Batches, device_memory, resident
+from gcflow.batches import STEPS_AHEAD, Batches, Prefetcher, device_memory, draw_levels, resident
 from gcflow.config import (
     EctSchedule,
     EdmSchedule,
@@ -27,7 +27,6 @@ from gcflow.errors import GcflowError
 from gcflow.objectives import Batch
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
-from gcflow.schedules import draw_levels
 from gcflow.training import initial_state, train
 
 CPU = torch.device("cpu")
@@ -60,7 +59,7 @@ def batches_of(config, data=IMAGES, steps=range(STEPS), world=None, streamed=Fal
     with Batches(config, data, CPU, world or World()) as batches:
         if streamed:
             assert batches.streamed is None
-            batches.streamed = Ahead(batches._read, config.training.steps)
+            batches.streamed = Prefetcher(batches._read, config.training.steps)
         return [batches[step] for step in steps]
 
 
@@ -87,7 +86,7 @@ def test_a_batch_holds_the_samples_levels_and_keys_of_its_step(method, data):
     for step, batch in enumerate(batches_of(config, data)):
         samples = data[batch_indices(0, step, 16, 50)]
         assert torch.equal(batch.data, to_model_space(samples, PROCESS))
-        low, high = draw_levels(config, step)
+        low, high, _ = draw_levels(config, step)
         assert torch.equal(batch.low, low)
         assert torch.equal(batch.high, high)
         assert torch.equal(batch.dropout, dropout_keys(0, step, 16))
@@ -243,7 +242,7 @@ def test_this_machine_has_the_memory_that_its_kernel_reports():
     assert device_memory("cpu") == 1024 * kilobytes
 
 
-# Ahead.
+# Prefetcher.
 
 
 class Work:
@@ -265,7 +264,7 @@ class Work:
 
 def test_values_come_in_order_and_each_is_computed_once():
     work = Work()
-    ahead = Ahead(work, 20)
+    ahead = Prefetcher(work, 20)
     assert [ahead[step] for step in range(20)] == [step**2 for step in range(20)]
     assert work.done == list(range(20))
     ahead.close()
@@ -273,7 +272,7 @@ def test_values_come_in_order_and_each_is_computed_once():
 
 def test_no_more_than_a_few_steps_are_computed_ahead_and_none_beyond_the_last():
     work = Work()
-    ahead = Ahead(work, 8)
+    ahead = Prefetcher(work, 8)
     for step in range(8):
         assert ahead[step] == step**2
         assert work.furthest(ahead) == min(step + STEPS_AHEAD, 7)
@@ -284,14 +283,14 @@ def test_no_more_than_a_few_steps_are_computed_ahead_and_none_beyond_the_last():
 
 def test_a_run_taken_up_late_computes_nothing_of_the_steps_before():
     work = Work()
-    ahead = Ahead(work, 100)
+    ahead = Prefetcher(work, 100)
     assert [ahead[step] for step in (50, 51)] == [2500, 2601]
     ahead.close()
     assert min(work.done) == 50
 
 
 def test_a_step_beyond_the_last_can_still_be_asked_for():
-    ahead = Ahead(Work(), 3)
+    ahead = Prefetcher(Work(), 3)
     try:
         assert [ahead[2], ahead[3]] == [4, 9]
     finally:
@@ -301,7 +300,7 @@ def test_a_step_beyond_the_last_can_still_be_asked_for():
 def test_work_is_done_in_one_other_thread_that_ends_when_it_is_closed():
     before = ahead_threads()
     names = set()
-    ahead = Ahead(lambda step: names.add(threading.current_thread().name), 50)
+    ahead = Prefetcher(lambda step: names.add(threading.current_thread().name), 50)
     for step in range(10):
         _ = ahead[step]
     assert len(names) == 1
@@ -320,7 +319,7 @@ def test_closing_does_not_compute_what_nobody_waits_for():
         go.wait(10)
         done.append(step)
 
-    ahead = Ahead(slow, 50)
+    ahead = Prefetcher(slow, 50)
     asking = threading.Thread(target=lambda: ahead[0])
     asking.start()
     assert started.wait(10)
@@ -377,7 +376,7 @@ def test_an_error_of_the_assignment_ends_the_training_and_its_thread(error, monk
 def test_an_error_of_reading_reaches_the_caller_and_the_thread_ends():
     before = ahead_threads()
     with Batches(run_config("ic"), IMAGES, CPU, World()) as batches:
-        batches.streamed = Ahead(batches._read, STEPS)
+        batches.streamed = Prefetcher(batches._read, STEPS)
         batches.data = IMAGES[:20]
         batches._indices = lambda step, part: torch.tensor([30])
         with pytest.raises(IndexError):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from losses import Loss
 from scipy import stats
 from scipy.optimize import linprog
 from torch import nn
@@ -20,11 +21,9 @@ from gcflow.config import (
     RunConfig,
     TrainingConfig,
 )
-from gcflow.couplings import generator_augmented, optimal_assignment
+from gcflow.couplings import CouplingContext, generator_augmented, optimal_assignment
 from gcflow.distributed import World
-from gcflow.objectives import ConsistencyObjective, mu_at
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.register import CouplingContext
 from gcflow.weights import spec_of
 
 SEEDS = st.integers(0, 2**31)
@@ -81,7 +80,7 @@ def drawn(config, data, step):
 
 def objective(config, predict, model=None, multiple=1):
     model = model or nn.Identity()
-    return ConsistencyObjective(config, model, model, predict, multiple=multiple)
+    return Loss(config, model, predict, multiple=multiple)
 
 
 def squared_costs(x, z):
@@ -315,13 +314,13 @@ def test_which_samples_are_augmented_does_not_depend_on_their_interval():
 
 def test_mu_changes_linearly_from_its_start_to_its_end():
     rising = run_config(gc((0.2, 0.8)), steps=300)
-    assert [mu_at(step, rising) for step in (0, 100, 150, 300)] == pytest.approx([0.2, 0.4, 0.5, 0.8])
+    assert [rising.mu_at(step) for step in (0, 100, 150, 300)] == pytest.approx([0.2, 0.4, 0.5, 0.8])
     constant = run_config(gc(0.3), steps=300)
-    assert {mu_at(step, constant) for step in (0, 150, 299)} == {0.3}
-    assert mu_at(50, run_config(IC)) == 0
+    assert {constant.mu_at(step) for step in (0, 150, 299)} == {0.3}
+    assert run_config(IC).mu_at(50) == 0
     up, down = (run_config(gc(mu), steps=8) for mu in ((0.0, 1.0), (1.0, 0.0)))
-    assert [mu_at(step, up) for step in range(8)] == [step / 8 for step in range(8)]
-    assert [mu_at(step, down) for step in range(8)] == [1 - step / 8 for step in range(8)]
+    assert [up.mu_at(step) for step in range(8)] == [step / 8 for step in range(8)]
+    assert [down.mu_at(step) for step in range(8)] == [1 - step / 8 for step in range(8)]
 
 
 @pytest.mark.parametrize("mu", [0.3, (0.0, 1.0), (1.0, 0.0)])
@@ -329,7 +328,7 @@ def test_mu_changes_linearly_from_its_start_to_its_end():
 def test_mu_is_zero_before_its_step_and_from_it_on_as_if_it_had_always_been_on(begin, mu):
     late, always = run_config(gc(mu, begin)), run_config(gc(mu))
     for step in range(100):
-        assert mu_at(step, late) == (0 if step < begin else mu_at(step, always))
+        assert late.mu_at(step) == (0 if step < begin else always.mu_at(step))
 
 
 @pytest.mark.parametrize("step", [0, 59, 60, 99])

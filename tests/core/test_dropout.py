@@ -10,7 +10,6 @@ from torch import nn
 
 from gcflow.config import NetworkConfig
 from gcflow.dropout import Dropout, dropout_keys, keep_mask, number_layers
-from gcflow.networks import build_network
 
 RATES = [0.1, 0.13, 0.3, 0.5, 0.9]
 NETWORKS = [
@@ -254,7 +253,7 @@ def test_keys_are_uniform_over_all_32_bits():
 
 @pytest.mark.parametrize(("config", "shape"), NETWORKS)
 def test_every_dropout_layer_of_a_network_has_a_number_of_its_own(config, shape):
-    numbers = [module.layer for module in build_network(config, shape).modules() if isinstance(module, Dropout)]
+    numbers = [module.layer for module in config.build(shape).modules() if isinstance(module, Dropout)]
     assert len(numbers) >= 3
     assert len(set(numbers)) == len(numbers)
 
@@ -267,7 +266,7 @@ def test_layers_are_numbered_in_any_module():
 
 @pytest.mark.parametrize(("config", "shape"), NETWORKS)
 def test_two_passes_with_the_same_keys_agree_to_the_bit_and_other_keys_differ(config, shape):
-    student, teacher = build_network(config, shape), build_network(config, shape)
+    student, teacher = config.build(shape), config.build(shape)
     for index, parameter in enumerate(student.parameters()):
         parameter.data = gaussian(index, *parameter.shape) / math.sqrt(parameter[0].numel())
     teacher.load_state_dict(student.state_dict())

@@ -6,7 +6,7 @@ from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
-from gcflow.networks import build_network, zero_initialised
+from gcflow.networks import zero_initialised
 from gcflow.preconditioning import COEFFICIENTS
 from gcflow.weights import ModelSpec
 
@@ -33,7 +33,7 @@ def perturbed(config, shape):
     """A network whose (nearly) zero-initialised layers are no longer so."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network(config, shape)
+        network = config.build(shape)
     for i, parameter in enumerate(network.parameters()):
         parameter.data += 0.2 * gaussian(i, *parameter.shape)
     return network
@@ -113,15 +113,15 @@ def test_keys_change_nothing_at_rate_zero(config, shape):
 def test_a_unet_refuses_sides_that_its_levels_cannot_halve(config, shape):
     deep = replace(config, multipliers=(1, 2, 2))
     with pytest.raises(ValueError, match=r"network\.architecture .* square images with sides divisible by 4"):
-        build_network(deep, shape)
-    assert build_network(deep, (1, 12, 12))(torch.zeros(1, 1, 12, 12), torch.zeros(1), None).shape == (1, 1, 12, 12)
+        deep.build(shape)
+    assert deep.build((1, 12, 12))(torch.zeros(1, 1, 12, 12), torch.zeros(1), None).shape == (1, 1, 12, 12)
 
 
 @pytest.mark.parametrize("config", [DDPM, NCSN])
 @pytest.mark.parametrize("shape", [(2,), (8, 8), (1, 1, 8, 8)])
 def test_a_unet_refuses_data_that_are_no_images(config, shape):
     with pytest.raises(ValueError, match="needs square images"):
-        build_network(config, shape)
+        config.build(shape)
 
 
 @pytest.mark.parametrize(("config", "shape"), EACH)
@@ -153,7 +153,7 @@ def test_dropout_is_no_part_of_the_initial_weights(config, shape):
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7, 20])
 def test_an_mlp_can_have_any_width(channels):
-    network = build_network(replace(MLP, channels=channels), (2, 3))
+    network = replace(MLP, channels=channels).build((2, 3))
     assert network(torch.zeros(2, 2, 3), torch.zeros(2), None).shape == (2, 2, 3)
 
 
@@ -182,7 +182,7 @@ def test_one_value_for_all_levels_is_that_value_for_each():
 
 @pytest.mark.parametrize("config", [DDPM, NCSN])
 def test_a_deeper_unet_halves_the_resolution_from_level_to_level_and_doubles_it_back(config):
-    network = build_network(replace(config, multipliers=(1, 2, 4), blocks=(1, 2, 1)), (1, 8, 8))
+    network = replace(config, multipliers=(1, 2, 4), blocks=(1, 2, 1)).build((1, 8, 8))
     sizes = {}
     for part in ("enc", "dec"):
         for name, module in getattr(network, part).items():

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from losses import Loss
 from scipy import integrate, stats
 from torch import nn
 
@@ -21,7 +22,7 @@ from gcflow.config import (
 )
 from gcflow.distributed import World
 from gcflow.dropout import Dropout, dropout_keys
-from gcflow.objectives import Batch, ConsistencyObjective, DenoisingObjective
+from gcflow.objectives import Batch
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.weights import spec_of
 
@@ -82,7 +83,7 @@ def drawn(config, x, step=0):
 
 
 def consistency(config, model, predict=None, denoiser=None):
-    return ConsistencyObjective(config, model, model, predict or gaussian_denoiser, denoiser)
+    return Loss(config, model, predict or gaussian_denoiser, denoiser)
 
 
 def randomised(model):
@@ -123,7 +124,7 @@ def test_the_loss_weighs_each_distance_by_the_inverse_width_of_its_interval():
 def test_the_student_sees_the_upper_point_and_the_teacher_the_lower_at_their_own_levels():
     config, student, teacher = run_config(IC), LinearModel(gain), LinearModel(gain)
     batch = drawn(config, gaussian(0, 40, 2, 3, 3), 3)
-    ConsistencyObjective(config, student, teacher, gaussian_denoiser)(batch)
+    Loss(config, student, gaussian_denoiser, teacher=teacher)(batch)
     for model, level in [(student, batch.high), (teacher, batch.low)]:
         ((x, sigma),) = model.calls
         assert torch.equal(sigma, level)
@@ -240,7 +241,7 @@ def test_the_target_of_ect_is_the_data_itself_where_the_lower_level_is_zero(prec
     batch = drawn(config, gaussian(0, 200, 5))
     # A denoiser that knows the data, so that distillation too ends in them.
     denoiser = (lambda x, sigma: batch.data) if method is CD else None
-    objective = ConsistencyObjective(config, model, teacher, model, denoiser)
+    objective = Loss(config, model, model, denoiser, teacher)
     objective(batch).backward()
     (target,) = targets
     at_zero = batch.low == 0
@@ -365,7 +366,7 @@ def test_consistency_training_costs_more_than_distillation_on_the_same_pairs():
 
 def denoising(model, x, process):
     config = run_config(DENOISING, process=process, schedule=EdmSchedule())
-    return DenoisingObjective(config, model, must_not_be_called)(drawn(config, x)).item()
+    return Loss(config, model, must_not_be_called)(drawn(config, x)).item()
 
 
 def test_denoising_levels_are_log_normal_and_one_per_sample():
@@ -381,7 +382,7 @@ def test_denoising_errors_are_weighted_as_in_edm():
     model, process = LinearModel(gain), NoiseProcess(sigma_data=0.6)
     config = run_config(DENOISING, process=process, schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 50, 1, 2, 3))
-    loss = DenoisingObjective(config, model, must_not_be_called)(batch).item()
+    loss = Loss(config, model, must_not_be_called)(batch).item()
     ((noisy, sigma),) = model.calls
     assert torch.equal(sigma, batch.high)
     torch.testing.assert_close(noisy, batch.data + sigma.reshape(-1, 1, 1, 1) * batch.noise)
@@ -422,7 +423,7 @@ def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
     model = LinearModel(gain)
     config = run_config(replace(DENOISING, coupling="ot"), process=NoiseProcess(), schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 60, 1))
-    DenoisingObjective(config, model, must_not_be_called)(batch)
+    Loss(config, model, must_not_be_called)(batch)
     ((noisy, sigma),) = model.calls
     z = (noisy - batch.data)[:, 0] / sigma
     assert (z[batch.data[:, 0].argsort()].diff() > 0).all()
@@ -431,7 +432,7 @@ def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
 def test_a_denoiser_is_trained_with_the_dropout_of_its_batch():
     network, config = MaskRecorder(), run_config(DENOISING, schedule=EdmSchedule())
     batch = drawn(config, gaussian(0, 8, 16), 3)
-    DenoisingObjective(config, PreconditionedNetwork(network, "edm", GENTLE), must_not_be_called)(batch)
+    Loss(config, PreconditionedNetwork(network, "edm", GENTLE), must_not_be_called)(batch)
     (mask,) = network.masks
     assert torch.equal(mask, network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8)))
 
@@ -441,7 +442,7 @@ def test_the_online_predictor_drops_by_a_mask_of_its_own_and_the_ema_not_at_all(
     network, config = MaskRecorder(), run_config(replace(GC, mu=1.0, predictor=predictor))
     batch = drawn(config, gaussian(0, 8, 16), 3)
     model = PreconditionedNetwork(network, "consistency", GENTLE)
-    ConsistencyObjective(config, model, model, model)(batch)
+    Loss(config, model, model)(batch)
     predicting, student, teacher = network.masks
     own = network.layer(torch.ones(8, 16), dropout_keys(0, 3, 8, "predictor-dropout"))
     assert torch.equal(predicting, own if predictor == "online" else torch.ones(8, 16))
@@ -472,7 +473,7 @@ def test_a_denoiser_learns_the_predicted_endpoint_from_that_endpoint_and_the_sam
         calls.append((x, sigma))
         return torch.tanh(x) + sigma.reshape(-1, 1, 1, 1)
 
-    loss = DenoisingObjective(config, model, predict)(batch)
+    loss = Loss(config, model, predict)(batch)
     ((asked, asked_at),), ((noisy, sigma),) = calls, model.calls
     assert torch.equal(sigma, batch.high)
     assert torch.equal(asked_at, batch.high[batch.take_gc])
@@ -498,7 +499,7 @@ def test_at_share_zero_no_endpoint_of_a_denoiser_is_predicted_and_at_share_one_e
         calls.append(len(x))
         return x
 
-    DenoisingObjective(config, LinearModel(gain), predict)(batch)
+    Loss(config, LinearModel(gain), predict)(batch)
     assert calls == ([40] if mu else [])
 
 
@@ -507,7 +508,7 @@ def test_at_share_zero_a_denoiser_has_the_loss_and_gradient_of_independent_pairs
     results = []
     for config, predict in [(augmented(0.0), must_not_be_called), (replace(augmented(), method=DENOISING), None)]:
         model = randomised(spec_of(config, (5,)).build(0))
-        loss = DenoisingObjective(config, model, predict)(drawn(config, gaussian(0, 30, 5), step))
+        loss = Loss(config, model, predict)(drawn(config, gaussian(0, 30, 5), step))
         loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -517,7 +518,7 @@ def test_at_share_zero_a_denoiser_has_the_loss_and_gradient_of_independent_pairs
 def test_the_gradient_of_a_denoiser_does_not_flow_through_its_predictor():
     config, model, predictor = augmented(1.0), LinearModel(gain), LinearModel(gain)
     batch = drawn(config, gaussian(0, 30, 3))
-    DenoisingObjective(config, model, predictor)(batch).backward()
+    Loss(config, model, predictor)(batch).backward()
     assert predictor.factor.grad is None
     assert not model.calls[0][0].requires_grad
     x, z, s = double(batch.data, batch.noise, batch.high[:, None])
@@ -550,7 +551,7 @@ def test_the_best_denoiser_of_predicted_endpoints_is_that_of_their_joint_gaussia
     least, _ = integrate.quad(loss_at, -12, 10)
     batch = drawn(config, x)
     losses = {
-        name: DenoisingObjective(config, LinearModel(model), gaussian_flow)(batch).item()
+        name: Loss(config, LinearModel(model), gaussian_flow)(batch).item()
         for name, model in {
             "best": best,
             "less": lambda s: 0.9 * best(s),
@@ -571,7 +572,7 @@ def test_a_predictor_of_a_denoiser_is_asked_for_a_multiple_of_samples_without_ch
         asked.append(len(x))
         return gaussian_flow(x, sigma)
 
-    losses = [DenoisingObjective(config, LinearModel(gain), predict, multiple)(batch).item() for multiple in (1, 8)]
+    losses = [Loss(config, LinearModel(gain), predict, multiple=multiple)(batch).item() for multiple in (1, 8)]
     assert asked == [batch.take_gc.sum(), -(-batch.take_gc.sum() // 8) * 8]
     assert losses[0] == losses[1]
 

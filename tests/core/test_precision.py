@@ -23,7 +23,7 @@ from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
-from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_objective, train
+from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_loss, train
 from gcflow.weights import spec_of
 
 SHAPE = (1, 4, 4)
@@ -78,7 +78,7 @@ def batch_of(config, step=3):
 
 
 def loss_and_gradients(config, state):
-    objective = make_objective(config, state, state.model, Helpers())
+    objective = make_loss(config, state, state.model, Helpers())
     loss = accumulate(objective, batch_of(config), state.model, None).item()
     return loss, [parameter.grad for parameter in state.model.parameters()]
 
@@ -146,7 +146,7 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32 or name.startswith("window."), name
     assert tensors["window.loss_sum"].dtype == torch.float64
-    loss = make_objective(config, state, state.model, Helpers())(batch_of(config))
+    loss = make_loss(config, state, state.model, Helpers())(batch_of(config))
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in state.model.parameters())

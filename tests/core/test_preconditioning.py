@@ -9,7 +9,6 @@ from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
-from gcflow.networks import build_network
 from gcflow.preconditioning import (
     COEFFICIENTS,
     PreconditionedNetwork,
@@ -255,7 +254,7 @@ def image_model(kind, architecture="ddpm++"):
     config = NetworkConfig(architecture, channels=16, blocks=1, dropout=0.2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build_network(config, (3, 4, 4))
+        network = config.build((3, 4, 4))
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 parameter.data = torch.randn_like(parameter) / math.sqrt(parameter[0].numel())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from gcflow.batches import draw_levels
 from gcflow.config import (
     EctSchedule,
     EdmSchedule,
@@ -19,16 +20,15 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
 )
+from gcflow.randomness import generator
 from gcflow.schedules import (
-    describe,
-    draw_levels,
     ect_lower,
     interval_probabilities,
     noise_levels,
     number_of_intervals,
     sample_intervals,
-    uniforms,
 )
+from gcflow.training import describe
 
 PROCESS = NoiseProcess()
 SCHEDULE = IctSchedule()
@@ -200,7 +200,7 @@ def test_each_pair_spans_neighbouring_levels_of_the_current_curriculum():
     config = run_config(IctSchedule(s0=2, s1=8), steps=30, batch=500, process=process)
     roots = process.sigma_min ** (1 / 3), process.sigma_max ** (1 / 3)
     for step, intervals in [(0, 2), (9, 2), (10, 4), (20, 8), (29, 8), (5, 2)]:
-        low, high = draw_levels(config, step)
+        low, high, _ = draw_levels(config, step)
         levels = np.linspace(*roots, intervals + 1) ** 3
         index = np.abs(levels[:, None] - low.numpy()).argmin(0)
         np.testing.assert_allclose(low.numpy(), levels[index], rtol=1e-5)
@@ -210,7 +210,7 @@ def test_each_pair_spans_neighbouring_levels_of_the_current_curriculum():
 
 def test_drawn_intervals_have_the_frequencies_of_their_probabilities():
     count = 50_000
-    low, _ = draw_levels(run_config(IctSchedule(s0=12, s1=12), batch=count), 3)
+    low, _, _ = draw_levels(run_config(IctSchedule(s0=12, s1=12), batch=count), 3)
     levels, observed = low.unique(return_counts=True)
     expected = interval_probabilities(noise_levels(12, PROCESS), SCHEDULE).double().numpy()
     assert len(levels) == 12
@@ -274,7 +274,7 @@ def test_later_stages_of_ect_bring_the_levels_closer():
 def test_the_short_setting_of_ect_keeps_the_gap_of_its_first_stage_throughout():
     config = run_config(ECT_SHORT, batch=5000, steps=8000)
     for step in (0, 4000, 7999):
-        low, high = (level.double() for level in draw_levels(config, step))
+        low, high = (level.double() for level in draw_levels(config, step)[:2])
         gap = (1 + 8 / (1 + high.exp())) / 256
         # Both levels are rounded to float32.
         np.testing.assert_allclose(((high - low) / high).numpy(), gap.numpy(), rtol=256 * 2**-23)
@@ -307,7 +307,7 @@ def test_the_stages_of_ect_are_those_of_its_code_at_every_step_of_its_default_le
 def test_the_long_setting_of_ect_raises_its_stage_after_every_25k_steps(step, stage):
     config = run_config(ECT_LONG, batch=2000, steps=500_000)
     assert ECT_LONG.stage(step) == stage
-    low, high = draw_levels(config, step)
+    low, high, _ = draw_levels(config, step)
     expected = ect_lower(high.double(), stage, ECT_LONG)
     torch.testing.assert_close(low.double(), expected, rtol=2**-22, atol=1e-6)
     assert ((low >= 0) & (low < high)).all()
@@ -320,7 +320,7 @@ def test_the_two_levels_of_ect_never_meet_in_single_precision(q, every, steps):
     except ValueError as error:
         assert "stage_every" in str(error)  # noqa: PT017
         return
-    low, high = draw_levels(config, steps - 1)
+    low, high, _ = draw_levels(config, steps - 1)
     assert (low < high).all()
 
 
@@ -337,7 +337,7 @@ def test_another_length_moves_the_end_of_ect_to_another_stage_and_that_of_ict_no
 
 
 def test_in_its_first_stage_ect_with_q_2_starts_from_the_data_below_ln_7():
-    low, high = draw_levels(run_config(EctSchedule(q=2), batch=20_000), 0)
+    low, high, _ = draw_levels(run_config(EctSchedule(q=2), batch=20_000), 0)
     assert torch.equal(low == 0, high < math.log(7))
     assert 0.7 < (low == 0).float().mean() < 0.95
 
@@ -354,7 +354,7 @@ def test_in_its_first_stage_ect_with_q_2_starts_from_the_data_below_ln_7():
 )
 def test_upper_levels_of_ect_and_of_a_denoiser_are_log_normal(schedule, method, mean, std):
     count = 20_000
-    _, high = draw_levels(run_config(schedule, method, batch=count), 5)
+    _, high, _ = draw_levels(run_config(schedule, method, batch=count), 5)
     logs = high.log().numpy()
     assert stats.kstest(logs, stats.norm(mean, std).cdf).pvalue > 1e-3
     assert abs(logs.mean() - mean) < 4 * std / math.sqrt(count)
@@ -362,7 +362,7 @@ def test_upper_levels_of_ect_and_of_a_denoiser_are_log_normal(schedule, method, 
 
 
 def test_a_denoiser_has_one_level_per_sample():
-    low, high = draw_levels(run_config(EdmSchedule(), DENOISING), 0)
+    low, high, _ = draw_levels(run_config(EdmSchedule(), DENOISING), 0)
     assert torch.equal(low, high)
     assert len(high.unique()) == 64
 
@@ -389,7 +389,8 @@ def test_levels_are_a_function_of_seed_and_step_for_the_whole_batch(schedule, me
 @pytest.mark.parametrize(("schedule", "method"), ANY_SCHEDULE)
 def test_levels_tell_nothing_of_who_takes_the_augmented_coupling(schedule, method):
     config = run_config(schedule, method, batch=20_000)
-    high, share = draw_levels(config, 2)[1], uniforms(config, 2)[:, 1]
+    high = draw_levels(config, 2)[1]
+    share = torch.rand(20_000, 2, generator=generator(config.seed, 2, "interval"))[:, 1]
     assert stats.kstest(share.numpy(), "uniform").pvalue > 1e-3
     assert abs(stats.spearmanr(high.numpy(), share.numpy()).statistic) < 4 / math.sqrt(20_000)
 
@@ -411,7 +412,9 @@ def test_the_log_tells_the_share_of_augmented_samples_where_the_coupling_has_one
 
 @pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])
 def test_a_denoiser_is_trained_with_its_own_schedule_only(schedule):
-    with pytest.raises(ValueError, match=r"training\.schedule\.kind is '(ict|ect)', expected edm for a denoiser"):
+    with pytest.raises(
+        ValueError, match=r"training\.schedule\.kind is '(ict|ect)', expected edm, because objective is denoising"
+    ):
         run_config(schedule, DENOISING)
 
 

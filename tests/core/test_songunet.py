@@ -9,8 +9,6 @@ from torch.nn import functional
 
 from gcflow.config import NetworkConfig
 from gcflow.dropout import Dropout, dropout_keys
-from gcflow.networks import build_network
-from gcflow.songunet import SongUNet
 
 ARCHITECTURES = ["ddpm++", "ncsn++"]
 ONE_LEVEL = (NetworkConfig("ddpm++", channels=8, blocks=2), (1, 4, 4))
@@ -49,7 +47,7 @@ def gaussian(seed, *shape, dtype=torch.float64):
 def built(config, shape, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_network(config, shape)
+        return config.build(shape)
 
 
 def randomised(config, shape, dtype=torch.float64):
@@ -315,7 +313,7 @@ def test_names_and_shapes_of_the_state_follow_the_rule(config, shape):
 def test_sizes_on_cifar_are_the_published_ones(name, ddpm_count, architecture):
     config = replace(CIFAR[name], architecture=architecture)
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in build_network(config, (3, 32, 32)).parameters())
+        count = sum(parameter.numel() for parameter in config.build((3, 32, 32)).parameters())
     no_parameters = ("resample_filter", "freqs")
     shapes = expected_shapes(config, (3, 32, 32))
     assert count == sum(math.prod(s) for key, s in shapes.items() if not key.endswith(no_parameters))
@@ -383,8 +381,8 @@ def test_fourier_frequencies_are_gaussian_of_scale_sixteen_and_depend_on_the_see
     config = NetworkConfig("ncsn++", channels=512, blocks=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        first = SongUNet(config, (1, 1, 1)).map_noise.freqs.double()
-        second = SongUNet(config, (1, 1, 1)).map_noise.freqs.double()
+        first = config.build((1, 1, 1)).map_noise.freqs.double()
+        second = config.build((1, 1, 1)).map_noise.freqs.double()
     assert not torch.equal(first, second)
     both = torch.cat([first, second]) / 16
     assert abs(both.mean()) < 5 / math.sqrt(1024)
@@ -496,9 +494,9 @@ def test_each_level_drops_at_its_own_rate_and_a_level_without_rate_is_unaffected
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_configuration_that_cannot_be_is_refused_by_the_name_of_its_key(architecture, changes, shape, text):
     good = {"channels": 8, "blocks": 1, "multipliers": (1, 2)}
-    build_network(NetworkConfig(architecture, **good), (3, 8, 8))
+    NetworkConfig(architecture, **good).build((3, 8, 8))
     with pytest.raises(ValueError, match=text):
-        build_network(NetworkConfig(architecture, **good | changes), shape)
+        NetworkConfig(architecture, **good | changes).build(shape)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -506,7 +504,7 @@ def test_a_number_of_channels_is_refused_when_the_network_is_built_or_not_at_all
     runs, refusals = set(), []
     for channels in range(1, 25):
         try:
-            network = build_network(NetworkConfig(architecture, channels=channels, blocks=1), (1, 2, 2))
+            network = NetworkConfig(architecture, channels=channels, blocks=1).build((1, 2, 2))
         except ValueError as error:
             refusals.append(str(error))
             continue

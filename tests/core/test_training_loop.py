@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses import Loss
 from safetensors.torch import save_file
 
 from gcflow import training as training_module
@@ -28,13 +29,12 @@ from gcflow.config import (
 )
 from gcflow.distributed import World
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
-from gcflow.objectives import ConsistencyObjective, DenoisingObjective
 from gcflow.oracles import empirical
 from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
-from gcflow.training import Helpers, Observer, accumulate, initial_state, make_objective, train
+from gcflow.training import Helpers, Observer, accumulate, initial_state, make_loss, objective_context, train
 from gcflow.weights import (
     ModelSpec,
     load_model,
@@ -384,7 +384,7 @@ def test_a_log_line_carries_the_mean_loss_since_the_last_one_and_the_curriculum(
         if step:
             load_weights(state.model, weights.history[step - 1], "raw", tmp_path)
         with torch.no_grad():
-            losses.append(make_objective(config, state, state.model, Helpers())(batch_of(config, step)).item())
+            losses.append(make_loss(config, state, state.model, Helpers())(batch_of(config, step)).item())
     means = [sum(losses[:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:]) / 2]
     assert [record["loss"] for record in observer.records] == pytest.approx(means, rel=1e-6)
     assert [record["intervals"] for record in observer.records] == [6, 12, 12]
@@ -438,7 +438,7 @@ def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monke
 
         return objective
 
-    monkeypatch.setattr(training_module, "make_objective", spying)
+    monkeypatch.setattr(training_module, "make_loss", spying)
     config = run_config(micro_batch=micro_batch)
     train(config, DATA, start(config))
     assert [len(batch.data) for batch in seen] == ([6] if micro_batch is None else [4, 2]) * STEPS
@@ -559,11 +559,8 @@ def loss_on(config, model, data, step=1000):
     """The loss on many draws that the run has not seen, with independent coupling and without distillation."""
     method = config.method if config.method.objective == "denoising" else METHODS["ic"]
     config = replace(config, method=method, training=replace(config.training, batch=400))
-    objective = DenoisingObjective(config, model, model)
-    if method is METHODS["ic"]:
-        objective = ConsistencyObjective(config, model, model, model)
     with torch.no_grad():
-        return objective(batch_of(config, step, data)).item()
+        return Loss(config, model, model)(batch_of(config, step, data)).item()
 
 
 @pytest.mark.parametrize("method", ["ic", "gc-ema", "cd", "denoiser"])
@@ -617,7 +614,7 @@ def test_each_predictor_name_selects_its_model():
         outputs = {
             name: model(x, sigma) for name, model in [("ema", state.ema), ("model", state.model), ("frozen", frozen)]
         }
-        predicted = make_objective(config, state, state.model, Helpers(predictor=frozen)).predict(x, sigma)
+        predicted = objective_context(config, state, state.model, Helpers(predictor=frozen)).predict(x, sigma)
         assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [selected]
 
 
@@ -635,18 +632,17 @@ def test_distillation_takes_the_exact_or_the_trained_teacher_that_it_names():
     teacher = frozen_model()
     given = Helpers(predictor=frozen_model(), teacher=teacher, exact=EXACT)
     state = start(run_config("cd"))
-    assert make_objective(run_config("cd"), state, state.model, given).denoiser is EXACT
+    assert objective_context(run_config("cd"), state, state.model, given).denoiser is EXACT
     by_run = replace(run_config("cd"), method=MethodConfig(objective="distillation", teacher=RunReference("denoiser")))
-    assert make_objective(by_run, state, state.model, given).denoiser is teacher
-    assert make_objective(run_config("ic"), state, state.model, given).denoiser is None
+    assert objective_context(by_run, state, state.model, given).denoiser is teacher
+    assert objective_context(run_config("ic"), state, state.model, given).denoiser is None
 
 
 def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioning_follows_the_schedule():
     for name in METHODS:
         config = run_config(name)
         state = start(config)
-        kind = DenoisingObjective if name.startswith("denoiser") else ConsistencyObjective
-        assert type(make_objective(config, state, state.model, helpers(config))) is kind
+        assert config.method.criterion.denoises == name.startswith("denoiser")
         expected = "edm" if name.startswith(("denoiser", "ect")) else "consistency"
         assert state.model.preconditioning == state.ema.preconditioning == expected
 
@@ -659,7 +655,7 @@ def gradients(config, micro_batch):
     state = start(config)
     for i, parameter in enumerate(state.model.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-    objective = make_objective(config, state, state.model, helpers(config))
+    objective = make_loss(config, state, state.model, helpers(config))
     loss = accumulate(objective, batch_of(config, 7), state.model, micro_batch)
     return loss, [p.grad for p in state.model.parameters()]
 

@@ -846,7 +846,7 @@ def test_a_start_that_a_run_cannot_have_is_refused_by_key(folder, changes, expec
         ({"mu": [0.0, 1.5]}, ".mu is (0.0, 1.5), expected a number in [0, 1], or [start, end] in [0, 1]"),
         ({"coupling": "ot"}, ".mu is 0.5, expected no value unless coupling is gc"),
         ({"preconditioning": "consistency"}, ".preconditioning is 'consistency', expected edm, vp or ve for a denoise"),
-        ({"training": {}}, ": training.schedule.kind is 'ict', expected edm for a denoiser"),
+        ({"training": {}}, ": training.schedule.kind is 'ict', expected edm, because objective is denoising"),
         ({"mu_from_step": -1}, ".mu_from_step is -1, expected an integer >= 0, or null"),
         ({"mu_from_step": 2.5}, ".mu_from_step is 2.5: "),
         ({"mu_from_step": True}, ".mu_from_step is True: "),
@@ -892,7 +892,7 @@ def test_the_consistency_and_the_edm_preconditioning_can_start_each_other(folder
             "ect",
             "preconditioning",
             "consistency",
-            ": preconditioning is 'consistency', expected edm, vp or ve, because ECT's boundary is sigma = 0",
+            ": preconditioning is 'consistency', expected edm, vp or ve, because the boundary of ect is sigma = 0",
         ),
         (
             "denoiser",
@@ -900,12 +900,12 @@ def test_the_consistency_and_the_edm_preconditioning_can_start_each_other(folder
             "consistency",
             ".preconditioning is 'consistency', expected edm, vp or ve for a denoiser",
         ),
-        ("denoiser", "training", {}, ": training.schedule.kind is 'ict', expected edm for a denoiser"),
+        ("denoiser", "training", {}, ": training.schedule.kind is 'ict', expected edm, because objective is denoising"),
         (
             "denoiser",
             "training",
             {"schedule": {"kind": "ect"}},
-            ": training.schedule.kind is 'ect', expected edm for a denoiser",
+            ": training.schedule.kind is 'ect', expected edm, because objective is denoising",
         ),
         (
             "gc",

@@ -1,20 +1,20 @@
-"""A project with a coupling, a data set, a network and a metric of its own: those of examples/."""
+"""A project with a coupling, an objective, a schedule, a data set, a network and a metric of its own: of examples/."""
 
 import json
+import math
 import re
 import shutil
 import signal
-import subprocess
-import sys
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 import torch
 import yaml
+from losses import Loss
 from projects import (
     Fork,
     checkpoints,
-    environment,
     error_line,
     gcflow,
     metrics,
@@ -25,25 +25,37 @@ from projects import (
     write_project,
 )
 from safetensors.torch import load_file
+from scipy import stats
 from workflows import ROOT, clone, duplicate, dvc, snakemake
 
 from gcflow import register
-from gcflow.batches import Batches
-from gcflow.config import run_config_from_dict, to_dict
+from gcflow.batches import Batches, draw_levels
+from gcflow.config import (
+    IctSchedule,
+    MethodConfig,
+    NetworkConfig,
+    NoiseProcess,
+    RunConfig,
+    TrainingConfig,
+    run_config_from_dict,
+    to_dict,
+)
 from gcflow.couplings import optimal_assignment
 from gcflow.data import prepare
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
-from gcflow.objectives import Batch, coupled_endpoints
+from gcflow.objectives import Batch
 from gcflow.pipeline.comparison import measured
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 from gcflow.randomness import coupling_uniforms
-from gcflow.weights import load_model
+from gcflow.training import Helpers, initial_state, make_loss
+from gcflow.weights import load_model, spec_of
 
-FILES = ("sinkhorn.py", "rings.py", "convolutional.py", "precision_recall.py")
+FILES = ("sinkhorn.py", "continuous.py", "rings.py", "convolutional.py", "precision_recall.py")
 RUNS = {f"rings/{name}" for name in ("ic/0", "ic/1", "ot/0", "sinkhorn/0", "sinkhorn/1", "sinkhorn-conv/0")}
+CONTINUOUS = "digits/continuous/0"
 OF_SINKHORN = {"rings/sinkhorn/0", "rings/sinkhorn/1", "rings/sinkhorn-conv/0"}
 CPU = torch.device("cpu")
 
@@ -51,13 +63,13 @@ CPU = torch.device("cpu")
 def tiny_example():
     """examples/params.yaml, shortened."""
     document = yaml.safe_load((ROOT / "examples" / "params.yaml").read_text())
-    rings = document["datasets"]["rings"]
-    rings["data"]["count"] = 200
-    rings["training"] |= {"steps": 40, "batch": 16, "snapshot_every": 20}
-    rings["network"] |= {"channels": 16, "blocks": 1}
-    rings["cadence"] = {"log_every": 10, "checkpoint_every": 5}
-    rings["features"] |= {"epochs": 1, "minimum_accuracy": 0.0}
-    rings["evaluation"] |= {"samples": 40}
+    document["datasets"]["rings"]["data"]["count"] = 200
+    for entry in document["datasets"].values():
+        entry["training"] |= {"steps": 40, "batch": 16, "snapshot_every": 20}
+        entry["network"] |= {"channels": 16, "blocks": 1}
+        entry["cadence"] = {"log_every": 10, "checkpoint_every": 5}
+        entry["features"] |= {"epochs": 1, "minimum_accuracy": 0.0}
+        entry["evaluation"] |= {"samples": 40}
     return document
 
 
@@ -123,6 +135,7 @@ def test_both_graphs_have_the_files_and_nothing_is_left_to_do(project):
     evaluations = {f"evaluate-{run.replace('/', '-')}" for run in RUNS}
     assert using == {
         "rings.py": {"prepare-rings"},
+        "continuous.py": {"train-digits-continuous-0"},
         "sinkhorn.py": {f"train-{run.replace('/', '-')}" for run in OF_SINKHORN},
         "convolutional.py": {"train-rings-sinkhorn-conv-0", "evaluate-rings-sinkhorn-conv-0"},
         "precision_recall.py": evaluations,
@@ -136,12 +149,17 @@ def test_the_hash_of_each_file_is_part_of_the_runs_identity(project):
     assert {run for run in RUNS if "examples/sinkhorn.py" in inputs[run]} == OF_SINKHORN
     assert {run for run in RUNS if "examples/convolutional.py" in inputs[run]} == {"rings/sinkhorn-conv/0"}
     assert not any("examples/rings.py" in found for found in inputs.values())
+    (own,) = json.loads((run_folder(project, CONTINUOUS) / "config.json").read_text())["inputs"].keys() - {
+        "data_sha256"
+    }
+    assert own == "examples/continuous.py"
 
 
 @pytest.mark.parametrize(
     ("file", "prepared", "trained", "evaluated"),
     [
         ("sinkhorn.py", False, OF_SINKHORN, OF_SINKHORN),
+        ("continuous.py", False, {CONTINUOUS}, {CONTINUOUS}),
         ("rings.py", True, RUNS, RUNS),
         ("convolutional.py", False, {"rings/sinkhorn-conv/0"}, {"rings/sinkhorn-conv/0"}),
         ("precision_recall.py", False, set(), RUNS),
@@ -179,8 +197,9 @@ def test_samples_of_the_projects_own_network_need_its_file(project, tmp_path):
 # Training.
 
 
-def test_a_killed_run_with_all_of_them_ends_in_the_bits_of_an_undisturbed_one(project, tmp_path):
-    run, folder = "rings/sinkhorn-conv/0", duplicate(project, tmp_path / "project")
+@pytest.mark.parametrize("run", ["rings/sinkhorn-conv/0", CONTINUOUS])
+def test_a_killed_run_with_all_of_them_ends_in_the_bits_of_an_undisturbed_one(project, tmp_path, run):
+    folder = duplicate(project, tmp_path / "project")
     shutil.rmtree(run_folder(folder, run))
     fork = Fork(folder, "train", run)
     wait_until(lambda: checkpoints(folder, run) or fork.exitcode is not None)
@@ -382,7 +401,7 @@ def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
     x, levels = gaussian(0, 16, 2), torch.ones(16)
     batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int())
     with pytest.raises(GcflowError) as caught:
-        coupled_endpoints(batch, config, lambda x, sigma: x, 1)
+        Loss(config, lambda x, sigma, keys: x, lambda x, sigma: x)(batch)
     assert str(caught.value) == f"coupling sinkhorn: endpoints gives {found}; expected float32 [16, 2] on cpu"
 
 
@@ -416,12 +435,97 @@ def test_a_project_knows_nothing_of_the_one_read_before(folder, tmp_path):
     assert again == config
 
 
-def test_the_grid_is_read_without_torch(folder):
-    code = "import sys; from gcflow.pipeline.params import Params; Params(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), check=False).returncode == 0
-
-
 # The science of the examples.
+
+
+def toy(objective, schedule, **method):
+    """A run of points in the plane."""
+    return RunConfig(
+        dataset="toy",
+        method_name="own",
+        seed=0,
+        process=NoiseProcess(sigma_data=1.0),
+        network=NetworkConfig("mlp", channels=16, blocks=2),
+        training=TrainingConfig(steps=10, batch=30, learning_rate=1e-3, snapshot_every=10, schedule=schedule),
+        method=MethodConfig(objective=objective, **method),
+    )
+
+
+def own_schedule(low=0.05, high=20.0):
+    return register.schedule["log-uniform"](low=low, high=high)
+
+
+def test_continuous_time_is_the_limit_of_pairs_that_close_in(examples):
+    config = toy(register.objective["continuous"](c=0.0), own_schedule())
+    model = spec_of(config, (2,)).build(3)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.data += 0.1 * gaussian(i, *parameter.shape)
+    model.double()
+    x, z = gaussian(1, 30, 2).double(), gaussian(2, 30, 2).double()
+    sigma = draw_levels(config, 4)[0].double()
+    keys, gap = torch.zeros(30).int(), 1e-5
+    batch = Batch(x, z, sigma, sigma, keys.bool(), keys, keys)
+    Loss(config, model, None)(batch).backward()
+    ours = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    # The L2 norm of a pair without its weight, whose gradient is that of f along the direction of the difference.
+    pair = batch._replace(low=sigma * (1 - gap))
+    loss = Loss(toy("consistency", IctSchedule()), model, None)
+    loss.context = replace(loss.context, distance=lambda y, x: (x - y).norm(dim=1) * (pair.high - pair.low))
+    loss(pair).backward()
+    for own, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(own, parameter.grad, rtol=1e-3, atol=1e-6)
+    assert any(own.abs().max() > 1e-3 for own in ours)
+
+
+def test_the_own_schedule_draws_single_levels_of_uniform_logarithm(examples):
+    config = toy("denoising", own_schedule())
+    config = replace(config, training=replace(config.training, batch=5000))
+    low, high, _ = draw_levels(config, 7)
+    assert torch.equal(low, high)
+    shares = (high / 0.05).log() / math.log(20.0 / 0.05)
+    assert stats.kstest(shares.numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("objective", "schedule", "expected"),
+    [
+        ("continuous", IctSchedule(), "'ict', expected edm or log-uniform, because objective is continuous"),
+        ("consistency", None, "'log-uniform', expected ict or ect, because objective is consistency"),
+    ],
+)
+def test_an_objective_and_a_schedule_that_do_not_fit_are_refused(examples, objective, schedule, expected):
+    with pytest.raises(ValueError, match=f"kind is {expected}"):
+        toy(objective, schedule or own_schedule())
+
+
+@pytest.mark.parametrize(
+    ("gives", "found"),
+    [(lambda x: x, "float32 [16, 2] on cpu"), (lambda x: 0.5, "float"), (lambda x: None, "NoneType")],
+)
+def test_an_objective_that_gives_no_scalar_is_refused(examples, monkeypatch, gives, found):
+    config = toy("continuous", own_schedule())
+    monkeypatch.setattr(type(config.method.criterion), "mean_loss", lambda self, batch, context: gives(batch.data))
+    x, zeros = gaussian(0, 16, 2), torch.zeros(16)
+    loss = make_loss(config, initial_state(config, (2,)), torch.nn.Identity(), Helpers())
+    with pytest.raises(GcflowError) as caught:
+        loss(Batch(x, x, zeros, zeros, zeros.bool(), zeros.int(), zeros.int()))
+    assert str(caught.value) == f"objective continuous: mean_loss gives {found}; expected a scalar"
+
+
+def test_a_mistyped_objective_is_refused_with_the_known_ones(examples):
+    known = "'consistency', 'distillation', 'denoising', 'continuous'"
+    with pytest.raises(ValueError, match=f"^objective is 'consistancy': expected {known}$"):
+        MethodConfig(objective="consistancy")
+
+
+def test_a_schedule_that_gives_no_levels_is_refused(examples, monkeypatch):
+    config = toy("continuous", own_schedule())
+    monkeypatch.setattr(type(config.training.schedule), "levels", lambda self, *given: (given[3][:5], given[4]))
+    with pytest.raises(GcflowError) as caught:
+        draw_levels(config, 0)
+    expected = "levels gives float32 [5] on cpu; expected float32 [30] on the CPU"
+    assert str(caught.value) == f"schedule log-uniform: {expected}"
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.5])

@@ -133,12 +133,12 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
 def _facts(config: dict[str, Any]) -> list[tuple[str, str]]:
     """The configuration in a few words."""
     method, training, network = config["method"], config["training"], config["network"]
-    coupling = method["coupling"]
+    coupling, objective = method["coupling"], method["objective"]
     # Those of extensions have options of their own.
     sizes = [f"{network['channels']} channels"] if "channels" in network else []
     sizes += [f"dropout {number(network['dropout'])}"] if "dropout" in network else []
     return [
-        ("Objective", method["objective"]),
+        ("Objective", objective if isinstance(objective, str) else objective["kind"]),
         ("Coupling", coupling if isinstance(coupling, str) else coupling["kind"]),
         ("Steps × batch", f"{number(training['steps'], 9)} × {training['batch']}"),
         ("Optimizer", f"{training['optimizer']}, learning rate {number(training['learning_rate'])}"),

@@ -35,14 +35,14 @@ def imported_modules(path):
 
 
 def upwards(name, *above):
-    """What a module of the science imports from the layers above it."""
+    """The modules of the layers above that a module of the science imports."""
     path = PACKAGE / f"{name.replace('.', '/')}.py"
     return [module for module in imported_modules(path) if module.startswith(above)]
 
 
-def test_no_module_of_the_science_imports_a_stage_or_the_command_line():
+def test_no_module_of_the_science_imports_a_stage_a_tool_or_the_command_line():
     for name in SCIENCE:
-        assert upwards(name, "gcflow.pipeline", "gcflow.cli") == [], name
+        assert upwards(name, "gcflow.pipeline", "gcflow.tools", "gcflow.cli") == [], name
 
 
 def test_the_theory_rests_on_the_science_and_nothing_of_that_on_the_theory():
@@ -54,9 +54,10 @@ def test_the_theory_rests_on_the_science_and_nothing_of_that_on_the_theory():
         assert [module for module in upwards(name, "gcflow") if not module.startswith(allowed)] == [], name
 
 
-def test_no_stage_imports_the_command_line():
-    for path in (PACKAGE / "pipeline").rglob("*.py"):
-        assert "gcflow.cli" not in set(imported_modules(path)), path.name
+def test_no_stage_imports_a_tool_and_neither_the_command_line():
+    for folder, above in (("pipeline", ("gcflow.tools", "gcflow.cli")), ("tools", ("gcflow.cli",))):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            assert not [module for module in imported_modules(path) if module.startswith(above)], path.name
 
 
 def test_the_science_imports_without_the_packages_of_the_pipeline():

@@ -13,6 +13,7 @@ include: "workflow/rules/runs.smk"
 include: "workflow/rules/views.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
+include: "workflow/rules/watch.smk"
 
 
 rule all:

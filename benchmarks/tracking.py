@@ -1,8 +1,8 @@
 """What MLflow costs the step of a run: to SQLite, and to servers that fail.
 
-`python benchmarks/tracking.py [STEPS]`, from 6000 steps on. Every run is `digits/ic/0` of params.yaml, followed from
-its first second. Its follower is held (SIGSTOP) and let go on in turns of 15 seconds, and the steps of the turns are
-compared: two runs of the same work differ by more than what is measured.
+`python benchmarks/tracking.py [STEPS]`, from 6000 steps on. Every run is `digits/ic/0` of params.yaml, watched from its
+first second. The watch is held (SIGSTOP) and let go on in turns of 15 seconds, and the steps of the turns are compared:
+two runs of the same work differ by more than what is measured.
 """
 
 import json
@@ -14,12 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
-import psutil
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +49,7 @@ class Server:
 def project(folder: Path, steps: int) -> Path:
     """The repository's grid, with one short run in it."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["tracking"] = {"experiment": "benchmark", "follow_after": 0.0}
+    params["tracking"] = {"experiment": "benchmark", "watch_every": 5.0}
     digits = params["datasets"]["digits"]
     digits["training"] |= {"steps": steps, "snapshot_every": steps}
     digits["cadence"] = {"log_every": 50, "checkpoint_every": 250}
@@ -67,29 +65,28 @@ def project(folder: Path, steps: int) -> Path:
 def gcflow(folder: Path, *words: str, uri: str | None = None) -> subprocess.Popen[bytes]:
     """Begins the command line."""
     environment = os.environ | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
-    return subprocess.Popen([sys.executable, "-m", "gcflow", *words], cwd=folder, env=environment, stderr=-3)
+    command = ["nice", "-n", "19"] if "--watch" in words else []
+    command += [sys.executable, "-m", "gcflow", *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def train_in_turns(folder: Path, uri: str | None) -> list[tuple[float, float, bool]]:
-    """Trains beside a follower. Returns the begin and end of each turn, and whether the follower went on in it."""
-    job = gcflow(folder, "train", RUN, uri=uri)
-    while not (followers := psutil.Process(job.pid).children()):
-        time.sleep(0.1)
+    """Trains beside a watch. Returns the begin and end of each turn, and whether the watch went on in it."""
+    job, watch = gcflow(folder, "train", RUN), gcflow(folder, "track", "sync", "--watch", uri=uri)
     # Its imports are the start's cost, not the step's.
     time.sleep(TURN)
     turns = []
     going = True
     while job.poll() is None:
         going = not going
-        with suppress(psutil.NoSuchProcess):
-            followers[0].send_signal(signal.SIGCONT if going else signal.SIGSTOP)
+        watch.send_signal(signal.SIGCONT if going else signal.SIGSTOP)
         began = time.time()
         time.sleep(TURN)
         turns.append((began, time.time(), going))
-    with suppress(psutil.NoSuchProcess):
-        followers[0].send_signal(signal.SIGCONT)
-    # The last turn is cut short by the end of the job; the follower's last pass is not part of the next run.
-    time.sleep(TURN)
+    watch.send_signal(signal.SIGCONT)
+    # Its last pass is not part of the next run.
+    watch.communicate()
+    # The last turn is cut short by the end of the job.
     return turns[:-1]
 
 

@@ -578,27 +578,19 @@ def track() -> None:
     "gcflow track sync",
     track,
 )
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Send every tracking.watch_every seconds what is new, until SIGTERM, Ctrl-C or the end of a pipe at standard "
+    "input. A workflow starts and ends it by itself.",
+)
 @SCALE
 @click.pass_context
-def sync(context: click.Context, scale: str) -> None:
+def sync(context: click.Context, watch: bool, scale: str) -> None:
     params = _load(context)
-    from gcflow.pipeline.tracking.sync import sync as send
+    from gcflow.tools.track import sync as track
 
-    send(params, scale)
-
-
-@verb(
-    "Mirror RUN to MLflow until standard input ends, as a job that lasts starts it by itself.",
-    "gcflow track follow digits/gc/0",
-    track,
-)
-@click.argument("run")
-@click.pass_context
-def follow(context: click.Context, run: str) -> None:
-    params = _load(context)
-    from gcflow.pipeline.tracking.follow import follow as mirror
-
-    mirror(params, params.parse_run(run), sys.stdin)
+    (track.watch if watch else track.sync)(params, scale)
 
 
 @verb("Write dvc.yaml from params.yaml; --check only compares.", "gcflow stages --check")

@@ -57,6 +57,9 @@ def _vouched(doubted: list[Stage], versions: Versions) -> list[Stage]:
 def _mirror(params: Params, scale: str) -> None:
     """Lets Snakemake send the runs to MLflow: no version of what is in MLflow here could have been pulled."""
     command = [sys.executable, "-m", "snakemake", "--profile", str(PROFILE.parent), "--config", f"scale={scale}"]
-    result = subprocess.run([*command, "--", MIRROR], cwd=params.root, capture_output=True, text=True, check=False)
+    # Without the watch that would send the same beside it.
+    result = subprocess.run(
+        [*command, "--no-hooks", "--", MIRROR], cwd=params.root, capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
         say(f"gcflow: warning: the runs were not mirrored to MLflow; see {params.root / 'results/logs/track.log'}")

@@ -23,7 +23,6 @@ from gcflow.pipeline.job import tells_its_end
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Evaluation
-from gcflow.pipeline.tracking.beside import Follower
 from gcflow.precision import set_precision
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
@@ -182,8 +181,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     main, seed_shown = samplers(config, settings)[0], settings.generation_seeds[0]
     shown: list[int] = []
     total = len(plan) * settings.samples
-    with Follower(params, run) as follower, Progress(f"{name} evaluation", total, unit="image") as progress:
-        follower.begin()
+    with Progress(f"{name} evaluation", total, unit="image") as progress:
         evaluator = Evaluator(name, settings, references, dataset.shape, precision, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)

@@ -47,13 +47,8 @@ def end_path(root: Path, run: Run) -> Path:
     return run_folder(root, run) / "state" / "end.json"
 
 
-def tracking_folder(root: Path, run: Run) -> Path:
-    """Log and lock of the processes that mirror a run to MLflow: two at once would make two MLflow runs of it."""
-    return run_folder(root, run) / "state" / "tracking"
-
-
 def tracking_lock(root: Path) -> Path:
-    """Lock for what only one process at a time may make in MLflow: its database, tables and figures."""
+    """Lock of the processes that send to MLflow: two at once would make two MLflow runs of one of ours."""
     return root / "results" / "logs" / "tracking"
 
 

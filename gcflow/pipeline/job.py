@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
+import psutil
+
 from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import write_json
@@ -57,6 +59,24 @@ def memory_gib(device: str) -> float:
 
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def machine_load(device: str) -> dict[str, float]:
+    """How busy the machine is, in percent, under MLflow's names for it; of processors, since the last call.
+
+    A GPU's is there where NVIDIA's library is (`pip install nvidia-ml-py`).
+    """
+    load = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_percentage": psutil.virtual_memory().percent,
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        # Of many kinds: no library, no driver, no permission. Training goes on without the number.
+        with suppress(Exception):
+            load["system/gpu_utilization_percentage"] = float(torch.cuda.utilization(device))
+    return load
 
 
 def this_job(root: Path, device: str, processes: int, step: int) -> dict[str, Any]:

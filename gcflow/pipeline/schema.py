@@ -443,14 +443,12 @@ class Pretrained(Strict):
 class Tracking(Strict):
     """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder.
 
-    experiment: its name there; each data set has its own below it, `<experiment>/<data set>`. follow_after: a job that
-    has lasted so many seconds is mirrored while it runs, a shorter one when the workflow ends; None: none is.
-    follow_every: seconds between what is sent of such a job.
+    experiment: its name there; each data set has its own below it, `<experiment>/<data set>`. watch_every: seconds
+    between what is sent while a workflow runs; None: all is sent at its end.
     """
 
     experiment: str
-    follow_after: Annotated[float, Field(ge=0)] | None = 60.0
-    follow_every: Annotated[float, Field(gt=0)] = 10.0
+    watch_every: Annotated[float, Field(gt=0)] | None = 30.0
 
 
 @dataclass(frozen=True)

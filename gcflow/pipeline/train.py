@@ -19,12 +19,11 @@ from gcflow.errors import GcflowError, OutOfMemory, Preempted
 from gcflow.extensions import origins
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
-from gcflow.pipeline.job import memory_gib, tells_its_end, this_job
+from gcflow.pipeline.job import machine_load, memory_gib, tells_its_end, this_job
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
-from gcflow.pipeline.tracking.beside import Follower
 from gcflow.precision import tune
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.scratch import load_near
@@ -80,8 +79,8 @@ class _Watcher(Observer):
         self.deadline = deadline
 
     def logged(self, record: dict[str, Any]) -> None:
-        memory = round(memory_gib(self.device), 3)
-        self.state.append({**record, "memory_gib": memory, "time": round(time.time(), 3)})
+        machine = {"memory_gib": round(memory_gib(self.device), 3), **machine_load(self.device)}
+        self.state.append({**record, **machine, "time": round(time.time(), 3)})
         detail = f"loss {record['loss']:.4g}  {record['images_per_second']:.0f} images/s"
         self.progress.update(record["step"], detail)
 
@@ -258,8 +257,7 @@ def _train_shared(
         if reason is not None:
             raise Preempted(f"{run.name}: {reason} while it waited; nothing was begun")
 
-    # Outside the lock: it hears of the end of the job when everything of it is published.
-    with Follower(params, run) as follower, RunLock(folder / "state", run.name, wait, meanwhile) as lock:
+    with RunLock(folder / "state", run.name, wait, meanwhile) as lock:
         world.from_first(ACQUIRED)
         run_state.open(folder, restart)
         world.from_first(run_state.restore(state))
@@ -268,7 +266,6 @@ def _train_shared(
             say(f"  {run.name:<30} resumes at step {state.step}")
         if state.step < config.training.steps:
             run_state.begin_job(this_job(params.root, device, world.size, state.step))
-        follower.begin()
         with Progress(run.name, config.training.steps, state.step) as progress:
             watcher = _Watcher(run_state, device, lock, progress, deadline)
             train(config, data, state, watcher, cadence, helpers, world)

@@ -266,13 +266,13 @@ class Asked:
 
     def tracking(self) -> str:
         """Whether runs can be mirrored to MLflow now."""
-        from gcflow.pipeline.tracking.server import Server, one_line, tracking_uri, without_password
+        from gcflow.tools.track.mirror import Mirror, one_line, tracking_uri, without_password
 
         uri = tracking_uri(self.params)
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             return f"{uri} is to be made"
         try:
-            Server(self.params).client.search_experiments(max_results=1)
+            Mirror(self.params).client.search_experiments(max_results=1)
         except Exception as error:
             later = "no run waits for it, and gcflow track sync sends what is missing"
             raise Note(f"{without_password(uri)}: {one_line(error)}; {later}") from None

@@ -30,7 +30,7 @@ from gcflow.weights import load_tensors
 MEGABYTE = 10**6
 DIGITS = 8
 SHOWN = 5
-# Of a run's state the folder of a configuration; locks and the tracker's folder lie beside it.
+# Of a run's state the folder of a configuration; locks and the evaluation's folder lie beside it.
 CONFIGURATION = "[0-9a-f]" * 16
 HASH_OF_ITS_OWN = re.compile(r"\.safetensors$|/config\.json$|/state/")
 CURE = f"""\

@@ -345,7 +345,7 @@ def test_a_start_that_nothing_makes_must_be_there(tmp_path):
 @pytest.fixture
 def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[tuple[str, str]]]:
     grid = asked(project(tmp_path / "project"))
-    monkeypatch.setattr("gcflow.pipeline.tracking.server.SETTINGS", {})
+    monkeypatch.setattr("gcflow.tools.track.mirror.SETTINGS", {})
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 

@@ -91,6 +91,8 @@ def test_no_module_of_the_science_imports_a_stage_a_tool_or_the_command_line():
 def test_no_stage_imports_a_tool_or_the_command_line():
     for name in STAGES:
         assert upwards(name, "gcflow.tools", "gcflow.cli") == [], name
+    for name in MODULES:
+        assert name in LAZY or upwards(name, "gcflow.cli") == [], name
 
 
 def test_the_theory_rests_on_the_science_and_nothing_of_that_on_the_theory():

@@ -10,6 +10,7 @@ from projects import gcflow, prepare_data, tiny_params, write_project
 from gcflow.errors import GcflowError
 from gcflow.pipeline import figure
 from gcflow.pipeline.drawing.image_files import tile
+from gcflow.pipeline.job import machine_load
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document
 from gcflow.pipeline.table import published_values
@@ -27,6 +28,21 @@ def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_
     receipt = json.loads((folder / "results/tracking.json").read_text())
     assert receipt["pending"] == []
     assert list(receipt["sent"]) == ["mixture2d/ic/0"]
+
+
+def test_the_load_of_a_gpu_is_told_where_it_can_be_read(monkeypatch):
+    asked = []
+
+    def unreadable(device):
+        asked.append(device)
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    machine = {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"}
+    monkeypatch.setattr("torch.cuda.utilization", unreadable)
+    assert machine_load("cuda:1").keys() == machine == machine_load("cpu").keys()
+    assert asked == ["cuda:1"]
+    monkeypatch.setattr("torch.cuda.utilization", lambda device: 73)
+    assert machine_load("cuda:1")["system/gpu_utilization_percentage"] == 73.0
 
 
 def test_the_trajectories_figure_is_drawn_from_the_numbers_of_the_theory_alone(tmp_path):

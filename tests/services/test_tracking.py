@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,19 @@ from projects import (
     SCRIPT,
     alive,
     checkpoints,
+    children,
     environment,
     gcflow,
     limit_file_size,
     prepare_data,
     run_folder,
     start,
-    state_folder,
     tiny_params,
     train_here,
     wait_until,
-    weights,
     write_project,
 )
-from workflows import duplicate
+from workflows import SCRIPTS, clone, duplicate, snakemake
 
 from gcflow.errors import Preempted
 from gcflow.pipeline.lock import RunLock, newest_lease
@@ -40,7 +39,8 @@ from gcflow.pipeline.params import Params
 
 RUN = "digits/ic/0"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CLOCKS = ("images_per_second", "memory_gib", "system/")
+# Seconds, on a machine that does much else.
+PATIENCE = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def place(request) -> str:
     return request.getfixturevalue(request.param) if request.param else ""
 
 
-def project(folder: Path, steps: int = 40, seeds: int = 1, every: int = 10, follow: float | None = 0.0) -> Path:
-    """Prepared data, and the runs of one method. every: steps between lines of metrics and between checkpoints."""
+def grid(name: str, steps: int = 40, seeds: int = 1, every: int = 10, watch: float = 0.2) -> dict[str, Any]:
+    """A params.yaml with the runs of one method. every: steps between lines of metrics and between checkpoints."""
     params = tiny_params()
-    params["tracking"] = {"experiment": folder.name, "follow_after": follow, "follow_every": 0.2}
+    params["tracking"] = {"experiment": name, "watch_every": watch}
     digits = params["datasets"]["digits"]
     digits["training"] |= {"steps": steps, "snapshot_every": steps}
     digits["cadence"] = {"log_every": every, "checkpoint_every": every}
@@ -76,10 +76,15 @@ def project(folder: Path, steps: int = 40, seeds: int = 1, every: int = 10, foll
     digits["runs"] = {"ic": {"label": "iCT-IC", "seeds": list(range(seeds))}}
     digits["tables"]["table1"]["methods"] = ["ic"]
     params["datasets"] = {"digits": digits}
-    return prepare_data(write_project(folder, params), "digits")
+    return params
 
 
-def address_of(folder: Path, place: str = "") -> dict[str, str]:
+def project(folder: Path, **settings: Any) -> Path:
+    """Prepared data, and the grid."""
+    return prepare_data(write_project(folder, grid(folder.name, **settings)), "digits")
+
+
+def address_of(place: str) -> dict[str, str]:
     """What MLFLOW_TRACKING_URI is for a place."""
     return {"MLFLOW_TRACKING_URI": place} if place else {}
 
@@ -103,57 +108,75 @@ def on_disk(folder: Path, run: str = RUN, up_to: int | None = None) -> dict[str,
     return histories
 
 
-def without_clocks(histories: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
-    return {name: points for name, points in histories.items() if not name.startswith(CLOCKS)}
-
-
 def assert_mirrored(folder: Path, place: str = "", run: str = RUN) -> None:
-    """That MLflow has every point of a run once, with its step, in their order."""
-    there = found(folder, place).history(run)
-    assert {name: points for name, points in there.items() if not name.startswith("system/")} == on_disk(folder, run)
+    """That MLflow has every point of a run once, with its step, in their order, and knows that it is finished."""
+    mlflow = found(folder, place)
+    assert mlflow.history(run) == on_disk(folder, run)
+    assert mlflow.run(run).info.status == "FINISHED"
 
 
-def log(folder: Path, run: str = RUN) -> str:
-    path = run_folder(folder, run) / "state" / "tracking" / "log"
-    return path.read_text() if path.exists() else ""
+@contextmanager
+def watching(folder: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """`gcflow track sync --watch` beside the block, whose end it is told as by a workflow; its words are in a log."""
+    command = [sys.executable, str(SCRIPT), "track", "sync", "--watch"]
+    with (folder / "watch.log").open("ab") as log:
+        watch = subprocess.Popen(
+            command, cwd=folder, env=environment(env), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+    try:
+        yield watch
+        watch.stdin.close()
+        assert watch.wait(timeout=PATIENCE) == 0, said(folder)
+    finally:
+        watch.stdin.close()
+        watch.kill()
+        watch.wait()
 
 
-def passed(folder: Path, run: str = RUN) -> bool:
-    """Whether a process has tried to send a run, so that there is a database."""
-    lease = newest_lease(run_folder(folder, run) / "state" / "tracking")
-    return lease is not None and (lease.attempt > 1 or lease.released)
+def said(folder: Path) -> list[str]:
+    return (folder / "watch.log").read_text().splitlines()
 
 
-def followers(folder: Path) -> list[int]:
-    """Processes that follow runs of a project."""
-    pids = []
+def watches(folder: Path) -> list[int]:
+    """The processes that watch a project."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-            if b"follow" in words and Path(os.readlink(path.parent / "cwd")) == folder.resolve():
-                pids.append(int(path.parent.name))
-        except OSError:
-            continue
-    return [pid for pid in pids if alive(pid)]
+        with suppress(OSError):
+            if b"--watch" in path.read_bytes() and (path.parent / "cwd").samefile(folder):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if alive(pid)]
 
 
-def followers_ended(folder: Path) -> bool:
-    return not followers(folder)
+def statuses(folder: Path, place: str = "") -> list[str]:
+    """Of the runs that have points; nothing before there is a database."""
+    if not place and not (folder / "mlflow.db").exists():
+        return []
+    return [run.info.status for run in found(folder, place).runs() if run.data.metrics]
+
+
+@contextmanager
+def held(folder: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process that trains the run, stopped after its first checkpoint."""
+    job = start(folder, "train", RUN, env=env)
+    try:
+        wait_until(lambda: checkpoints(folder, RUN), seconds=PATIENCE)
+        job.send_signal(signal.SIGSTOP)
+        yield job
+    finally:
+        job.kill()
+        job.communicate()
 
 
 def rewrite(path: Path, text: str) -> None:
+    """Writes a file anew: a published one may be a link to a recorded one."""
     path.unlink()
     path.write_text(text)
 
 
-def same_point(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(a[key] == b[key] for key in ("metric", "weights", "network_evaluations", "step", "protocol"))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
-    """The run of 40 steps as it is without MLflow."""
-    folder = project(tmp_path_factory.mktemp("undisturbed"), follow=None)
+    """The run of 40 steps."""
+    folder = project(tmp_path_factory.mktemp("undisturbed"))
     train_here(folder, RUN)
     return folder
 
@@ -192,163 +215,139 @@ def copied(tmp_path, undisturbed) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def sync(monkeypatch, sqlite_server) -> Callable[[Path], dict[str, Any]]:
-    """`gcflow track sync` within this process to a server; what results/tracking.json says then."""
-    from gcflow.pipeline.tracking.server import SETTINGS
-    from gcflow.pipeline.tracking.sync import sync as send
+def reach(monkeypatch) -> Callable[[str], None]:
+    """Makes an address MLFLOW_TRACKING_URI of this process."""
+    from gcflow.tools.track.mirror import SETTINGS
 
-    for name, value in (SETTINGS | {"MLFLOW_TRACKING_URI": sqlite_server}).items():
+    for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
+    return lambda address: monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
 
-    def call(folder: Path) -> dict[str, Any]:
+
+@pytest.fixture
+def sync(reach, sqlite_server) -> Callable[..., dict[str, Any]]:
+    """`gcflow track sync` within this process, to a server; what results/tracking.json says then."""
+    from gcflow.tools.track.sync import sync as send
+
+    def call(folder: Path, address: str = sqlite_server) -> dict[str, Any]:
+        reach(address)
         send(Params(folder / "params.yaml"), "all")
         return json.loads((folder / "results/tracking.json").read_text())
 
     return call
 
 
-def write_evaluation(folder: Path, kinds: tuple[str, ...], steps: tuple[int, ...] = (40,)) -> None:
+def write_evaluation(folder: Path, kinds: tuple[str, ...], steps: tuple[int, ...] = (40,), value: float = 2.0) -> None:
     path = run_folder(folder, RUN) / "evaluation" / "metrics.json"
     path.parent.mkdir(exist_ok=True)
-    shared = {"metric": "classifier-fd", "value": 2.0, "network_evaluations": 1, "protocol": "classifier"}
+    shared = {"metric": "classifier-fd", "value": value, "network_evaluations": 1, "protocol": "classifier"}
+    path.unlink(missing_ok=True)
     path.write_text(json.dumps([{**shared, "weights": kind, "step": step} for kind in kinds for step in steps]))
 
 
 @pytest.mark.parametrize("place", ["", "postgres_server"], indirect=True)
-def test_eight_runs_that_write_at_once_arrive_once_and_whole(tmp_path, place):
-    folder = project(tmp_path / "eight", seeds=8, every=1, follow=None)
-    runs = [f"digits/ic/{seed}" for seed in range(8)]
+def test_eight_runs_that_three_processes_send_at_once_arrive_once_and_whole(tmp_path, place):
+    folder, runs = project(tmp_path / "eight", seeds=8, every=1), [f"digits/ic/{seed}" for seed in range(8)]
     for run in runs:
         train_here(folder, run)
-    env = environment(address_of(folder, place))
-    command = [sys.executable, str(SCRIPT), "track", "follow"]
-    jobs = [
-        subprocess.Popen([*command, run], cwd=folder, env=env, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for run in runs
-    ]
-    # All of them live until each has sent its run, or said why it could not: the next pass does it then.
-    wait_until(lambda: all(passed(folder, run) for run in runs), seconds=300)
-    wait_until(
-        lambda: sum(bool(run.data.tags.get("mlflow.gcflow.sent")) for run in found(folder, place).runs()) == 8,
-        seconds=300,
-        pause=0.5,
-    )
-    said = [job.communicate() for job in jobs]
-    assert [job.returncode for job in jobs] == [0] * 8, said
+    with watching(folder, address_of(place)):
+        both = [start(folder, "track", "sync", env=address_of(place)) for _ in range(2)]
+        words = [process.communicate()[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], words
+        assert not any("warning" in text for text in words), words
+        assert len(json.loads((folder / "results/tracking.json").read_text())["sent"]) == 8
+    assert not [line for line in said(folder) if "waits for" not in line]
     for run in runs:
         assert_mirrored(folder, place, run)
-        assert found(folder, place).run(run).info.status == "FINISHED"
     before = found(folder, place).everything()
-    assert gcflow(folder, "track", "sync", env=address_of(folder, place)).returncode == 0
+    gcflow(folder, "track", "sync", env=address_of(place))
     assert found(folder, place).everything() == before
 
 
 @pytest.fixture
-def break_server(sqlite_server) -> Iterator[Callable[[str], tuple[Proxy, dict[str, str]]]]:
+def break_server(sqlite_server) -> Iterator[Callable[..., Proxy]]:
     with ExitStack() as stack:
 
-        def broken(fault: str, patience: int = 0) -> tuple[Proxy, dict[str, str]]:
+        def broken(fault: str, patience: int = 0) -> Proxy:
             proxy = stack.enter_context(Proxy(sqlite_server))
             proxy.breaks(fault, patience)
-            return proxy, {"MLFLOW_TRACKING_URI": proxy.address}
+            return proxy
 
         yield broken
 
 
-FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 10)]
+FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 6), ("hangs", 0)]
 
 
 @pytest.mark.parametrize(("fault", "patience"), FAULTS)
-def test_whatever_a_server_does_the_run_is_the_same_and_is_completed_later(
-    tmp_path, undisturbed, break_server, sqlite_server, fault, patience
+def test_whatever_a_server_does_costs_a_warning_and_is_completed_later(
+    copied, sync, monkeypatch, break_server, sqlite_server, capsys, fault, patience
 ):
-    folder = project(tmp_path / f"{fault}-{patience}")
-    proxy, env = break_server(fault, patience)
-    job = gcflow(folder, "train", RUN, env=env)
-    assert "MLflow" not in job.stderr, "it is the follower's business"
-    assert weights(folder, RUN) == weights(undisturbed, RUN)
-    assert without_clocks(on_disk(folder)) == without_clocks(on_disk(undisturbed))
-    wait_until(lambda: followers_ended(folder), seconds=120)
+    folder, proxy = copied(f"{fault}-{patience}"), break_server(fault, patience)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if fault == "hangs" else "10")
+    receipt = sync(folder, proxy.address)
+    (warning,) = capsys.readouterr().err.splitlines()[-1:]
+    assert warning.startswith(f"gcflow: warning: {proxy.address} did not take 1 runs (")
+    assert (receipt["sent"], receipt["pending"]) == ({}, [RUN])
     assert proxy.asked > patience
-    assert "not sent: " in log(folder)
     proxy.heal()
-    gcflow(folder, "track", "sync", env=env)
+    assert sync(folder, proxy.address)["pending"] == []
     assert_mirrored(folder, sqlite_server)
-    assert found(folder, sqlite_server).run(RUN).info.status == "FINISHED"
     before = found(folder, sqlite_server).everything()
-    gcflow(folder, "track", "sync", env=env)
+    sync(folder, proxy.address)
     assert found(folder, sqlite_server).everything() == before
 
 
-def test_a_server_that_hangs_holds_its_follower_and_not_the_job(tmp_path, break_server, sqlite_server):
-    folder = project(tmp_path / "hangs", steps=2000, every=100)
-    proxy, env = break_server("hangs")
-    job = start(folder, "train", RUN, env=env | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600"})
-    try:
-        wait_until(lambda: checkpoints(folder, RUN))
-        # However fast it is, it trains a part of its steps while the server hangs.
-        job.send_signal(signal.SIGSTOP)
-        wait_until(lambda: proxy.held, seconds=120)
-        seen = checkpoints(folder, RUN)[-1]
-        job.send_signal(signal.SIGCONT)
-        said = job.communicate()[1]
-    finally:
-        job.kill()
-    assert job.returncode == 0, said
-    assert checkpoints(folder, RUN)[-1].name == "checkpoint-00002000.safetensors" > seen.name
-    assert proxy.held == 1
-    assert followers(folder)
-    proxy.heal()
-    wait_until(lambda: followers_ended(folder), seconds=120)
-    gcflow(folder, "track", "sync", env=env)
+def test_a_sync_waits_for_a_watch_that_a_server_holds_up(copied, break_server, sqlite_server):
+    folder, proxy = copied("hangs"), break_server("hangs")
+    env = address_of(proxy.address) | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
+    with watching(folder, env) as watch:
+        wait_until(lambda: proxy.held, seconds=PATIENCE)
+        process = start(folder, "track", "sync", env=env)
+        assert process.stderr.readline() == f"MLflow: waits for process {watch.pid} on {os.uname().nodename}\n"
+        assert proxy.held == 1
+        proxy.heal()
+        words = process.communicate()[1]
+        assert process.returncode == 0, words
+    assert "warning" not in words
     assert_mirrored(folder, sqlite_server)
-
-
-def test_sync_gives_a_server_that_hangs_up_with_a_warning(tmp_path, undisturbed, break_server):
-    folder = duplicate(undisturbed, tmp_path / "hangs")
-    _, env = break_server("hangs")
-    result = gcflow(folder, "track", "sync", env=env | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
-    assert f"warning: {env['MLFLOW_TRACKING_URI']} did not take 1 runs" in result.stderr
-    assert result.stderr.count("\n") <= 2
-    assert json.loads((folder / "results/tracking.json").read_text())["pending"] == [RUN]
 
 
 def test_a_server_that_comes_back_while_a_run_is_trained_has_all_of_it(tmp_path, break_server, sqlite_server):
-    folder = project(tmp_path / "back", steps=2000, every=100)
-    proxy, env = break_server("refuses")
-    job = start(folder, "train", RUN, env=env)
-    try:
-        wait_until(lambda: checkpoints(folder, RUN))
-        job.send_signal(signal.SIGSTOP)
-        wait_until(lambda: "not sent" in log(folder), seconds=120)
+    folder, proxy = project(tmp_path / "back", steps=2000, every=100), break_server("refuses")
+    with watching(folder, address_of(proxy.address)), held(folder) as job:
+        wait_until(lambda: said(folder), seconds=PATIENCE)
+        asked = proxy.asked
+        wait_until(lambda: proxy.asked > asked + 6, seconds=PATIENCE)
+        assert len(said(folder)) == 1, "it is said once and not at every pass"
         proxy.heal()
-        wait_until(lambda: any(run.data.metrics for run in found(folder, sqlite_server).runs()), seconds=120, pause=0.2)
-        assert found(folder, sqlite_server).run(RUN).info.status == "RUNNING"
+        wait_until(lambda: statuses(folder, sqlite_server) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
         job.send_signal(signal.SIGCONT)
-        said = job.communicate()[1]
-    finally:
-        job.kill()
-    assert job.returncode == 0, said
-    wait_until(lambda: followers_ended(folder), seconds=120)
+        words = job.communicate()[1]
+        assert job.returncode == 0, words
+        assert "MLflow" not in words
+    assert len(said(folder)) == 1
     assert_mirrored(folder, sqlite_server)
     there = found(folder, sqlite_server).history(RUN)
-    assert len(there["system/cpu_utilization_percentage"]) >= 1
-    assert len(there["system/system_memory_usage_percentage"]) >= 1
+    for name in ("system/cpu_utilization_percentage", "system/system_memory_usage_percentage"):
+        assert len(there[name]) == 20
+        assert all(0 <= value <= 100 for _, value in there[name])
 
 
-def test_a_database_that_cannot_be_written_costs_a_warning(tmp_path, undisturbed):
-    folder = duplicate(undisturbed, tmp_path / "readonly")
-    gcflow(folder, "track", "sync")
+def test_a_database_that_cannot_be_written_costs_a_warning(copied, sync, capsys):
+    folder = copied("readonly")
+    database = folder / "mlflow.db"
+    sync(folder, f"sqlite:///{database}")
     before = found(folder).everything()
     path = run_folder(folder, RUN) / "metrics.jsonl"
     grown = path.read_text() + path.read_text().splitlines()[-1].replace('"step": 40', '"step": 39') + "\n"
     rewrite(path, grown)
-    read_only = {"MLFLOW_TRACKING_URI": f"sqlite:///file:{folder / 'mlflow.db'}?mode=ro&uri=true"}
-    result = gcflow(folder, "track", "sync", env=read_only)
-    assert "did not take 1 runs" in result.stderr
-    assert "readonly database" in result.stderr
+    sync(folder, f"sqlite:///file:{database}?mode=ro&uri=true")
+    warning = capsys.readouterr().err
+    assert "did not take 1 runs" in warning
+    assert "readonly database" in warning
     assert found(folder).everything() == before
-    gcflow(folder, "track", "sync")
+    sync(folder, f"sqlite:///{database}")
     assert [step for step, _ in found(folder).history(RUN)["loss"]] == [10, 20, 30, 39, 40]
 
 
@@ -363,90 +362,141 @@ def test_a_disk_that_is_full_costs_a_warning(tmp_path, undisturbed):
 
 def test_a_run_that_is_killed_and_resumed_is_one_run_with_one_history(tmp_path):
     folder = project(tmp_path / "killed", steps=2000, every=20)
-    job = start(folder, "train", RUN)
-    try:
-        wait_until(lambda: checkpoints(folder, RUN))
-        job.send_signal(signal.SIGSTOP)
-        wait_until(lambda: passed(folder), seconds=120)
-        wait_until(lambda: any(run.data.metrics for run in found(folder).runs()), seconds=120, pause=0.2)
-    finally:
-        job.kill()
-        job.communicate()
-    wait_until(lambda: followers_ended(folder), seconds=120)
-    killed = found(folder).run(RUN)
-    covered = int(checkpoints(folder, RUN)[-1].stem.partition("-")[2])
-    assert killed.info.status == "KILLED"
-    assert without_clocks(found(folder).history(RUN)) == without_clocks(on_disk(folder, up_to=covered))
-    # As if it had been killed between two checkpoints: what it trains again takes the place of this.
-    path = checkpoints(folder, RUN)[0].parent / "metrics.jsonl"
-    path.write_text(path.read_text() + json.dumps({"step": covered + 20, "loss": 1e9, "time": 1.0}) + "\n")
-    gcflow(folder, "track", "sync")
-    assert max(step for step, _ in found(folder).history(RUN)["loss"]) == covered
-    assert gcflow(folder, "train", RUN).returncode == 0
-    wait_until(lambda: followers_ended(folder), seconds=120)
+    with watching(folder):
+        with held(folder):
+            wait_until(lambda: statuses(folder) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
+        wait_until(lambda: statuses(folder) == ["KILLED"], seconds=PATIENCE, pause=0.2)
+        killed = found(folder).run(RUN)
+        covered = int(checkpoints(folder, RUN)[-1].stem.partition("-")[2])
+        assert found(folder).history(RUN) == on_disk(folder, up_to=covered)
+        # As if it had been killed between two checkpoints: what it trains again takes the place of this.
+        path = checkpoints(folder, RUN)[0].parent / "metrics.jsonl"
+        path.write_text(path.read_text() + json.dumps({"step": covered + 20, "loss": 1e9, "time": 1.0}) + "\n")
+        gcflow(folder, "track", "sync")
+        assert max(step for step, _ in found(folder).history(RUN)["loss"]) == covered
+        gcflow(folder, "train", RUN)
     resumed = found(folder).run(RUN)
     assert resumed.info.run_id == killed.info.run_id
-    assert resumed.info.status == "FINISHED"
     assert (killed.data.tags["resumed"], resumed.data.tags["resumed"]) == ("0", "1")
     assert_mirrored(folder)
     assert not found(folder).runs(deleted=True)
+    assert not said(folder)
 
 
-def test_a_value_that_changed_replaces_the_run_and_no_one_elses(tmp_path, finished):
-    folder = duplicate(finished, tmp_path / "finished")
-    mlflow = Found(f"sqlite:///{folder / 'mlflow.db'}", "tiny")
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, None])
+def test_a_watch_that_is_told_to_end_sends_what_is_new_first(copied, sqlite_server, end):
+    folder = copied(f"ends-{end}")
+    change(folder, tracking={"watch_every": 10_000.0})
+    with watching(folder, address_of(sqlite_server)) as watch:
+        wait_until(lambda: statuses(folder, sqlite_server) == ["FINISHED"], seconds=PATIENCE, pause=0.1)
+        lock = folder / "results/logs/tracking"
+        wait_until(lambda: newest_lease(lock).released, seconds=PATIENCE)
+        write_evaluation(folder, ("ema",))
+        if end is None:
+            watch.stdin.close()
+        else:
+            watch.send_signal(end)
+        assert watch.wait(timeout=PATIENCE) == 0
+    assert found(folder, sqlite_server).history(RUN)["classifier-fd/ema-1-evals"] == [(40, 2.0)]
+    assert not said(folder)
+
+
+def test_a_watch_needs_the_seconds_between_its_passes(copied):
+    folder = copied("null")
+    change(folder, tracking={"watch_every": None})
+    refused = gcflow(folder, "track", "sync", "--watch", check=False)
+    assert refused.returncode == 2
+    assert "tracking.watch_every is null" in refused.stderr
+
+
+def test_a_pass_over_what_did_not_change_asks_for_nothing_and_takes_no_lock(copied, reach, break_server, sqlite_server):
+    from gcflow.tools.track.sync import Tracker
+
+    folder, proxy = copied("unchanged"), break_server("")
+    write_studies(folder, "a table", ["undecided"])
+    reach(proxy.address)
+    tracker = Tracker(Params(folder / "params.yaml"), "all")
+
+    def passed() -> tuple[int, int]:
+        assert tracker.send().problems == {}
+        return proxy.asked, newest_lease(folder / "results/logs/tracking").attempt
+
+    first, second = passed(), passed()
+    assert first == second
+    write_evaluation(folder, ("ema",))
+    third = passed()
+    assert third > second
+    assert "classifier-fd/ema-1-evals" in found(folder, sqlite_server).history(RUN)
+    rewrite(folder / "results/digits/tables/table1.md", "another table")
+    assert passed() > third
+
+
+def test_a_workflow_starts_and_ends_one_watch_whatever_ends_it(tmp_path):
+    target, log = str(run_folder(Path(), RUN) / "weights.safetensors"), "results/logs/track-watch.log"
+    folder = clone(tmp_path / "workflow", grid("workflow", steps=1_000_000, every=50))
+    snakemake(folder, "-n", target)
+    assert not (folder / log).exists()
+    # A target that does not send to MLflow at its end.
+    env = environment({"PATH": f"{SCRIPTS}:{os.environ['PATH']}"})
+    command = ["snakemake", "--profile", "local", target]
+    with (folder / "output").open("wb") as output:
+        workflow = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: statuses(folder) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
+        (watch,) = watches(folder)
+        assert watch in children(workflow.pid)
+        os.killpg(workflow.pid, signal.SIGKILL)
+    finally:
+        workflow.kill()
+        workflow.wait()
+    wait_until(lambda: not watches(folder), seconds=PATIENCE)
+    snakemake(folder, "--unlock")
+    snakemake(folder, "results/digits/features/classifier.safetensors")
+    wait_until(lambda: not watches(folder), seconds=PATIENCE)
+    assert statuses(folder) == ["KILLED"]
+    assert (folder / log).read_text() == ""
+
+
+def test_a_value_that_changed_replaces_the_run_and_no_one_elses(copied, sync, sqlite_server):
+    folder = copied("value")
+    write_evaluation(folder, ("ema",))
+    sync(folder)
+    mlflow = found(folder, sqlite_server)
     before = mlflow.run(RUN)
-    # A published file may be a link to a recorded one, so that it is written anew.
-    path = run_folder(folder, RUN) / "evaluation" / "metrics.json"
-    records = json.loads(path.read_text())
-    records[0]["value"] += 1.0
-    rewrite(path, json.dumps(records))
     # The same run of somebody else, whose bits are their own.
-    other = mlflow.client.create_run(
-        before.info.experiment_id,
-        run_name=RUN,
-        tags={"run": "digits/gc/0", "config_hash": mlflow.run("digits/gc/0").data.tags["config_hash"], "origin": "x"},
-    )
-    gcflow(folder, "track", "sync")
-    after = mlflow.run(RUN)
-    assert after.info.run_id != before.info.run_id
+    tags = {"run": RUN, "config_hash": before.data.tags["config_hash"], "origin": "x"}
+    other = mlflow.client.create_run(before.info.experiment_id, run_name="other", tags=tags)
+    write_evaluation(folder, ("ema",), value=3.0)
+    sync(folder)
     assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [before.info.run_id]
     assert not mlflow.client.get_run(other.info.run_id).data.metrics
-    assert sum(run.data.tags.get("run") == "digits/gc/0" for run in mlflow.runs()) == 2
-    name = f"{records[0]['metric']}/{records[0]['weights']}-{records[0]['network_evaluations']}-evals"
-    values = [record["value"] for record in records if same_point(record, records[0])]
-    assert dict(mlflow.history(RUN)[name])[records[0]["step"]] == pytest.approx(sum(values) / len(values))
+    mlflow.client.delete_run(other.info.run_id)
+    assert mlflow.history(RUN)["classifier-fd/ema-1-evals"] == [(40, 3.0)]
+    assert mlflow.run(RUN).info.status == "FINISHED"
 
 
-def test_a_password_in_the_address_is_shown_nowhere(tmp_path, undisturbed, break_server):
-    folder = duplicate(undisturbed, tmp_path / "secret")
-    proxy, _ = break_server("fails")
+def test_a_password_in_the_address_is_shown_nowhere(copied, sync, break_server, capsys):
+    folder, proxy = copied("secret"), break_server("fails")
     for address in (proxy.address, f"http://127.0.0.1:{free_port()}"):
-        env = {"MLFLOW_TRACKING_URI": address.replace("//", "//me:s3cret@")}
-        result = gcflow(folder, "track", "sync", env=env)
-        follow = subprocess.run(
-            [sys.executable, str(SCRIPT), "track", "follow", RUN],
-            cwd=folder,
-            env=environment(env),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        receipt = (folder / "results/tracking.json").read_text()
-        assert json.loads(receipt)["uri"] == address
-        assert "did not take" in result.stderr
-        assert "not sent" in follow.stderr
-        assert "s3cret" not in result.stdout + result.stderr + follow.stdout + follow.stderr + receipt
-    proxy.heal()
-    result = gcflow(folder, "track", "sync", env={"MLFLOW_TRACKING_URI": proxy.address.replace("//", "//me:s3cret@")})
+        receipt = sync(folder, address.replace("//", "//me:s3cret@"))
+        warning = capsys.readouterr().err
+        assert receipt["uri"] == address
+        assert "did not take" in warning
+        assert "s3cret" not in warning + json.dumps(receipt)
+    with_password = address_of(proxy.address.replace("//", "//me:s3cret@"))
+    with watching(folder, with_password):
+        wait_until(lambda: said(folder), seconds=PATIENCE)
+        proxy.heal()
+    assert "did not take" in (folder / "watch.log").read_text()
+    assert "s3cret" not in (folder / "watch.log").read_text()
+    result = gcflow(folder, "track", "sync", env=with_password)
     receipt = (folder / "results/tracking.json").read_text()
     assert list(json.loads(receipt)["sent"]) == [RUN]
     assert "s3cret" not in result.stdout + result.stderr + receipt
 
 
 def test_each_configuration_of_a_run_keeps_its_own_state(tmp_path, sync, sqlite_server):
-    folder = project(tmp_path / "configurations", every=1, follow=None)
+    folder = project(tmp_path / "configurations", every=1)
     change(folder, training={"learning_rate": 0.001})
     log_a_line(begin(folder))
     change(folder, training={"learning_rate": 0.002})
@@ -477,21 +527,6 @@ def one_of(folder: Path, place: str, rate: str) -> Any:
     """The MLflow run of a learning rate."""
     (run,) = (run for run in found(folder, place).runs() if run.data.params["training.learning_rate"] == rate)
     return run
-
-
-def test_the_machine_is_watched_for_the_configuration_that_has_just_begun(copied, sync):
-    from gcflow.pipeline.tracking.follow import follow
-
-    folder = copied("begun")
-    finished_state = state_folder(folder, RUN)
-    change(folder, training={"learning_rate": 0.5})
-    begun_state = begin(folder)
-    assert not (begun_state / "metrics.jsonl").exists(), "its job has not logged a line"
-    params = Params(folder / "params.yaml")
-    with open(os.devnull) as ended:
-        follow(params, params.parse_run(RUN), ended)
-    assert (begun_state / "system.jsonl").exists()
-    assert not (finished_state / "system.jsonl").exists()
 
 
 def test_what_an_evaluation_no_longer_measures_is_no_longer_shown(copied, sync, sqlite_server):
@@ -538,11 +573,6 @@ def test_two_projects_in_one_experiment_have_their_own_tables_and_reports(copied
         sent = [(client.download_artifacts(run.info.run_id, ""), run.data.metrics) for run in runs]
         return sorted((next(Path(place).glob("*")).read_text(), metrics) for place, metrics in sent)
 
-    sync(ours)
-    for run in mlflow.runs():
-        if "study" in run.data.tags and "run" not in run.data.tags:
-            # As older ones are, which were everybody's.
-            mlflow.client.delete_tag(run.info.run_id, "mlflow.gcflow.origins")
     for folder in (ours, theirs, ours):
         sync(folder)
     assert [text for text, _ in shown("digits/table1")] == ["ours", "theirs"]
@@ -572,14 +602,18 @@ def test_three_hundred_grids_are_each_sent_once(copied, sync, sqlite_server):
     mlflow = found(folder, sqlite_server)
     run_id = mlflow.run(RUN).info.run_id
     assert len(mlflow.artifacts(run_id, "images")) == 600
-    # Redrawn, it is known to be another image, however its hash was written down: the run is made anew.
-    mlflow.client.delete_tag(run_id, "mlflow.gcflow.uploaded.grid of step 7")
-    mlflow.client.set_tag(run_id, "mlflow.gcflow.uploaded", json.dumps({"grid of step 7": "0" * 32}))
-    for path in list(grids.iterdir())[10:]:
+    for path in sorted(grids.iterdir())[10:]:
         path.unlink()
+    # Something else that is new sends none again.
+    write_evaluation(folder, ("ema",))
+    sync(folder)
+    assert len(mlflow.artifacts(run_id, "images")) == 600
+    # Redrawn, one is another image: the run is made anew.
+    rewrite(grids / "00000007.png", "")
     Image.new("L", (3, 3)).save(grids / "00000007.png")
     sync(folder)
     assert [run.info.run_id for run in mlflow.runs(deleted=True)] == [run_id]
+    assert len(mlflow.artifacts(mlflow.run(RUN).info.run_id, "images")) == 20
 
 
 def test_an_experiment_that_was_deleted_is_made_again_from_the_files(copied, sync, sqlite_server):

@@ -29,8 +29,8 @@ TRAINING_TITLES = {
 }
 # The others fall to zero or do not span much.
 LOGARITHMIC = ("loss", "gradient_norm")
-# What a line of metrics.jsonl is about, not what it measures.
-PLACES = ("step", "time")
+# What a line of metrics.jsonl is about, not what it measures; and how the machine was, which MLflow draws.
+PLACES, MACHINE = ("step", "time"), "system/"
 
 
 class StepPicture(NamedTuple):
@@ -170,7 +170,8 @@ def _steps(records: Records, folder: Path) -> tuple[list[StepPicture], int]:
 
 def _training(lines: list[dict[str, Any]]) -> tuple[list[Chart], list[tuple[str, str]]]:
     charts, constants = [], []
-    for key in dict.fromkeys(key for line in lines for key in line if key not in PLACES):
+    measured = (key for line in lines for key in line if key not in PLACES and not key.startswith(MACHINE))
+    for key in dict.fromkeys(measured):
         points = [(float(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
         title = TRAINING_TITLES.get(key, key.replace("_", " "))
         if len({value for _, value in points}) == 1:

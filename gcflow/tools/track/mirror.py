@@ -1,0 +1,307 @@
+"""A connection to MLflow: what it has of our runs, tables and figures, and how it gets what it lacks, once."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from gcflow.files import atomic_path, sha256_of
+from gcflow.pipeline.params import Params
+from gcflow.tools.track.runs import CLOCKS, Point, RunFiles, parameters_of, source_of, tags_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
+T = TypeVar("T")
+
+# Seconds for a request, not MLflow's minutes of silent retries: what cannot be sent now is sent by the next call.
+# And nothing goes to anybody but the server.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "PGCONNECT_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # With the password in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# MLflow shows pages of training, not those of language models.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+# Tags under MLflow's own prefix, which keeps them off its pages: a hash of everything that was sent, so that nothing of
+# it is compared again; and whose a study is, as hashes of the origins of its project's runs.
+SENT, ORIGINS = "mlflow.gcflow.sent", "mlflow.gcflow.origins"
+# MLflow's own limits for one request: of points, and of parameters or tags.
+POINTS_AT_ONCE, WORDS_AT_ONCE = 900, 100
+# Largest width and height, in pixels, of the images among MLflow's charts.
+PREVIEW = (256, 256)
+# Seconds that a writer to SQLite waits for the others.
+SQLITE_PATIENCE = 60
+
+
+def tracking_uri(params: Params) -> str:
+    """MLFLOW_TRACKING_URI, or SQLite in the project folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(params.root / 'mlflow.db').resolve()}"
+
+
+def without_password(text: str) -> str:
+    """An address, or a sentence with addresses in it, as it may be shown."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's words, as much of them as a line holds, without passwords."""
+    return without_password(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+class Study(NamedTuple):
+    """A table, a figure, or the report, which are a run each in MLflow. note: its description there."""
+
+    name: str
+    note: str
+    files: list[Path]
+
+
+class Grid(NamedTuple):
+    """Samples at a step. digest: of their file, in the form of a UUID, as it stands in MLflow's name for them."""
+
+    step: int
+    digest: str
+
+
+class Mirror:
+    """MLflow, and what it is known to have. Whatever goes wrong with it is raised as it comes.
+
+    Of the processes of a project only one may use one at a time, or a run would be made twice.
+    """
+
+    def __init__(self, params: Params) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient, entities
+
+        # It tells of each table that it makes in a new database.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        self.params, self.entities = params, entities
+        uri = tracking_uri(params)
+        if uri.startswith("sqlite:///") and "?" not in uri:
+            _make_database(Path(uri.removeprefix("sqlite:///")))
+            uri += f"?timeout={SQLITE_PATIENCE}"
+        self.client = MlflowClient(tracking_uri=uri)
+        self._experiments: dict[str, str] = {}
+        # Of the runs that are trained now: their histories grow, and are not asked for at every pass.
+        self._runs: dict[tuple[str, ...], MlflowRun] = {}
+        self._histories: dict[str, dict[str, dict[int, float]]] = {}
+
+    def send_run(self, files: RunFiles) -> str:
+        """Completes a run as far as its files go, and returns its MLflow run id."""
+        points, grids, uploads, known = files.points(), _grids(files), files.uploads(), self._known(files)
+        # Before anything is changed: they may be missing.
+        md5 = (known and known.data.tags.get("weights_md5")) or files.weights_md5() if files.published else None
+        tags = tags_of(self.params, files, md5)
+        everything = _digest([tags, files.status, points, sorted(grids), _hashes(uploads)])
+        if known is not None and known.data.tags.get(SENT) == everything:
+            return str(known.info.run_id)
+        there = self._grids_of(known) if known is not None and grids else set()
+        redrawn = {grid.step for grid in there - grids.keys()} & {grid.step for grid in grids}
+        if known is not None and (redrawn or self._contradicts(known, points, files.published)):
+            # MLflow forgets no point and no image.
+            self.client.delete_run(known.info.run_id)
+            known, there = None, set()
+        begun, ended = _span(points)
+        if known is None:
+            experiment = self._experiment(files.run.dataset)
+            known = self.client.create_run(experiment, start_time=begun, tags=tags, run_name=files.run.name)
+        run_id = str(known.info.run_id)
+        self._send_parameters(known, parameters_of({**files.header["config"], **files.header["inputs"]}))
+        self._send_points(known, points)
+        self._upload(run_id, uploads)
+        for grid in sorted(grids.keys() - there):
+            self._send_grid(run_id, grid, grids[grid], ended)
+        self._send_tags(known, tags)
+        if files.status == "RUNNING":
+            self.client.update_run(run_id, status=files.status)
+            self._runs[tuple(files.identity.values())] = known
+        else:
+            self.client.set_terminated(run_id, files.status, end_time=ended)
+            self._runs.pop(tuple(files.identity.values()), None)
+            self._histories.pop(run_id, None)
+        self._send_tags(known, {SENT: everything})
+        return run_id
+
+    def send_study(self, study: Study, numbers: dict[str, float], origins: set[str]) -> None:
+        """Makes a table, a figure or the report in MLflow what it is now, in the experiment of the whole project.
+
+        numbers: its metrics there. origins: hashes of the runs' origins. Of projects that share the experiment, the
+        study is of those that have one of the runs that it is tagged with.
+        """
+        tags = {"study": study.name, "mlflow.note.content": study.note, ORIGINS: " ".join(sorted(origins))}
+        everything, known = _digest([tags, numbers, _hashes(study.files)]), self._known_study(study, origins)
+        if known is None:
+            source = {"mlflow.source.name": f"gcflow, {study.name}", "mlflow.source.type": "LOCAL"}
+            known = self.client.create_run(self._experiment(None), tags=tags | source, run_name=study.name)
+            self.client.set_terminated(known.info.run_id, "FINISHED", end_time=known.info.start_time)
+        if known.data.tags.get(SENT) == everything:
+            return
+        self._upload(known.info.run_id, study.files)
+        # What was counted and no longer is, is 0 from now on.
+        zeros = dict.fromkeys(known.data.metrics, 0.0) if numbers else {}
+        for name, value in (zeros | numbers).items():
+            if known.data.metrics.get(name) != value:
+                # Not with the time of the files, which may be older ones again: MLflow shows the latest.
+                self.client.log_metric(known.info.run_id, name, value, int(1000 * time.time()))
+        self._send_tags(known, tags)
+        self._send_tags(known, {SENT: everything})
+
+    def _experiment(self, dataset: str | None) -> str:
+        """The id of a data set's experiment, made if it is missing; None means that of the whole project."""
+        top = self.params.tracking.experiment
+        name = f"{top}/{dataset}" if dataset else top
+        if name not in self._experiments:
+            if found := self.client.get_experiment_by_name(name):
+                self._experiments[name] = str(found.experiment_id)
+                if found.lifecycle_stage == "deleted":
+                    self._restore(self._experiments[name])
+            else:
+                # Beside our own database, wherever the command was called; a server knows its own place.
+                ours = not os.environ.get("MLFLOW_TRACKING_URI")
+                place = (self.params.root / "mlruns" / name).resolve().as_uri() if ours else None
+                self._experiments[name] = self.client.create_experiment(name, place, KIND)
+        return self._experiments[name]
+
+    def _restore(self, experiment: str) -> None:
+        """Makes a deleted experiment, which keeps its name, an empty one: what was deleted in it stays deleted."""
+        kind = self.entities.ViewType.DELETED_ONLY
+        deleted = self.client.search_runs([experiment], run_view_type=kind, max_results=50_000)
+        self.client.restore_experiment(experiment)
+        for run in deleted:
+            self.client.delete_run(run.info.run_id)
+
+    def _find(self, dataset: str | None, tags: dict[str, str]) -> "list[MlflowRun]":
+        """The runs of an experiment that have these tags, newest first."""
+        wanted = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+        newest_first = ["attributes.start_time DESC"]
+        return list(self.client.search_runs([self._experiment(dataset)], wanted, order_by=newest_first))
+
+    def _known(self, files: RunFiles) -> "MlflowRun | None":
+        if known := self._runs.get(tuple(files.identity.values())):
+            return known
+        return next(iter(self._find(files.run.dataset, files.identity)), None)
+
+    def _known_study(self, study: Study, origins: set[str]) -> "MlflowRun | None":
+        for found in self._find(None, {"study": study.name}):
+            theirs = set(found.data.tags.get(ORIGINS, "").split())
+            if theirs & origins or not theirs | origins:
+                return found
+        return None
+
+    def _history(self, known: "MlflowRun") -> dict[str, dict[int, float]]:
+        """Steps and values that MLflow has of each metric of a run."""
+        run_id = known.info.run_id
+        if run_id not in self._histories:
+            self._histories[run_id] = {
+                name: {point.step: point.value for point in self.client.get_metric_history(run_id, name)}
+                for name in known.data.metrics
+            }
+        return self._histories[run_id]
+
+    def _contradicts(self, known: "MlflowRun", points: list[Point], whole: bool) -> bool:
+        """Whether MLflow has another value than the files or, if those are whole, one that they no longer have.
+
+        A kind of file that is not here, in a clone say, takes nothing away.
+        """
+        ours = {(point.name, point.step): point.value for point in points}
+        sources = {source_of(point.name) for point in points} if whole else set()
+        for name, history in self._history(known).items():
+            for step, value in history.items() if not name.startswith(CLOCKS) else ():
+                if (name, step) not in ours:
+                    if source_of(name) in sources:
+                        return True
+                # MLflow keeps what is not finite as another number.
+                elif ours[name, step] != value and math.isfinite(ours[name, step]):
+                    return True
+        return False
+
+    def _send_points(self, known: "MlflowRun", points: list[Point]) -> None:
+        history = self._history(known)
+        missing = [point for point in points if point.step not in history.get(point.name, ())]
+        for part in _parts(missing, POINTS_AT_ONCE):
+            self.client.log_batch(known.info.run_id, metrics=[self.entities.Metric(*point) for point in part])
+            for point in part:
+                history.setdefault(point.name, {})[point.step] = point.value
+
+    def _send_parameters(self, known: "MlflowRun", parameters: dict[str, str]) -> None:
+        missing = [pair for pair in parameters.items() if pair[0] not in known.data.params]
+        for part in _parts(missing, WORDS_AT_ONCE):
+            self.client.log_batch(known.info.run_id, params=[self.entities.Param(*pair) for pair in part])
+            known.data.params.update(part)
+
+    def _send_tags(self, known: "MlflowRun", tags: dict[str, str]) -> None:
+        changed = [pair for pair in tags.items() if known.data.tags.get(pair[0]) != pair[1]]
+        for part in _parts(changed, WORDS_AT_ONCE):
+            self.client.log_batch(known.info.run_id, tags=[self.entities.RunTag(*pair) for pair in part])
+            known.data.tags.update(part)
+
+    def _upload(self, run_id: str, files: list[Path]) -> None:
+        for path in files:
+            self.client.log_artifact(run_id, str(path))
+
+    def _grids_of(self, known: "MlflowRun") -> set[Grid]:
+        """Those that are there whole, in both sizes."""
+        names = {Path(entry.path).name for entry in self.client.list_artifacts(known.info.run_id, "images")}
+        stems = {name.removesuffix(".png") for name in names if name.endswith(".png")}
+        whole = [stem.split("+") for stem in stems if f"{stem}+compressed.webp" in names]
+        return {Grid(int(parts[2]), parts[5]) for parts in whole}
+
+    def _send_grid(self, run_id: str, grid: Grid, path: Path, milliseconds: int | None) -> None:
+        """Uploads samples under the names that `MlflowClient.log_image` gives.
+
+        That would take a new name each time, so that one sent again would be there twice.
+        """
+        from PIL import Image
+
+        name = f"samples+step+{grid.step}+timestamp+{milliseconds or 0}+{grid.digest}"
+        with TemporaryDirectory() as folder, Image.open(path) as image:
+            image.save(Path(folder) / f"{name}.png")
+            preview = image.convert("RGB")
+            preview.thumbnail(PREVIEW)
+            preview.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
+            self.client.log_artifacts(run_id, folder, "images")
+
+
+def _grids(files: RunFiles) -> dict[Grid, Path]:
+    return {Grid(step, str(uuid.UUID(sha256_of(path)[:32]))): path for step, path in files.grids().items()}
+
+
+def _make_database(path: Path) -> None:
+    """Whole or not at all: one whose making was interrupted, by a full disk say, can never be used again."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_path(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "mlruns")).engine.dispose()
+
+
+def _span(points: list[Point]) -> tuple[int | None, int | None]:
+    """When training began and ended, in milliseconds."""
+    times = [point.milliseconds for point in points]
+    return min(times, default=None), max(times, default=None)
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _hashes(files: list[Path]) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in files}

@@ -10,8 +10,9 @@ import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
 
-from gcflow.archives.locators import BLOCK, Report, named, silent
+from gcflow.archives.formats import BLOCK, Report, silent
 from gcflow.errors import GcflowError
+from gcflow.files import naming
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 2.0
@@ -111,7 +112,7 @@ def _save(response: HTTPResponse, part: Path, have: int, total: int, report: Rep
                 return have
             if not content:
                 return have
-            with named(part):
+            with naming(part):
                 file.write(content)
             have += len(content)
             report(have, total, "download")

@@ -274,7 +274,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_the_original_is_read(d
 def test_a_scratch_folder_that_is_no_folder_is_warned_of(data, near):
     near.parent.mkdir()
     near.write_text("a file")
-    assert warned(load(data, near), data, near) == "Not a directory"
+    assert warned(load(data, near), data, near) == "File exists"
 
 
 # Several processes.

@@ -31,7 +31,6 @@ from gcflow import register
 from gcflow.batches import Batches
 from gcflow.config import run_config_from_dict, to_dict
 from gcflow.couplings import optimal_assignment
-from gcflow.data import prepare
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
@@ -39,6 +38,7 @@ from gcflow.objectives import Batch, coupled_endpoints
 from gcflow.pipeline.comparison import measured
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
+from gcflow.preparation import prepare
 from gcflow.randomness import coupling_uniforms
 from gcflow.weights import load_model
 

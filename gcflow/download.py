@@ -1,4 +1,7 @@
-"""Downloads that go on where they stopped, and are checked before they get their name."""
+"""Downloads that go on where they stopped, and are checked before they get their name.
+
+Not pooch: it begins each download anew, and an archive of gigabytes over a line that drops would never come.
+"""
 
 import hashlib
 import http.client

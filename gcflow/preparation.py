@@ -183,9 +183,9 @@ class Shards:
                     write_json(path, notes)
                 self.notes.append(notes)
                 done += len(batch)
-        if done != self.split.count:
+        if done != self.split.images:
             raise GcflowError(
-                f"{self.split.archive}: holds {done} images, expected {self.split.count}; it is incomplete or of "
+                f"{self.split.archive}: holds {done} images, expected {self.split.images}; it is incomplete or of "
                 "another data set; fetch it again"
             )
 
@@ -206,7 +206,7 @@ class Shards:
                             "the archive again, or leave such images out with --skip-broken"
                         )
                 done += len(chunk)
-                self.report(done, self.split.count, self.phase)
+                self.report(done, self.split.images, self.phase)
         return {"labels": labels, "converted": dict(+converted), "skipped": skipped}
 
     def _decoded(self, batch: list[Item], pool: Executor) -> "Iterator[list[tuple[Item, Decoded]]]":
@@ -230,7 +230,7 @@ def _from_archive(
     source: Archived, files: tuple[Path, ...], folder: Path, workers: int, skip_broken: bool, report: Report
 ) -> dict[str, Any]:
     hidden = folder / HIDDEN
-    key = {
+    key: dict[str, Any] = {
         **source.provenance(),
         "options": to_dict(source),
         "files": [_file_key(path) for path in files],

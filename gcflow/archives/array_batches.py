@@ -27,6 +27,7 @@ class _Recorded:
     """Stands for a numpy dtype or array: what it is called with, and the state that BUILD gives it."""
 
     __slots__ = ("arguments", "state")
+    state: tuple[Any, ...]
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments, self.state = arguments, ()

@@ -42,12 +42,12 @@ class Item(NamedTuple):
 class Split(NamedTuple):
     """Images that belong together, in their order.
 
-    archive: named in errors. count: expected of `items`. filter: of the resize that makes files of images square.
+    archive: named in errors. images: how many `items` should be. filter: of the resize that makes files square.
     """
 
     archive: Path
     items: Iterable[Item]
-    count: int
+    images: int
     filter: Filter = "lanczos"
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from gcflow.archives.images import CHUNK, available_cores
 from gcflow.archives.sources import Folder
+from gcflow.preparation import CHUNK, available_cores, prepare
 
 DIFFERENT = 500
 ROUNDS = 5
@@ -79,9 +79,6 @@ def median_ratio(pairs: list[tuple[float, float]]) -> str:
 
 def main() -> None:
     """Prints both rates and their ratio, of rounds taken in turn."""
-    # Each worker imports this file anew, but needs no torch.
-    from gcflow.data import prepare
-
     images = int(sys.argv[1]) if len(sys.argv) > 1 else 20000
     workers = int(sys.argv[2]) if len(sys.argv) > 2 else available_cores()
     contents[:] = photographs()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gcflow import objectives as objectives
     from gcflow import oracles as oracles
     from gcflow import preconditioning as preconditioning
+    from gcflow import preparation as preparation
     from gcflow import register as register
     from gcflow import sampling as sampling
     from gcflow import schedules as schedules
@@ -39,6 +40,7 @@ MODULES = (
     "objectives",
     "oracles",
     "preconditioning",
+    "preparation",
     "register",
     "sampling",
     "schedules",

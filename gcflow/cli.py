@@ -134,7 +134,7 @@ def main(context: click.Context, params: Path) -> None:
 @DOWNLOAD
 @click.option("--skip-broken", is_flag=True, help="Leave out images that do not decode; the manifest lists them.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes that decode images.  [default: one per available core]"
+    "--workers", type=click.IntRange(min=1), help="Threads that decode images.  [default: one per available core]"
 )
 @click.pass_context
 def prepare(

@@ -1,4 +1,7 @@
-"""Downloads that go on where they stopped, and are checked before they get their name."""
+"""Downloads that go on where they stopped, and are checked before they get their name.
+
+Not pooch: it begins each download anew, and an archive of gigabytes over a line that drops would never come.
+"""
 
 import hashlib
 import http.client
@@ -10,8 +13,9 @@ import urllib.request
 from http.client import HTTPResponse
 from pathlib import Path
 
-from gcflow.archives.locators import BLOCK, Report, named, silent
+from gcflow.archives.formats import BLOCK, Report, silent
 from gcflow.errors import GcflowError
+from gcflow.files import naming
 
 ATTEMPTS = 5
 PAUSE_SECONDS = 2.0
@@ -111,7 +115,7 @@ def _save(response: HTTPResponse, part: Path, have: int, total: int, report: Rep
                 return have
             if not content:
                 return have
-            with named(part):
+            with naming(part):
                 file.write(content)
             have += len(content)
             report(have, total, "download")

@@ -23,19 +23,26 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives a failed write (a full disk), which says neither where nor, from numpy, why, the name of its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that is synced and renamed to it when the block ends well, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # A failed write (a full disk) says neither where nor, from numpy, why.
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        with naming(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)

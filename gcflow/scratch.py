@@ -5,14 +5,13 @@ its hashes compared. What cannot be copied is read where it lies.
 """
 
 import errno
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from gcflow.data import Dataset, load_dataset
 from gcflow.errors import GcflowError
@@ -52,56 +51,33 @@ def load_near(
     Raises:
         GcflowError: preparation did not finish, or an array is not the one that the manifest describes.
     """
-    if scratch is None:
+    digest = _samples_digest(folder)
+    if scratch is None or digest is None:
         return load_dataset(folder)
-    files = _listed(folder)
-    if files is None:
-        return load_dataset(folder)
-    copy = scratch / f"{folder.name}-{files['samples.npy'][:16]}"
+    copy = scratch / f"{folder.name}-{digest[:16]}"
     try:
-        return _loaded(folder, [*files, MANIFEST], copy, say, meanwhile)
+        if copy.exists():
+            with suppress(GcflowError, OSError):
+                return _verified(folder, copy)
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(scratch / f".{copy.name}.lock")
+        while True:
+            try:
+                with lock.acquire(timeout=POLL_SECONDS, poll_interval=POLL_SECONDS):
+                    return _made(folder, copy, say, meanwhile)
+            except Timeout:
+                meanwhile()
     except OSError as error:
         say(f"  warning: {folder} is not copied to {scratch} ({error.strerror or error}), but read from where it is")
     return load_dataset(folder)
 
 
-def _listed(folder: Path) -> dict[str, str] | None:
-    """File to sha256 by the manifest; None if it says nothing that a copy could be compared with."""
-    try:
-        manifest: Any = read_json(folder / MANIFEST)
-        files: dict[str, str] = manifest["sha256"]
-        plain = all(Path(name).name == name for name in files)
-        return files if plain and files["samples.npy"].isalnum() else None
-    except (GcflowError, OSError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _loaded(
-    folder: Path, names: list[str], copy: Path, say: Callable[[str], None], meanwhile: Callable[[], None]
-) -> Dataset:
-    """The data from their copy. Copies are verified side by side and made one at a time."""
-    while True:
-        judged = _identity(copy)
-        if judged is not None:
-            try:
-                return _verified(folder, copy)
-            except (GcflowError, OSError) as error:
-                found = str(error)
-            # Another process may have mended it in between.
-            if _identity(copy) == judged:
-                say(f"  warning: {copy} is damaged ({found.partition('; ')[0]}); it is copied again")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(copy.with_name(f".{copy.name}.lock"), meanwhile):
-            for left in copy.parent.glob(f".{copy.name}.copying-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            if _identity(copy) == judged:
-                return _copied(folder, names, copy, say, meanwhile)
-
-
-def _identity(copy: Path) -> tuple[int, int] | None:
-    with suppress(FileNotFoundError):
-        found = copy.stat()
-        return found.st_ino, found.st_mtime_ns
+def _samples_digest(folder: Path) -> str | None:
+    """sha256 of the samples by the manifest; None if it says nothing that a copy could be compared with."""
+    with suppress(GcflowError, OSError, KeyError, TypeError, AttributeError):
+        files: dict[str, str] = read_json(folder / MANIFEST)["sha256"]
+        if files["samples.npy"].isalnum() and all(Path(name).name == name for name in files):
+            return files["samples.npy"]
     return None
 
 
@@ -111,33 +87,22 @@ def _verified(folder: Path, copy: Path) -> Dataset:
     return load_dataset(copy)
 
 
-@contextmanager
-def _alone(path: Path, meanwhile: Callable[[], None]) -> Iterator[None]:
-    # Never removed: another process could lock the file that is gone while a third one makes a new one.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                meanwhile()
-                time.sleep(POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _copied(
-    folder: Path, names: list[str], copy: Path, say: Callable[[str], None], meanwhile: Callable[[], None]
-) -> Dataset:
-    """Makes the copy under a temporary name, verifies it and puts it in the place of what is there."""
+def _made(folder: Path, copy: Path, say: Callable[[str], None], meanwhile: Callable[[], None]) -> Dataset:
+    """The data from their copy, which no other process makes now."""
+    if copy.exists():
+        try:
+            # Another process may have made or mended it in between.
+            return _verified(folder, copy)
+        except (GcflowError, OSError) as error:
+            say(f"  warning: {copy} is damaged ({str(error).partition('; ')[0]}); it is copied again")
+    names = [*read_json(folder / MANIFEST)["sha256"], MANIFEST]
     needed = sum((folder / name).stat().st_size for name in names)
     free = shutil.disk_usage(copy.parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"it takes {needed / MIB:.0f} MiB, and {free / MIB:.0f} MiB are free")
     say(f"  {folder} is copied to {copy}, {needed / MIB:.0f} MiB")
-    temporary = copy.with_name(f".{copy.name}.copying-{os.getpid()}")
+    temporary = copy.with_name(f".{copy.name}.copying")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         for name in names:

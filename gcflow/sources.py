@@ -4,10 +4,9 @@ A data set is a frozen dataclass; everything else follows from its prepared arra
 that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read piece by piece.
 """
 
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +17,6 @@ from gcflow.options import Strict, require
 from gcflow.oracles import GaussianMixture, empirical
 from gcflow.preconditioning import NoiseProcess, to_model_space
 from gcflow.randomness import generator
-
-MOMENT_ROWS = 1024
 
 
 class RawData(NamedTuple):
@@ -71,34 +68,6 @@ class SmallSource(Source):
     def timing_samples(self) -> np.ndarray:
         """Its own, as `load` gives them."""
         return self.load().samples
-
-
-def moments(samples: np.ndarray) -> dict[str, Any]:
-    """Mean and standard deviation of each channel, and the overall standard deviation, of data in [-1, 1].
-
-    samples: uint8 [n, C, H, W], of which the sums are exact and only some are in memory, or float32 [n, d].
-    """
-    if samples.dtype == np.uint8:
-        total, squares = (np.zeros(samples.shape[1], np.int64) for _ in range(2))
-        flat = samples.reshape(*samples.shape[:2], -1)
-        # Sums of an image's channel first: narrow integers, in which they are exact, take a sixth of the time.
-        narrow = np.uint32 if flat.shape[2] <= 2**16 else np.uint64
-        for first in range(0, len(flat), MOMENT_ROWS):
-            part = flat[first : first + MOMENT_ROWS]
-            total += part.sum(2, dtype=narrow).sum(0, dtype=np.int64)
-            squares += np.square(part, dtype=np.uint16).sum(2, dtype=narrow).sum(0, dtype=np.int64)
-        pixels = len(samples) * flat.shape[2]
-        mean = total / pixels / 127.5 - 1
-        deviation = np.sqrt(np.maximum(squares / pixels - (total / pixels) ** 2, 0)) / 127.5
-        overall = math.sqrt(float(np.mean(deviation**2) + mean.var()))
-    else:
-        values = samples.astype(np.float64)
-        mean, deviation, overall = values.mean(0), values.std(0), math.sqrt(float(values.var()))
-    return {
-        "channel_mean": [round(float(value), 6) for value in mean],
-        "channel_std": [round(float(value), 6) for value in deviation],
-        "std": round(overall, 6),
-    }
 
 
 @register.source

@@ -331,9 +331,9 @@ def limit_file_size(size: int) -> None:
 
 def prepare_data(folder: Path, *datasets: str) -> Path:
     """Prepares data sets of a project within this process, which costs milliseconds; returns the project."""
-    from gcflow.data import prepare
     from gcflow.pipeline.folders import data_folder
     from gcflow.pipeline.params import Params
+    from gcflow.preparation import prepare
 
     params = Params(folder / "params.yaml")
     for name in datasets:

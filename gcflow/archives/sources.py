@@ -1,35 +1,128 @@
 """Sources whose images lie in archives: those of the paper's data sets, and any folder, zip or tar of images.
 
-Each has `locate`, which finds its files or says what to fetch, and `open`, which lists what they hold; `images` and
-`array_batches` beside this module read it piece by piece.
+Each has `locate`, which finds its files or says what to fetch, and `open`, which lists what they hold.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from gcflow import register
-from gcflow.archives.base import (
-    Archived,
+from gcflow.archives.formats import (
     Filter,
-    Published,
-    Splits,
-    existing,
-    index,
-    made_square,
-    require_count,
-    require_images,
+    Item,
+    Members,
+    Report,
+    Split,
+    folder_members,
+    labelled,
+    lmdb_members,
+    members_of,
+    shown,
+    tar_members,
+    unpacked_lmdb,
+    zip_members,
 )
 from gcflow.errors import GcflowError
 from gcflow.options import require
+from gcflow.sources import Source
 
 if TYPE_CHECKING:
-    from gcflow.archives.locators import Item, Locator, Report
+    import numpy as np
 
 UNPACKED_IMAGENET = "train"
 CELEBA_FOLDER = "img_align_celeba"
 CELEBA_PARTITION = "list_eval_partition.txt"
+TIMING_IMAGES = 1024
+Splits = tuple[Split, Split | None]
+"""Images to train on, and what is held out or None if an archive has no such split."""
+
+
+class Published(NamedTuple):
+    """A file that can be downloaded. name: under which the source looks for it. md5: of its content, if known."""
+
+    url: str
+    name: str
+    md5: str | None = None
+
+
+class Archived(Source):
+    """A source whose images lie in archives, and are read piece by piece.
+
+    variant: of the data set, in words. side: of its images, in pixels.
+    """
+
+    variant: ClassVar[str]
+    side: ClassVar[int] = 32
+    if TYPE_CHECKING:
+        images: int | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: [C, H, W]."""
+        return (3, self.side, self.side)
+
+    @property
+    def count(self) -> int | None:
+        """Images to train on."""
+        return self.images
+
+    @property
+    def published(self) -> Published | None:
+        """What a program can download; None if there is no such thing."""
+        return None
+
+    def locate(self, archives: Path) -> tuple[Path, ...]:
+        """The files that it is read from.
+
+        Raises:
+            GcflowError: one is missing; the message says what to fetch.
+        """
+        raise NotImplementedError
+
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """What the files hold. scratch: a folder for what has to be unpacked.
+
+        Raises:
+            GcflowError: they are damaged, or of another data set.
+        """
+        raise NotImplementedError
+
+    def provenance(self) -> dict[str, str]:
+        """Variant and transform, in words."""
+        if not hasattr(self, "filter"):
+            return {"variant": self.variant, "transform": "none"}
+        transform = f"shorter side resized to {self.shape[-1]}, then the centre cropped"
+        return {"variant": self.variant, "transform": transform, "filter": self.filter}
+
+    def timing_samples(self) -> "np.ndarray":
+        """Before the archive is at hand: random pixels, uint8 [1024, C, H, W]."""
+        import numpy as np
+
+        return np.random.default_rng(0).integers(0, 256, (TIMING_IMAGES, *self.shape), dtype=np.uint8)
+
+
+def _existing(path: Path, remedy: str) -> Path:
+    if not path.exists():
+        raise GcflowError(f"{path}: missing; {remedy}")
+    return path
+
+
+def require_images(images: int | None) -> None:
+    """Checks the key `images`."""
+    require(images is None or images >= 1, "images", images, "an integer >= 1")
+
+
+def _require_count(archive: Path, found: int, expected: int | None, what: str = "images") -> None:
+    """Checks how many images an archive holds: any number > 0 if none is expected."""
+    if found == 0 or (expected is not None and found != expected):
+        wanted = "" if expected is None else f", expected {expected}"
+        raise GcflowError(f"{archive}: holds {found} {what}{wanted}; it is incomplete or of another data set")
+
+
+def _split(archive: Path, items: list[Item], expected: int | None, filter_: Filter) -> Split:
+    _require_count(archive, len(items), expected)
+    return Split(archive, items, len(items), filter_)
 
 
 @register.source
@@ -46,15 +139,11 @@ class Cifar10(Archived):
     images: int = 50000
     held_out_images: int = 10000
     source: Literal["cifar10"] = "cifar10"
+    variant: ClassVar[str] = "CIFAR-10, python version"
 
     def __post_init__(self) -> None:
         require_images(self.images)
         require(self.held_out_images >= 1, "held_out_images", self.held_out_images, "an integer >= 1")
-
-    @property
-    def count(self) -> int:
-        """Images to train on."""
-        return self.images
 
     @property
     def published(self) -> Published:
@@ -62,27 +151,20 @@ class Cifar10(Archived):
         return Published(self.url, self.archive, self.md5)
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The archive.
-
-        Raises:
-            GcflowError: it is missing.
-        """
+        """The archive."""
         remedy = f"put {self.url} there, or give --download"
-        return (existing(archives / self.archive, remedy),)
+        return (_existing(archives / self.archive, remedy),)
 
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
-        """The batches of both splits; the archive is read with the first of them."""
-        from gcflow.archives.array_batches import ArrayBatches, cifar_batches
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """The batches of both splits."""
+        from gcflow.archives.array_batches import cifar_images
 
+        (path,) = files
         train = tuple(f"data_batch_{number}" for number in range(1, 6))
-        return Splits(
-            ArrayBatches(files[0], partial(cifar_batches, files[0], train), self.images),
-            ArrayBatches(files[0], partial(cifar_batches, files[0], ("test_batch",)), self.held_out_images),
+        return (
+            Split(path, cifar_images(path, train), self.images),
+            Split(path, cifar_images(path, ("test_batch",)), self.held_out_images),
         )
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {"variant": "CIFAR-10, python version", "transform": "none"}
 
 
 @register.source
@@ -98,50 +180,31 @@ class Imagenet32(Archived):
     filter: Filter = "bilinear"
     images: int = 1281167
     source: Literal["imagenet32"] = "imagenet32"
+    variant: ClassVar[str] = "ImageNet-1k training images, resized here"
 
     def __post_init__(self) -> None:
         require_images(self.images)
 
-    @property
-    def count(self) -> int:
-        """Images to train on."""
-        return self.images
-
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The tar, or else the folder.
-
-        Raises:
-            GcflowError: both are missing.
-        """
+        """The tar, or else the folder."""
         folder = archives / UNPACKED_IMAGENET
         if not (archives / self.archive).exists() and folder.is_dir():
             return (folder,)
         remedy = (
             f"fetch ILSVRC2012_img_train.tar from https://image-net.org (it needs an account), or unpack to {folder}"
         )
-        return (existing(archives / self.archive, remedy),)
+        return (_existing(archives / self.archive, remedy),)
 
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
-        """The index of the images.
-
-        Raises:
-            GcflowError: the archive is truncated, or of another data set.
-        """
-        from gcflow.archives.index import folder_members, labelled, nested_tar_members
-
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """The images of all classes."""
         (path,) = files
-        members = folder_members(path) if path.is_dir() else nested_tar_members(path)
+        members = folder_members(path) if path.is_dir() else tar_members(path, nested=True)
         if not any("/" in name for name in members):
             raise GcflowError(
                 f"{path}: holds no images in classes (n01440764.tar or n01440764/, ...), so it is not ImageNet's "
                 "training set; fetch ILSVRC2012_img_train.tar from https://image-net.org"
             )
-        require_count(path, len(members), self.images)
-        return Splits(index(path, labelled(members), self.filter, 32))
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {"variant": "ImageNet-1k training images, resized here", **made_square(self.filter, 32)}
+        return _split(path, labelled(members), self.images, self.filter), None
 
 
 @register.source
@@ -155,45 +218,30 @@ class Imagenet32Downsampled(Archived):
 
     images: int = 1281167
     source: Literal["imagenet32-downsampled"] = "imagenet32-downsampled"
+    variant: ClassVar[str] = "downsampled ImageNet 32x32, as published: other pixels than ImageNet resized here"
 
     def __post_init__(self) -> None:
         require_images(self.images)
 
-    @property
-    def count(self) -> int:
-        """Images to train on."""
-        return self.images
-
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The zip, or else the batches in a folder.
-
-        Raises:
-            GcflowError: there is neither.
-        """
+        """The zip, or else the batches in a folder."""
         names = ("Imagenet32_train_npz", "Imagenet32_train")
         for path in (archives / f"{name}{ending}" for ending in (".zip", "") for name in names):
             if path.is_dir():
                 batches = tuple(sorted(path.glob("train_data_batch_*")))
-                require_count(path, len(batches), 10, "batches (train_data_batch_1 to 10)")
+                _require_count(path, len(batches), 10, "batches (train_data_batch_1 to 10)")
                 return batches
             if path.exists():
                 return (path,)
         remedy = "fetch it, or Imagenet32_train.zip, from https://image-net.org (it needs an account)"
         raise GcflowError(f"{archives / names[0]}.zip: missing; {remedy}")
 
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
         """The batches."""
-        from gcflow.archives.array_batches import ArrayBatches, downsampled_batches
+        from gcflow.archives.array_batches import downsampled_images
 
         archive = files[0] if len(files) == 1 else files[0].parent
-        return Splits(ArrayBatches(archive, partial(downsampled_batches, files), self.images))
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {
-            "variant": "downsampled ImageNet 32x32, as published: other pixels than ImageNet resized here",
-            "transform": "none",
-        }
+        return Split(archive, downsampled_images(files), self.images), None
 
 
 @register.source
@@ -211,56 +259,38 @@ class Celeba64(Archived):
     images: int = 162770
     held_out_images: int = 19962
     source: Literal["celeba64"] = "celeba64"
+    variant: ClassVar[str] = "CelebA, aligned and cropped"
+    side: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         require_images(self.images)
         require(self.held_out_images >= 0, "held_out_images", self.held_out_images, "an integer >= 0")
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image: [C, H, W]."""
-        return (3, 64, 64)
-
-    @property
-    def count(self) -> int:
-        """Images to train on."""
-        return self.images
-
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The zip and its list of splits.
-
-        Raises:
-            GcflowError: one is missing.
-        """
+        """The zip and its list of splits."""
         page = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
         place = f"from the Google Drive of {page} and put it there; no program can download it"
         folders = {self.archive: "Img", CELEBA_PARTITION: "Eval"}
         return tuple(
-            existing(archives / name, f"fetch {name} (folder {folder}) {place}") for name, folder in folders.items()
+            _existing(archives / name, f"fetch {name} (folder {folder}) {place}") for name, folder in folders.items()
         )
 
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
-        """The index of the images of both splits.
-
-        Raises:
-            GcflowError: the zip is truncated or of another data set, or the list is.
-        """
-        from gcflow.archives.index import zip_members
-
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """The images of both splits."""
         archive, partition = files
         members = zip_members(archive)
         if not any(name.startswith(f"{CELEBA_FOLDER}/") for name in members):
             raise GcflowError(f"{archive}: holds no {CELEBA_FOLDER}/, so it is not CelebA's; fetch the right archive")
-        splits = [self._split(archive, partition, members, split) for split in ("0", "2")]
-        for items, expected in zip(splits, (self.images, self.held_out_images), strict=True):
-            if items or expected:
-                require_count(partition, len(items), expected, "images of a split")
-        train, test = (index(archive, items, self.filter, 64) for items in splits)
-        return Splits(train, test if test.items else None)
+        train, test = (self._listed(archive, partition, members, split) for split in ("0", "2"))
+        _require_count(partition, len(train), self.images, "images to train on")
+        if test or self.held_out_images:
+            _require_count(partition, len(test), self.held_out_images, "images to hold out")
+        return (
+            Split(archive, train, len(train), self.filter),
+            Split(archive, test, len(test), self.filter) if test else None,
+        )
 
-    def _split(self, archive: Path, partition: Path, members: "dict[str, Locator]", split: str) -> "list[Item]":
-        from gcflow.archives.locators import Item, shown
-
+    def _listed(self, archive: Path, partition: Path, members: Members, split: str) -> list[Item]:
         items = []
         for number, line in enumerate(partition.read_text(errors="replace").splitlines(), 1):
             words = line.split()
@@ -272,10 +302,6 @@ class Celeba64(Archived):
                     raise GcflowError(f"{archive}: lacks {shown(name)}, which {partition.name} lists; fetch it again")
                 items.append(Item(name, 0, members[name]))
         return items
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {"variant": "CelebA, aligned and cropped", **made_square(self.filter, 64)}
 
 
 @register.source
@@ -292,19 +318,11 @@ class Church64(Archived):
     filter: Filter = "lanczos"
     images: int = 126227
     source: Literal["church64"] = "church64"
+    variant: ClassVar[str] = "LSUN church_outdoor, training split"
+    side: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
         require_images(self.images)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image: [C, H, W]."""
-        return (3, 64, 64)
-
-    @property
-    def count(self) -> int:
-        """Images to train on."""
-        return self.images
 
     @property
     def published(self) -> Published:
@@ -312,34 +330,19 @@ class Church64(Archived):
         return Published(self.url, f"{self.archive}.zip")
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The file of the LMDB, or else the zip.
-
-        Raises:
-            GcflowError: both are missing.
-        """
+        """The file of the LMDB, or else the zip."""
         folder = archives / self.archive
         if folder.is_dir():
-            return (existing(folder / "data.mdb", "unpack the whole zip, or remove this folder and leave the zip"),)
+            return (_existing(folder / "data.mdb", "unpack the whole zip, or remove this folder and leave the zip"),)
         remedy = f"put {self.url} there, or give --download"
-        return (existing(archives / f"{self.archive}.zip", remedy),)
+        return (_existing(archives / f"{self.archive}.zip", remedy),)
 
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
-        """The index of the images.
-
-        Raises:
-            GcflowError: the archive is truncated, or of another data set.
-        """
-        from gcflow.archives.index import lmdb_members, unpacked_lmdb
-        from gcflow.archives.locators import Item
-
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """The images, in the order of their keys."""
         (path,) = files
         members = lmdb_members(unpacked_lmdb(path, scratch, report) if path.suffix == ".zip" else path.parent)
-        require_count(path, len(members), self.images)
-        return Splits(index(path, [Item(name, 0, members[name]) for name in members], self.filter, 64))
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {"variant": "LSUN church_outdoor, training split", **made_square(self.filter, 64)}
+        items = [Item(name, 0, read) for name, read in members.items()]
+        return _split(path, items, self.images, self.filter), None
 
 
 @register.source
@@ -356,6 +359,7 @@ class Folder(Archived):
     filter: Filter = "lanczos"
     images: int | None = None
     source: Literal["folder"] = "folder"
+    variant: ClassVar[str] = "images of the user's own"
 
     def __post_init__(self) -> None:
         require(self.size >= 4 and self.size & (self.size - 1) == 0, "size", self.size, "a power of two, >= 4")
@@ -366,32 +370,11 @@ class Folder(Archived):
         """Of one image: [C, H, W]."""
         return (3, self.size, self.size)
 
-    @property
-    def count(self) -> int | None:
-        """Images to train on."""
-        return self.images
-
     def locate(self, archives: Path) -> tuple[Path, ...]:
-        """The folder or file.
+        """The folder or file."""
+        return (_existing(archives / self.path, "put a folder, zip, tar or tar.gz of images there"),)
 
-        Raises:
-            GcflowError: it is missing.
-        """
-        return (existing(archives / self.path, "put a folder, zip, tar or tar.gz of images there"),)
-
-    def open(self, files: tuple[Path, ...], scratch: Path, report: "Report") -> Splits:
-        """The index of the images.
-
-        Raises:
-            GcflowError: the archive is truncated, of another kind, or holds no images or too few.
-        """
-        from gcflow.archives.index import labelled, members_of
-
+    def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
+        """The images, sorted by name."""
         (path,) = files
-        members = members_of(path, scratch, report)
-        require_count(path, len(members), self.images)
-        return Splits(index(path, labelled(members), self.filter, self.size))
-
-    def provenance(self) -> dict[str, str]:
-        """Variant and transform, in words."""
-        return {"variant": "images of the user's own", **made_square(self.filter, self.size)}
+        return _split(path, labelled(members_of(path, scratch, report)), self.images, self.filter), None

@@ -2,13 +2,16 @@
 
 Lock files are numbered, and who created the highest one holds the lock. Numbers only grow: a released lock stays as a
 file whose time is 0. Were it deleted, a slow process could take a number a second time and throw out the new holder.
+
+Not flufl.lock: it breaks a dead holder's lock by deleting the file, so that of two processes that found it dead the
+slower one deletes the lock of the faster (in the test of many processes two were inside), and it compares local clocks.
 """
 
-import errno
 import json
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +28,6 @@ from gcflow.pipeline.progress import say
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 POLL_SECONDS = 2.0
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,6 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("x") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 class RunLock:
     """Keeps every other process out of a run while its block runs.
 
@@ -223,77 +218,70 @@ class RunLock:
         try:
             self._renew()
             if self.lost:
-                numbers = self._numbers()
-                fate = f"taken over by {Holder.read(self._path(numbers[-1]))}" if numbers else "removed"
+                numbers = _numbers(self.folder)
+                fate = f"taken over by {Holder.read(_path(self.folder, numbers[-1]))}" if numbers else "removed"
                 raise GcflowError(f"{self.name}: the lock was {fate}; this process stops without writing")
         except OSError as error:
             raise GcflowError(f"{self.folder}: its lock cannot be checked ({error.strerror})") from None
 
-    def _path(self, number: int) -> Path:
-        return _path(self.folder, number)
-
-    def _numbers(self) -> list[int]:
-        return _numbers(self.folder)
-
     def _held(self) -> bool:
         # The text too: a folder that was deleted and made again counts from 1 again.
-        return self._numbers()[-1:] == [self.number] and self._path(self.number).read_bytes() == self.text.encode()
+        path = _path(self.folder, self.number)
+        return _numbers(self.folder)[-1:] == [self.number] and path.read_bytes() == self.text.encode()
+
+    def _now(self) -> float:
+        # By the server's clock, which also dates the heartbeats.
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".lock.") as probe:
+            os.utime(probe.name)
+            return os.stat(probe.name).st_mtime
 
     def _take(self) -> tuple[Holder, float] | None:
         """Takes the lock; if it is held, the holder and the seconds since its last sign of life."""
         while True:
-            me = Holder.here()
-            temporary = self.folder / f".lock.{me.token}"
-            try:
-                text = json.dumps(asdict(me))
-                _write(temporary, text)
-                # The server's clock, which also dates the heartbeats. Before the listing: a change to the folder
-                # makes an NFS client look at it anew.
-                os.utime(temporary)
-                now = temporary.stat().st_mtime
-                numbers = self._numbers()
-                if numbers:
-                    last = self._path(numbers[-1])
-                    try:
-                        holder, seen = Holder.read(last), last.stat().st_mtime
-                    except FileNotFoundError:
-                        continue
-                    if seen != 0 and not holder.dead(now - seen, self.stale):
-                        return holder, now - seen
-                self.number, self.text = (numbers[-1] if numbers else 0) + 1, text
-                created = self._create(temporary)
-            finally:
-                temporary.unlink(missing_ok=True)
-            # Not only if `created`: a link can be made although NFS, having lost the first answer, says it exists.
-            with suppress(FileNotFoundError):
-                if self._held():
-                    for number in numbers:
-                        with suppress(OSError):
-                            self._path(number).unlink()
-                    return None
-            if created:
-                self._path(self.number).unlink(missing_ok=True)
+            # Before the listing: a change to the folder makes an NFS client look at it anew.
+            now, numbers = self._now(), _numbers(self.folder)
+            if numbers:
+                last = _path(self.folder, numbers[-1])
+                try:
+                    holder, seen = Holder.read(last), last.stat().st_mtime
+                except FileNotFoundError:
+                    continue
+                if seen != 0 and not holder.dead(now - seen, self.stale):
+                    return holder, now - seen
+            self.number, self.text = (numbers[-1] if numbers else 0) + 1, json.dumps(asdict(Holder.here()))
+            if self._create():
+                for number in numbers:
+                    with suppress(OSError):
+                        _path(self.folder, number).unlink()
+                return None
 
-    def _create(self, temporary: Path) -> bool:
-        path = self._path(self.number)
+    def _create(self) -> bool:
+        """Makes the lock file, unless the lock is another's by now."""
+        path = _path(self.folder, self.number)
         try:
-            os.link(temporary, path)
+            file = path.open("x")
         except FileExistsError:
             return False
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            try:
-                _write(path, self.text)
-            except FileExistsError:
-                return False
-        return True
+        try:
+            with file:
+                file.write(self.text)
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileNotFoundError):
+                os.utime(path)
+                if self._held():
+                    return True
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+        return False
 
     def _renew(self) -> None:
         """Renews the lock file, or notices that the lock was lost."""
         try:
             # Asks an NFS server, where the listing alone may be a minute old.
-            os.utime(self._path(self.number))
+            os.utime(_path(self.folder, self.number))
             if not self._held():
                 self.lost = True
         except FileNotFoundError:
@@ -309,4 +297,4 @@ class RunLock:
         # Best effort: a lock that cannot be marked as free is one of a process that is gone.
         with suppress(OSError):
             if not self.lost and self._held():
-                os.utime(self._path(self.number), (0, 0))
+                os.utime(_path(self.folder, self.number), (0, 0))

@@ -4,11 +4,11 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from gcflow.archives.locators import PHASES
-from gcflow.data import prepare
+from gcflow.archives.formats import PHASES
 from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.preparation import prepare
 
 MEGABYTE = 10**6
 

@@ -13,9 +13,10 @@ from typing import ClassVar
 import pytest
 
 from gcflow import download as module
-from gcflow.data import load_dataset, prepare
+from gcflow.data import load_dataset
 from gcflow.download import download
 from gcflow.errors import GcflowError
+from gcflow.preparation import prepare
 
 CONTENT = bytes(range(256)) * 5000
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -16,13 +16,14 @@ from archive_files import photograph, square, write_zip
 from projects import contents, error_line, gcflow, limit_file_size, tiny_params, write_project
 from sklearn.datasets import load_digits, load_sample_images
 
-from gcflow.archives import images, preparation
-from gcflow.archives.locators import Item
+from gcflow import preparation
+from gcflow.archives import decoding
 from gcflow.archives.sources import Folder
 from gcflow.config import NoiseProcess
-from gcflow.data import load_dataset, prepare
+from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.preconditioning import to_model_space
+from gcflow.preparation import prepare
 from gcflow.sources import Digits, Mixture2d, Patches32, Synthetic
 
 MEANS = ((1.2, 0.4), (-0.9, 1.1), (-0.6, -1.3))
@@ -119,15 +120,15 @@ def test_preparing_again_replaces_what_was_damaged(points):
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_an_interrupted_preparation_leaves_the_old_data_or_data_that_are_refused(points, monkeypatch, written):
-    old, save, calls = load_dataset(points), np.save, []
+    old, write, calls = load_dataset(points), preparation.write_array, []
 
     def failing(*args: object) -> None:
         if len(calls) == written:
             raise KeyboardInterrupt
         calls.append(args)
-        save(*args)
+        write(*args)
 
-    monkeypatch.setattr(np, "save", failing)
+    monkeypatch.setattr(preparation, "write_array", failing)
     with pytest.raises(KeyboardInterrupt):
         prepare(Mixture2d(means=MEANS, std=0.5, count=10, seed=0), points)
     monkeypatch.undo()
@@ -338,17 +339,18 @@ class Cut(BaseException):
     """Stands for the end of the process."""
 
 
+MINE = Folder("mine", 8)
+MEMBERS = {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)}
+
+
 @pytest.fixture
 def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """30 images, in shards of 8."""
-    monkeypatch.setattr(images, "CHUNK", 4)
+    monkeypatch.setattr(preparation, "CHUNK", 4)
     monkeypatch.setattr(preparation, "SHARD", 8)
     (tmp_path / "archives").mkdir()
-    write_zip(tmp_path / "archives" / "mine", {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)})
+    write_zip(tmp_path / "archives" / "mine", MEMBERS)
     return tmp_path / "archives"
-
-
-MINE = Folder("mine", 8)
 
 
 @pytest.fixture
@@ -358,16 +360,16 @@ def uncut(archives: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of images that were decoded, chunk by chunk."""
-    decoded: list[int] = []
-    decode = images.decode_chunk
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of images that were decoded."""
+    decoded: list[str] = []
+    decode = decoding.decode
 
-    def count(items: list[Item], *rest: Any) -> images.Block:
-        decoded.append(len(items))
-        return decode(items, *rest)
+    def count(item: Any, *rest: Any) -> decoding.Decoded:
+        decoded.append(item.name)
+        return decode(item, *rest)
 
-    monkeypatch.setattr(images, "decode_chunk", count)
+    monkeypatch.setattr(decoding, "decode", count)
     return decoded
 
 
@@ -379,102 +381,84 @@ def cut_at(count: int) -> Callable[[int, int, str], None]:
     return report
 
 
-@pytest.mark.parametrize("done", [4, 8, 12, 20, 24, 30])
+def cut_short(folder: Path, archives: Path, done: int = 20) -> None:
+    with pytest.raises(Cut):
+        prepare(MINE, folder, archives, workers=1, report=cut_at(done))
+
+
+@pytest.mark.parametrize("done", [4, 8, 12, 20, 28])
 def test_a_preparation_that_was_cut_goes_on_after_its_last_shard_and_ends_with_the_same_bytes(
     archives, tmp_path, uncut, counted, done
 ):
     folder = tmp_path / "data"
-    with pytest.raises(Cut):
-        prepare(MINE, folder, archives, workers=1, report=cut_at(done))
+    cut_short(folder, archives, done)
     with pytest.raises(GcflowError, match=r"manifest\.json: missing"):
         load_dataset(folder)
     counted.clear()
     prepare(MINE, folder, archives, workers=1)
     assert contents(folder) == uncut
-    assert sum(counted) == (30 - done // 8 * 8 if done < 30 else 0)
+    # A shard counts when its notes are written, which is after its last image was told of.
+    assert len(counted) == 30 - (done - 1) // 8 * 8
 
 
-@pytest.mark.parametrize("moves", range(5))
-def test_a_preparation_that_was_cut_while_it_moved_its_files_into_place_ends_with_the_same_bytes(
-    archives, tmp_path, uncut, counted, monkeypatch, moves
+@pytest.mark.parametrize("written", range(4))
+def test_a_preparation_that_was_cut_while_it_wrote_its_arrays_decodes_nothing_again(
+    archives, tmp_path, uncut, counted, monkeypatch, written
 ):
-    folder, replace, done = tmp_path / "data", Path.replace, []
+    folder, replace = tmp_path / "data", Path.replace
     prepare(Folder("mine", 8, filter="box"), folder, archives, workers=1)
-    old = contents(folder)
+    old, done = contents(folder), []
 
     def cut(path: Path, target: Path) -> Path:
         if target.parent == folder:
-            if len(done) == moves:
+            if len(done) == written:
                 raise Cut
             done.append(target)
         return replace(path, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", cut)
-        if moves < 4:
-            with pytest.raises(Cut):
-                prepare(MINE, folder, archives, workers=1)
-    if moves == 0:
+        with pytest.raises(Cut):
+            prepare(MINE, folder, archives, workers=1)
+    if written == 0:
         assert {name: content for name, content in contents(folder).items() if name in old} == old
         load_dataset(folder)
-    elif moves < 4:
+    else:
         with pytest.raises(GcflowError, match="sha256 differs"):
             load_dataset(folder)
     counted.clear()
     prepare(MINE, folder, archives, workers=1)
     assert contents(folder) == uncut
-    assert sum(counted) == (0 if moves < 4 else 30)
+    # Held-out images come after the samples are written.
+    assert counted == []
 
 
-def test_arrays_that_vanished_half_moved_are_made_again(archives, tmp_path, uncut, monkeypatch):
-    folder, replace = tmp_path / "data", Path.replace
-
-    def cut(path: Path, target: Path) -> Path:
-        if target == folder / "labels.npy":
-            raise Cut
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", cut)
-        with pytest.raises(Cut):
-            prepare(MINE, folder, archives, workers=1)
-    (folder / "samples.npy").unlink()
-    prepare(MINE, folder, archives, workers=1)
-    assert contents(folder) == uncut
-
-
-def cut_half_way(folder: Path, archives: Path) -> None:
-    with pytest.raises(Cut):
-        prepare(MINE, folder, archives, workers=1, report=cut_at(20))
-
-
-@pytest.mark.parametrize("name", ["samples.npy", "labels.npy", "state.json"])
-def test_a_shard_that_is_not_what_was_written_is_made_again(archives, tmp_path, uncut, counted, name):
-    cut_half_way(tmp_path / "data", archives)
-    path = tmp_path / "data" / ".preparing" / name
-    content = bytearray(path.read_bytes())
-    content[128 + 10 * (192 if name == "samples.npy" else 8)] ^= 1
-    path.write_bytes(content)
+@pytest.mark.parametrize(
+    ("name", "again"), [("samples-00001.json", 22 - 8), ("source.json", 30), ("samples-00001.u8", 22 - 8)]
+)
+def test_a_shard_that_vanished_is_made_again_and_no_other(archives, tmp_path, uncut, counted, name, again):
+    cut_short(tmp_path / "data", archives, 20)
+    (tmp_path / "data" / ".preparing" / name).unlink()
     counted.clear()
     prepare(MINE, tmp_path / "data", archives, workers=1)
     assert contents(tmp_path / "data") == uncut
-    assert sum(counted) == (30 if name == "state.json" else 22)
+    assert len(counted) == again + 8 * (name != "source.json")
 
 
 @pytest.mark.parametrize("change", ["archive", "options", "transform"])
 def test_nothing_made_from_another_archive_or_in_another_way_is_kept(archives, tmp_path, counted, monkeypatch, change):
     folder = tmp_path / "data"
-    cut_half_way(folder, archives)
+    cut_short(folder, archives)
     source = MINE
     if change == "archive":
-        write_zip(archives / "mine", {f"class{k % 2}/{k:02}.jpg": photograph(20, 20 + k) for k in range(30)})
+        write_zip(archives / "mine", {name: photograph() for name in MEMBERS})
     elif change == "options":
         source = Folder("mine", 8, filter="box")
     else:
         monkeypatch.setattr(Folder, "provenance", lambda source: {"transform": "of another version"})
     counted.clear()
     prepare(source, folder, archives, workers=1)
-    assert sum(counted) == 30
+    assert len(counted) == 30
     prepare(source, tmp_path / "whole", archives, workers=1)
     assert contents(folder) == contents(tmp_path / "whole")
 
@@ -490,7 +474,7 @@ def test_after_a_broken_image_skip_broken_goes_on_and_its_absence_does_not_keep_
     counted.clear()
     with pytest.raises(Cut):
         prepare(MINE, folder, archives, workers=1, skip_broken=True, report=cut_at(28))
-    assert sum(counted) == 28 - 16
+    assert counted[0] == "16.jpg"
     counted.clear()
     with pytest.raises(GcflowError, match=r"image 18\.jpg does not decode"):
         prepare(MINE, folder, archives, workers=1)
@@ -528,27 +512,24 @@ def test_a_second_process_is_refused_while_one_prepares(archives, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gcflow.archives import images, preparation
-images.CHUNK, preparation.SHARD = 4, 8
+from gcflow import preparation
+from gcflow.archives.sources import Folder
+preparation.CHUNK, preparation.SHARD = 4, 8
 
 def report(done, total, phase):
     if phase == 'images' and done >= 20:
         os.kill(os.getpid(), signal.SIGKILL)
 
-if __name__ == '__main__':
-    from gcflow.data import prepare
-    from gcflow.archives.sources import Folder
-    prepare(Folder('mine', 8), Path(sys.argv[1]), Path(sys.argv[2]), workers=2, report=report)
+preparation.prepare(Folder('mine', 8), Path(sys.argv[1]), Path(sys.argv[2]), workers=2, report=report)
 """
 
 
-def test_a_process_that_is_killed_half_way_is_gone_on_with_by_two_others(archives, tmp_path, uncut, counted):
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "killed.py", tmp_path / "data", archives]
+def test_a_process_that_is_killed_half_way_is_gone_on_with(archives, tmp_path, uncut, counted):
+    command = [sys.executable, "-c", KILLED, tmp_path / "data", archives]
     assert subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     prepare(MINE, tmp_path / "data", archives, workers=1)
     assert contents(tmp_path / "data") == uncut
-    assert sum(counted) == 30 - 16
+    assert len(counted) == 30 - 16
 
 
 # The command line.
@@ -585,7 +566,7 @@ def test_a_full_disk_is_one_line_and_the_next_call_ends_with_the_same_bytes(proj
     )
     assert result.returncode == 2
     error = error_line(result.stderr)
-    assert "data/digits/.preparing/samples.npy: File too large" in error
+    assert "data/digits/.preparing/samples-00000.u8: File too large" in error
     assert not (project / "data" / "digits" / "manifest.json").exists()
     gcflow(project, "prepare", "digits", "--workers", "1")
     assert contents(project / "data") == whole

@@ -408,44 +408,19 @@ def test_of_many_processes_one_is_inside(folder, hold, first):
 
 def test_a_process_that_was_slow_to_follow_disturbs_nobody(folder, monkeypatch):
     left_behind(folder, pid=dead_pid())
-    link, others = os.link, []
+    create, others = RunLock._create, []
 
-    def slow(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "link", link)
+    def slow(lock: RunLock) -> bool:
+        monkeypatch.setattr(RunLock, "_create", create)
         assert taken(folder)
         others.append(RunLock(folder, RUN).__enter__())
-        link(source, target)
+        return create(lock)
 
-    monkeypatch.setattr(os, "link", slow)
+    monkeypatch.setattr(RunLock, "_create", slow)
     assert "already being trained" in refused(folder)
     assert files(folder) == ["lock.00000003"]
     others[0].require()
     others[0].__exit__(None, None, None)
-
-
-def test_a_file_system_without_hard_links_will_do(folder, monkeypatch):
-    def unsupported(source: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", unsupported)
-    with RunLock(folder, RUN) as lock:
-        assert f"process {os.getpid()} on" in refused(folder)
-        lock.require()
-        assert files(folder) == ["lock.00000001"]
-    assert taken(folder)
-    assert files(folder) == ["lock.00000002"]
-
-
-def test_a_link_that_was_made_although_it_failed_counts(folder, monkeypatch):
-    link = os.link
-
-    def answer_lost(source: Path, target: Path) -> None:
-        link(source, target)
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-
-    monkeypatch.setattr(os, "link", answer_lost)
-    assert taken(folder)
-    assert files(folder) == ["lock.00000001"]
 
 
 def test_a_full_disk_is_one_clear_error(folder):

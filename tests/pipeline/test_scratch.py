@@ -1,19 +1,19 @@
 """Prepared data copied to a node's own disk: once for all its jobs, whole or not at all, and to the same bits."""
 
-import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from projects import (
     Fork,
     assert_same_run,
@@ -274,7 +274,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_the_original_is_read(d
 def test_a_scratch_folder_that_is_no_folder_is_warned_of(data, near):
     near.parent.mkdir()
     near.write_text("a file")
-    assert warned(load(data, near), data, near) == "Not a directory"
+    assert warned(load(data, near), data, near) == "File exists"
 
 
 # Several processes.
@@ -382,25 +382,20 @@ def test_a_run_without_room_on_the_nodes_disk_warns_and_trains(root, near, basel
     assert_same_run(root, baseline, RUN)
 
 
-def opened_by(pid: int) -> list[Path]:
-    found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.append(link.readlink())
-    return found
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
 
 
 def test_sigterm_while_another_process_copies_ends_a_run_that_has_begun_nothing(root, data, near):
     near.mkdir(parents=True)
-    path = near / f".{copy_of(data, near).name}.lock"
-    lock = os.open(path, os.O_RDONLY | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    process = Fork(root, "train", RUN, "--scratch", near)
-    wait_until(lambda: process.exitcode is not None or path in opened_by(process.pid))
-    assert process.exitcode is None, process.output
-    process.send(signal.SIGTERM)
-    assert process.wait() == 75, process.output
-    os.close(lock)
+    with FileLock(near / f".{copy_of(data, near).name}.lock"):
+        process = Fork(root, "train", RUN, "--scratch", near)
+        wait_until(lambda: process.exitcode is not None or catches(process.pid, signal.SIGTERM))
+        assert process.exitcode is None, process.output
+        process.send(signal.SIGTERM)
+        assert process.wait() == 75, process.output
     expected = f"{RUN}: stopped by SIGTERM while its data were copied; nothing was begun"
     assert error_line(process.output) == expected
     assert [path.name for path in run_folder(root, RUN).rglob("*") if path.is_file()] == ["end.json"]

@@ -41,7 +41,6 @@ from gcflow.config import (
     to_dict,
 )
 from gcflow.couplings import optimal_assignment
-from gcflow.data import prepare
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
@@ -49,6 +48,7 @@ from gcflow.objectives import Batch
 from gcflow.pipeline.comparison import measured
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
+from gcflow.preparation import prepare
 from gcflow.randomness import coupling_uniforms
 from gcflow.training import Helpers, initial_state, make_loss
 from gcflow.weights import load_model, spec_of

@@ -1,10 +1,10 @@
 """Precision and recall of generated samples (Kynkäänniemi et al. 2019, equations 1 and 2)."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from gcflow import register
-from gcflow.options import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,16 +13,12 @@ if TYPE_CHECKING:
 
 
 @register.metric
-@dataclass(frozen=True)
 class PrecisionRecall(register.Metric):
-    """neighbours: k; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
+    """Precision and recall; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
 
-    neighbours: int = 3
+    neighbours: int = Field(default=3, ge=1, description="k")
     kind: Literal["precision-recall"] = "precision-recall"
     columns: ClassVar[dict[str, str]] = {"precision": "precision ↑", "recall": "recall ↑"}
-
-    def __post_init__(self) -> None:
-        require(self.neighbours >= 1, "neighbours", self.neighbours, "an integer >= 1")
 
     def covered(self, points: "Tensor", others: "Tensor") -> float:
         """Share of points [n, F] in the ball of at least one of the others [m, F], m > k."""

@@ -1,106 +1,86 @@
 """What a run is: typed, frozen, with its ranges checked at construction.
 
-These dataclasses know nothing of files. `gcflow.pipeline.params` builds them from `params.yaml`; a library user
-builds them directly. Unknown keys are refused when they come from a file.
+These blocks know nothing of files. `gcflow.pipeline.params` builds them from `params.yaml`; a library user builds them
+directly. docs/params.md is written from the descriptions here.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Discriminator, Field, Tag
 
 from gcflow import register
-from gcflow.options import Strict, require
+from gcflow.options import Count, Options, adapter, require
 from gcflow.register import Coupling, Network
 
 if TYPE_CHECKING:
     from torch import nn
 
+T = TypeVar("T")
 Weights = Literal["ema", "raw"]
 Preconditioning = Literal["consistency", "edm", "vp", "ve"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 # Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
 SINGLE_PRECISION_BITS = 20
 
 
-class ByKind:
-    """Makes pydantic tell the members of a union by their `kind`; the core does without pydantic."""
+class NoiseProcess(Options):
+    """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic import Field
-
-        return handler.generate_schema(Annotated[source, Field(discriminator="kind")])
-
-
-@dataclass(frozen=True)
-class NoiseProcess(Strict):
-    """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises.
-
-    sigma_min, sigma_max: sigma_0 and sigma_T of the paper. rho: curvature of the noise levels.
-    sigma_data: standard deviation of the (centred) data. data_mean: subtracted from data in [-1, 1] before
-    noising and added back to samples; the paper uses 0.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    data_mean: float = 0.0
+    sigma_min: float = Field(default=0.002, gt=0, description="sigma_0 of the paper: the least noise level")
+    sigma_max: float = Field(default=80.0, gt=0, description="sigma_T of the paper: the largest; above sigma_min")
+    rho: float = Field(default=7.0, ge=1, description="curvature of the noise levels between them")
+    sigma_data: float = Field(default=0.5, gt=0, description="standard deviation of the (centred) data in [-1, 1]")
+    data_mean: float = Field(
+        default=0.0, description="subtracted from data in [-1, 1] before noising, added back to samples; 0 in the paper"
+    )
 
     def __post_init__(self) -> None:
-        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "a number > 0")
         require(self.sigma_max > self.sigma_min, "sigma_max", self.sigma_max, "a number > sigma_min")
-        require(self.rho >= 1, "rho", self.rho, "a number >= 1")
-        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "a number > 0")
 
 
 @register.network
-@dataclass(frozen=True)
 class NetworkConfig(Network):
-    """gcflow's own networks (`gcflow.networks`).
+    """gcflow's own networks (`gcflow.networks`): two U-Nets of EDM, for images, and an MLP on the flat sample."""
 
-    `ddpm++`, `ncsn++`: the two U-Nets of EDM (`gcflow.songunet`), for images. `mlp`: residual MLP on the flat sample.
-    blocks, dropout: one value, or one per resolution level (U-Nets only), from the finest.
-    multipliers: of `channels`, one per level. attention: sides (in pixels) of the levels whose blocks attend, besides
-    the bottleneck. label_dim, augment_dim: sizes of EDM's class and augmentation embeddings; 0 leaves them out.
-    """
-
-    architecture: Literal["ddpm++", "ncsn++", "mlp"]
-    channels: int
-    blocks: int | tuple[int, ...]
-    multipliers: tuple[int, ...] = (1,)
-    attention: tuple[int, ...] = ()
-    dropout: float | tuple[float, ...] = 0.0
-    label_dim: int = 0
-    augment_dim: int = 0
+    architecture: Literal["ddpm++", "ncsn++", "mlp"] = Field(
+        description="`ddpm++`, `ncsn++`: EDM's U-Nets, for images; `mlp`: residual MLP, for any sample"
+    )
+    channels: int = Field(ge=1, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers")
+    blocks: Count | tuple[Count, ...] = Field(
+        description="residual blocks: one number, or one per level of a U-Net, from the finest"
+    )
+    multipliers: tuple[Count, ...] = Field(
+        default=(1,), min_length=1, description="of `channels`, one per level of a U-Net, from the finest"
+    )
+    attention: tuple[int, ...] = Field(
+        default=(), description="sides (pixels) of the levels whose blocks attend, besides the bottleneck of a U-Net"
+    )
+    dropout: Rate | tuple[Rate, ...] = Field(
+        default=0.0, description="dropout rate: one number, or one per level of a U-Net, from the finest"
+    )
+    label_dim: int = Field(default=0, ge=0, description="size of EDM's class embedding; 0 leaves it out")
+    augment_dim: int = Field(default=0, ge=0, description="size of EDM's augmentation embedding; 0 leaves it out")
 
     def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", self.channels, "an integer >= 1")
-        require(
-            len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
-            "multipliers",
-            list(self.multipliers),
-            "at least one integer, each >= 1",
-        )
+        levels = len(self.multipliers)
         for name in ("blocks", "dropout"):
             value = getattr(self, name)
             if isinstance(value, tuple):
-                levels = len(self.multipliers)
                 require(self.architecture != "mlp", name, list(value), "one value for an mlp, which has no levels")
                 require(len(value) == levels, name, list(value), f"one value, or one per level ({levels} multipliers)")
-        require(min(self.blocks_per_level) >= 1, "blocks", self.blocks, "integers >= 1")
-        require(all(0 <= rate < 1 for rate in self.dropout_per_level), "dropout", self.dropout, "numbers in [0, 1)")
-        require(self.label_dim >= 0, "label_dim", self.label_dim, "an integer >= 0")
-        require(self.augment_dim >= 0, "augment_dim", self.augment_dim, "an integer >= 0")
         if self.architecture != "mlp":
             require(self.channels % 4 == 0, "channels", self.channels, "a multiple of 4 for a U-Net")
-        else:
-            require(not self.attention, "attention", list(self.attention), "no value for an mlp")
-            require(self.multipliers == (1,), "multipliers", list(self.multipliers), "no value for an mlp")
-            require(self.label_dim == 0, "label_dim", self.label_dim, "0 for an mlp")
-            require(self.augment_dim == 0, "augment_dim", self.augment_dim, "0 for an mlp")
+            return
+        unused: dict[str, Any] = {"attention": (), "multipliers": (1,), "label_dim": 0, "augment_dim": 0}
+        for name, default in unused.items():
+            value = getattr(self, name)
+            require(value == default, name, list(value) if isinstance(value, tuple) else value, "no value for an mlp")
 
     @property
     def blocks_per_level(self) -> tuple[int, ...]:
@@ -125,131 +105,118 @@ class NetworkConfig(Network):
 
 def without_dropout(network: Network) -> Network:
     """The same network as far as its speed and its weights go."""
-    if any(option.name == "dropout" for option in dataclasses.fields(network)):  # type: ignore[arg-type]
-        return dataclasses.replace(network, dropout=0.0)  # type: ignore[type-var]
+    if any(option.name == "dropout" for option in dataclasses.fields(network)):
+        return dataclasses.replace(network, dropout=0.0)
     return network
 
 
-@dataclass(frozen=True)
-class IctSchedule(Strict):
+class IctSchedule(Options):
     """iCT's curriculum (Song & Dhariwal 2024): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma.
 
     N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
     """
 
-    s0: int = 10
-    s1: int = 1280
-    p_mean: float = -1.1
-    p_std: float = 2.0
+    s0: int = Field(default=10, ge=1, description="intervals at first")
+    s1: int = Field(default=1280, ge=1, description="most intervals; at least s0")
+    p_mean: float = Field(default=-1.1, description="mean of ln sigma")
+    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln sigma")
     kind: Literal["ict"] = "ict"
 
     def __post_init__(self) -> None:
-        require(self.s0 >= 1, "s0", self.s0, "an integer >= 1")
         require(self.s1 >= self.s0, "s1", self.s1, "an integer >= s0")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
 
-@dataclass(frozen=True)
-class EctSchedule(Strict):
+class EctSchedule(Options):
     """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; the paper's Section 5.3).
 
-    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
-    which the stage rises by one; null keeps it at 0. The length of training does not stretch the stages: a shorter
-    training ends in an earlier one, a longer one goes on to further ones.
+    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). The length of training does not
+    stretch the stages: a shorter training ends in an earlier one, a longer one goes on to further ones.
     """
 
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    stage_every: int | None = None
-    p_mean: float = -1.1
-    p_std: float = 2.0
+    q: float = Field(default=2.0, gt=1, description="base of the gap between r and t, see above")
+    k: float = Field(default=8.0, ge=0, description="how much wider the gap is at small t")
+    b: float = Field(default=1.0, description="how fast that ends as t grows")
+    stage_every: int | None = Field(
+        default=None, ge=1, description="steps after which the stage rises by one; null keeps it at 0"
+    )
+    p_mean: float = Field(default=-1.1, description="mean of ln t")
+    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln t")
     kind: Literal["ect"] = "ect"
-
-    def __post_init__(self) -> None:
-        require(self.q > 1, "q", self.q, "a number > 1")
-        require(self.k >= 0, "k", self.k, "a number >= 0")
-        require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
     def stage(self, step: int) -> int:
         """The stage at `step` (from 0): that of ECT's code, whose first step stands apart, before the first period."""
         return 0 if self.stage_every is None else max(0, step - 1) // self.stage_every
 
 
-@dataclass(frozen=True)
-class EdmSchedule(Strict):
+class EdmSchedule(Options):
     """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    p_mean: float = Field(default=-1.2, description="mean of ln sigma")
+    p_std: float = Field(default=1.2, gt=0, description="standard deviation of ln sigma")
     kind: Literal["edm"] = "edm"
-
-    def __post_init__(self) -> None:
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
 
 Schedule = IctSchedule | EctSchedule | EdmSchedule
-SCHEDULES: dict[str, type[Schedule]] = {"ict": IctSchedule, "ect": EctSchedule, "edm": EdmSchedule}
 
 
-@dataclass(frozen=True)
-class TrainingConfig(Strict):
-    """How long and with what a run is optimised. `batch` is the global batch size.
+class TrainingConfig(Options):
+    """How long and with what a run is optimised."""
 
-    snapshot_every: steps between saved weights (convergence curves are computed from them).
-    gradient_clip: largest global norm of a gradient; null means none, as in the paper. One outlier of the rare large
-    gradients stays in Lion's momentum for a hundred steps and can undo a run.
-    ema_every: the average moves at the steps, from 0, that are divisible by it.
-    ema_start: until this step each move is a copy of the weights.
-    ema_ramp_up: the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the first
-    move past ema_start, as ema-pytorch has it; without it the decay is ema_decay from ema_start on.
-    huber_c: constant of the pseudo-Huber distance; null means 0.00054 sqrt(d), 0 the plain L2 norm.
-    assignment: with several processes, whether optimal transport re-pairs the `global` batch or each `rank`'s share.
-    micro_batch: most samples that pass through the network at once on each device; null means the whole share.
-    precision: of the network's passes. `float32` is IEEE single, `tf32` lets tensor cores round the factors of
-    products to 10 bits, `bfloat16` is autocast; weights, losses, optimizer and EMA are float32 always.
-    compile: mode of torch.compile for the network, or `none`. `reduce-overhead` uses CUDA graphs.
-    """
-
-    steps: int
-    batch: int
-    learning_rate: float
-    snapshot_every: int
-    optimizer: Literal["lion", "adam", "radam"] = "lion"
-    learning_rate_decay: Literal["none", "linear"] = "none"
-    weight_decay: float = 0.0
-    gradient_clip: float | None = None
-    ema_decay: float = 0.9999
-    ema_every: int = 1
-    ema_start: int = 0
-    ema_ramp_up: bool = False
-    distance: Literal["pseudo-huber", "squared-l2"] = "pseudo-huber"
-    huber_c: float | None = None
-    assignment: Literal["global", "rank"] = "global"
-    micro_batch: int | None = None
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    channels_last: bool = True
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
-    cpu_threads: int = 1
-    schedule: Annotated[Schedule, ByKind()] = field(default_factory=IctSchedule)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "snapshot_every", "ema_every", "cpu_threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number >= 0")
-        clip = self.gradient_clip
-        require(clip is None or clip > 0, "gradient_clip", clip, "a number > 0, or null")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a number in [0, 1)")
-        require(self.ema_start >= 0, "ema_start", self.ema_start, "an integer >= 0")
-        require(self.huber_c is None or self.huber_c >= 0, "huber_c", self.huber_c, "a number >= 0, or null")
-        require(
-            self.micro_batch is None or self.micro_batch >= 1,
-            "micro_batch",
-            self.micro_batch,
-            "an integer >= 1, or null",
-        )
+    steps: int = Field(ge=1, description="steps of the optimizer")
+    batch: int = Field(ge=1, description="samples per step, over all processes")
+    learning_rate: float = Field(gt=0, description="of the optimizer")
+    snapshot_every: int = Field(
+        ge=1, description="steps between saved weights, from which convergence curves are computed"
+    )
+    optimizer: Literal["lion", "adam", "radam"] = Field(default="lion", description="Lion as in the paper, or another")
+    learning_rate_decay: Literal["none", "linear"] = Field(
+        default="none", description="`linear`: to 0 at the end of training"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of the optimizer; Lion's is decoupled")
+    gradient_clip: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest global norm of a gradient; null means none, as in the paper. One outlier stays in Lion's "
+        "momentum for a hundred steps and can undo a run",
+    )
+    ema_decay: float = Field(
+        default=0.9999, ge=0, lt=1, description="of the average that is sampled from and predicts endpoints; the most"
+    )
+    ema_every: int = Field(default=1, ge=1, description="the average moves at steps, from 0, divisible by this")
+    ema_start: int = Field(default=0, ge=0, description="until this step each move is a copy of the weights")
+    ema_ramp_up: bool = Field(
+        default=False,
+        description="the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the "
+        "first move past ema_start, as ema-pytorch has it; without it, ema_decay from ema_start on",
+    )
+    distance: Literal["pseudo-huber", "squared-l2"] = Field(
+        default="pseudo-huber", description="between the two endpoints; a denoiser has its own"
+    )
+    huber_c: float | None = Field(
+        default=None, ge=0, description="constant of pseudo-Huber; null means 0.00054 sqrt(d), 0 the plain L2 norm"
+    )
+    assignment: Literal["global", "rank"] = Field(
+        default="global",
+        description="with several processes: transport re-pairs the global batch, or each process its own share",
+    )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="most samples that pass at once on each device: gradients are accumulated; null means all of them",
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description="of the network's passes: IEEE single; factors of products rounded to 10 bits; autocast. Weights, "
+        "loss, optimizer and EMA are float32 always",
+    )
+    channels_last: bool = Field(default=True, description="memory layout of convolutions")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="none", description="mode of torch.compile; `reduce-overhead` uses CUDA graphs"
+    )
+    cpu_threads: int = Field(default=1, ge=1, description="threads of each process on the CPU")
+    schedule: Annotated[Schedule, Field(discriminator="kind")] = Field(
+        default_factory=IctSchedule, description="which noise levels are trained on"
+    )
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -258,79 +225,78 @@ class TrainingConfig(Strict):
         return steps if steps and steps[-1] == self.steps else [*steps, self.steps]
 
 
-@dataclass(frozen=True)
-class Cadence(Strict):
-    """How often a run speaks and saves, in steps; no part of its identity, since it does not touch the weights."""
+class Cadence(Options):
+    """How often a run speaks and saves; no part of its identity, since it does not touch the weights."""
 
-    log_every: int = 50
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints that a stopped run goes on from")
 
 
-@dataclass(frozen=True)
-class RunReference(Strict):
-    """Weights of another run of the same data set: its EMA at `step` (null: at the end).
+class RunReference(Options):
+    """Weights of another run of the same data set: its EMA."""
 
-    seed: null means the seed of the run that refers to it.
-    """
-
-    method: str
-    step: int | None = None
-    seed: int | None = None
+    method: str = Field(description="the other run's method")
+    step: int | None = Field(default=None, description="of one of its snapshots; null means the last")
+    seed: int | None = Field(default=None, description="its seed; null means that of the run that refers to it")
 
 
-@dataclass(frozen=True)
-class CheckpointFile(Strict):
-    """Weights in a file of `gcflow import-edm` or `gcflow train`; `file` is relative to the project's root."""
+class CheckpointFile(Options):
+    """Weights in a file."""
 
-    file: str
-
-
-class ByForm:
-    """Makes pydantic take a mapping with `file` for a `CheckpointFile` and any other for a `RunReference`."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic import Discriminator, Tag
-
-        def form(value: Any) -> str:
-            return "a file" if isinstance(value, dict) and "file" in value else "a run"
-
-        run, file = Annotated[RunReference, Tag("a run")], Annotated[CheckpointFile, Tag("a file")]
-        return handler.generate_schema(Annotated[run | file, Discriminator(form)])
+    file: str = Field(description="of `gcflow import-edm` or `gcflow train`, relative to the project's root")
 
 
-FrozenWeights = Annotated[RunReference | CheckpointFile, ByForm()]
+def _form(value: Any) -> str:
+    return "file" if isinstance(value, CheckpointFile) or (isinstance(value, dict) and "file" in value) else "run"
 
 
-@dataclass(frozen=True)
-class MethodConfig(Strict):
-    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
+FrozenWeights = Annotated[
+    Annotated[RunReference, Tag("run")] | Annotated[CheckpointFile, Tag("file")], Discriminator(_form)
+]
 
-    coupling: the name of one, or one with its options.
-    mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
-    mu_from_step: before this training step every pair is independent, from it on `mu` holds; null means from the start.
-    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights. A
-    denoiser, which predicts no endpoints, takes frozen weights only.
-    teacher: what gives the velocity for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser
-    of the data set (its empirical distribution, or its mixture).
-    init: weights to start from; null means untrained ones.
-    preconditioning: null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`.
-    sampling_boundary: where a consistency model of `edm` preconditioning is taken to be the identity when it is
-    sampled; null means 0, as in training. ECT's code takes 0.003.
-    """
 
-    objective: Literal["consistency", "distillation", "denoising"]
-    coupling: str | Annotated[Coupling, register.coupling] = "ic"
-    mu: float | tuple[float, float] | None = None
-    mu_from_step: int | None = None
-    predictor: Literal["ema", "online"] | FrozenWeights | None = None
-    teacher: Literal["exact"] | FrozenWeights | None = None
-    init: FrozenWeights | None = None
-    preconditioning: Preconditioning | None = None
-    sampling_boundary: float | None = None
+class MethodConfig(Options):
+    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts."""
+
+    objective: Literal["consistency", "distillation", "denoising"] = Field(
+        description="CT (Eq. 6), CD (Eq. 4, with the Euler step of Eq. 5), or a diffusion model (EDM)"
+    )
+    coupling: str | Annotated[Coupling, register.coupling] = Field(
+        default="ic",
+        description="`ic` independent, `ot` minibatch optimal transport, `gc` generator-augmented, or an extension's: "
+        "its name, or {kind: name, ...} with its options (Section 4.1, Eqs. 13 to 15)",
+    )
+    mu: Share | tuple[Share, Share] | None = Field(
+        default=None,
+        description="for `gc`: share of generator-augmented pairs; [start, end] changes linearly over training "
+        "(Section 5.2, Eq. 21, Figure 5)",
+    )
+    mu_from_step: int | None = Field(
+        default=None, ge=0, description="for `gc`: before this training step every pair is independent; null means none"
+    )
+    predictor: Literal["ema", "online"] | FrozenWeights | None = Field(
+        default=None,
+        description="for `gc`: what predicts endpoints: the model's EMA, the model itself (`online`, which drops by a "
+        "mask of its own) or frozen weights, which a denoiser needs (Table 3; Section 5.1, Figure 4)",
+    )
+    teacher: Literal["exact"] | FrozenWeights | None = Field(
+        default=None,
+        description="for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser of the data set (its "
+        "empirical distribution, or its mixture) (Eqs. 4 and 5)",
+    )
+    init: FrozenWeights | None = Field(
+        default=None, description="weights to start from; null means untrained ones (Section 5.3, Table 2)"
+    )
+    preconditioning: Preconditioning | None = Field(
+        default=None,
+        description="null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`",
+    )
+    sampling_boundary: float | None = Field(
+        default=None,
+        ge=0,
+        description="where a consistency model of `edm` preconditioning is taken to be the identity when it is sampled; "
+        "null means 0, as in training. ECT's code takes 0.003",
+    )
 
     def __post_init__(self) -> None:
         if self.pairing.predicts:
@@ -344,15 +310,10 @@ class MethodConfig(Strict):
             else:
                 expected = f"ema, online or a run, because coupling is {named}"
                 require(self.predictor is not None, "predictor", None, expected)
-            require(
-                all(0 <= m <= 1 for m in self.mu_range), "mu", self.mu, "a number in [0, 1], or [start, end] in [0, 1]"
-            )
-            begins = self.mu_from_step is None or self.mu_from_step >= 0
-            require(begins, "mu_from_step", self.mu_from_step, "an integer >= 0, or null")
         else:
-            require(self.mu is None, "mu", self.mu, "no value unless coupling is gc")
-            require(self.mu_from_step is None, "mu_from_step", self.mu_from_step, "no value unless coupling is gc")
-            require(self.predictor is None, "predictor", self.predictor, "no value unless coupling is gc")
+            for name in ("mu", "mu_from_step", "predictor"):
+                value = getattr(self, name)
+                require(value is None, name, value, "no value unless coupling is gc")
         if self.objective == "distillation":
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
         else:
@@ -366,17 +327,15 @@ class MethodConfig(Strict):
         """The coupling itself.
 
         Raises:
-            ValueError: there is none of this name, or it cannot do without options.
+            ValidationError: there is none of this name, or it cannot do without options.
         """
         if isinstance(self.coupling, Coupling):
             return self.coupling
-        try:
-            return register.coupling[self.coupling]()
-        except register.UnknownName as error:
-            raise register.UnknownName(f"coupling{str(error).removeprefix('kind')}") from None
-        except TypeError:
-            expected = f"{{kind: {self.coupling}, ...}}, because it has options without a default"
-            raise ValueError(f"coupling is {self.coupling!r}, expected {expected}") from None
+        cls = register.coupling.named(self.coupling, "coupling")
+        needed = [name for name, field in cls.__pydantic_fields__.items() if field.is_required()]
+        expected = f"{{kind: {self.coupling}, ...}}, because it has options without a default: {', '.join(needed)}"
+        require(not needed, "coupling", self.coupling, expected)
+        return cls()
 
     @property
     def mu_range(self) -> tuple[float, float]:
@@ -392,15 +351,14 @@ class MethodConfig(Strict):
         return {role: value for role, value in roles.items() if isinstance(value, RunReference | CheckpointFile)}
 
 
-@dataclass(frozen=True)
-class RunConfig(Strict):
+class RunConfig(Options):
     """Everything that decides the weights of one run, besides the bytes of its inputs."""
 
     dataset: str
     method_name: str
     seed: int
     process: NoiseProcess
-    network: Network
+    network: Annotated[Network, register.network]
     training: TrainingConfig
     method: MethodConfig
 
@@ -414,7 +372,7 @@ class RunConfig(Strict):
 
         moved, fits = self.method.sampling_boundary, self.preconditioning == "edm" and objective == "consistency"
         require(moved is None or fits, "sampling_boundary", moved, "no value but for a consistency model of ECT (edm)")
-        within = moved is None or 0 <= moved < self.process.sigma_max
+        within = moved is None or moved < self.process.sigma_max
         require(within, "sampling_boundary", moved, "a noise level >= 0 and below sigma_max, or null")
 
         begin, steps = self.method.mu_from_step, self.training.steps
@@ -491,29 +449,13 @@ def digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
-    """The inverse of `to_dict` for a run's configuration, as weights files carry it.
+def from_dict(kind: type[T], document: Any) -> T:
+    """The inverse of `to_dict`.
 
     Raises:
-        UnknownName: its coupling or network is of an extension that was not read.
+        ValidationError: the document is no such block. Of a coupling or a network of an extension that was not read
+            an error has the type `unknown_name`.
     """
-    schedule = document["training"]["schedule"]
-    training = {**document["training"], "schedule": SCHEDULES[schedule["kind"]](**schedule)}
-    method = {**document["method"]}
-    for role in ("predictor", "teacher", "init"):
-        if isinstance(method[role], dict):
-            kind = CheckpointFile if "file" in method[role] else RunReference
-            method[role] = kind(**method[role])
-    if isinstance(method["mu"], list):
-        method["mu"] = tuple(method["mu"])
-    if isinstance(method["coupling"], dict):
-        method["coupling"] = register.coupling.of(method["coupling"])
-    return RunConfig(
-        dataset=document["dataset"],
-        method_name=document["method_name"],
-        seed=document["seed"],
-        process=NoiseProcess(**document["process"]),
-        network=register.network.of(document["network"]),
-        training=TrainingConfig(**training),
-        method=MethodConfig(**method),
-    )
+    # Through JSON, in which a tuple is a list, and a text no number.
+    read: T = adapter(kind).validate_json(json.dumps(document))
+    return read

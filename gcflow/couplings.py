@@ -6,7 +6,6 @@ the grid can be read in an instant.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gcflow import register
@@ -53,7 +52,6 @@ def generator_augmented(x: "Tensor", z: "Tensor", context: CouplingContext) -> "
 
 
 @register.coupling
-@dataclass(frozen=True)
 class Independent(Coupling):
     """IC: every pair as it was drawn."""
 
@@ -61,7 +59,6 @@ class Independent(Coupling):
 
 
 @register.coupling
-@dataclass(frozen=True)
 class OptimalTransport(Coupling):
     """OT within the batch."""
 
@@ -73,7 +70,6 @@ class OptimalTransport(Coupling):
 
 
 @register.coupling
-@dataclass(frozen=True)
 class GeneratorAugmented(Coupling):
     """GC(mu)."""
 

@@ -1,6 +1,6 @@
 """What a project can add: couplings, sources of data, networks and metrics, each by a name of its own.
 
-All four are made alike, gcflow's own and those of others: a frozen dataclass whose fields are its keys in params.yaml,
+All four are made alike, gcflow's own and those of others: a block of options whose fields are its keys in params.yaml,
 with its name as the only value of one of them, registered by a decorator. docs/extending.md has an example of each.
 
 Nothing here imports torch, and what does so at the top of its file makes every look at params.yaml a second slower.
@@ -8,12 +8,14 @@ Nothing here imports torch, and what does so at the top of its file makes every 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
-from functools import cache
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, Union, get_args
 
-from gcflow.options import Strict
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+
+from gcflow.options import Options, adapter, misfit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +28,10 @@ T = TypeVar("T")
 Class = TypeVar("Class", bound=type[Any])
 
 
-class UnknownName(ValueError):
-    """A name that nothing is registered under; begins with the key."""
-
-
-class Table(Generic[T]):
+class Registry(Generic[T]):
     """The registered classes of one kind by their names; called with a class, it registers it.
+
+    As an annotation it makes pydantic read the class that the name says, whenever that was registered.
 
     Args:
         what: is registered, in words.
@@ -48,85 +48,80 @@ class Table(Generic[T]):
         """Registers a class.
 
         Raises:
-            TypeError: it is no dataclass of the right kind, or has no name.
+            TypeError: it is of another kind, or has no name.
             ValueError: its name is taken.
         """
-        if not (issubclass(cls, self.base) and is_dataclass(cls)):
-            raise TypeError(f"{cls.__name__} is no dataclass derived from {self.base.__name__}")
-        names = get_args(get_type_hints(cls).get(self.key))
+        if not issubclass(cls, self.base):
+            raise TypeError(f"{cls.__name__} does not derive from {self.base.__name__}")
+        field = cls.__pydantic_fields__.get(self.key)
+        names = get_args(field.annotation) if field else ()
         if not names:
             raise TypeError(f'{cls.__name__} has no name; give it a field {self.key}: Literal["name"] = "name"')
-        registered: Any = cls
-        self.add(dict.fromkeys(names, registered))
+        self.add(dict.fromkeys(names, cls))
         return cls
 
-    def add(self, classes: dict[str, type[T]]) -> None:
+    def add(self, classes: dict[str, Any]) -> None:
         """Registers classes by their names.
 
         Raises:
             ValueError: a name is taken.
         """
-        taken = [name for name in classes if name in self._known()]
+        taken = [name for name in classes if name in self.known()]
         if taken:
             raise ValueError(f"there is a {self.what} {taken[0]!r} already; take another name")
         self.classes.update(classes)
 
-    def _known(self) -> dict[str, type[T]]:
+    def known(self) -> dict[str, type[T]]:
+        """Every class by its name: gcflow's own first."""
         for module in self.own:
             import_module(module)
-        # By module, whichever of them was imported first: messages list the names in this order.
+        # By module, whichever of them was imported first.
         places = {module: place for place, module in enumerate(self.own)}
         listed = sorted(self.classes.items(), key=lambda item: places.get(item[1].__module__, len(places)))
         self.classes = dict(listed)
         return self.classes
 
     def __getitem__(self, name: object) -> type[T]:
-        """The class of a name.
+        """The class of a name; otherwise as `named`."""
+        return self.named(name, self.key)
+
+    def named(self, name: object, key: str) -> type[T]:
+        """The class of a name that stands under `key`.
 
         Raises:
-            UnknownName: there is none; the message lists those there are.
+            ValidationError: there is none, in an error of type `unknown_name`; it lists those there are.
         """
-        known = self._known()
+        known = self.known()
         if not isinstance(name, str) or name not in known:
             listed = ", ".join(map(repr, known)) or f"none; no extension registers a {self.what}"
-            raise UnknownName(f"{self.key} is {name!r}: expected {listed}")
+            raise misfit(key, name, listed, "unknown_name")
         return known[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._known()
-
-    def of(self, options: dict[str, Any]) -> T:
-        """The inverse of `gcflow.config.to_dict`.
+    def of(self, options: Any) -> T:
+        """The block that options [name, keys] give; a block itself is one.
 
         Raises:
-            UnknownName: see `__getitem__`.
-            TypeError: options that the class has not.
+            ValidationError: its name is unknown, or its keys are not those of the class.
         """
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        return self[options.get(self.key)](**plain)
+        if isinstance(options, self.base):
+            return options
+        if not isinstance(options, dict) or self.key not in options:
+            kind: Any = "missing" if isinstance(options, dict) else "dict_type"
+            loc = (self.key,) if isinstance(options, dict) else ()
+            raise ValidationError.from_exception_data(self.what, [{"type": kind, "loc": loc, "input": options}])
+        # Through JSON, in which a tuple is a list.
+        block: T = adapter(self[options[self.key]]).validate_json(json.dumps(options))
+        return block
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Makes pydantic take the class that the name says; the core does without pydantic."""
-        from pydantic_core import PydanticCustomError, core_schema
+        return core_schema.no_info_plain_validator_function(self.of)
 
-        def validated(options: Any) -> T:
-            if not isinstance(options, dict):
-                raise PydanticCustomError("mapping_type", "Input should be a mapping with {key}", {"key": self.key})
-            if self.key not in options:
-                raise ValueError(f"{self.key} is missing")
-            # As JSON, in which a tuple is a list.
-            cls: Any = self[options[self.key]]
-            chosen: T = _adapter(cls).validate_json(json.dumps(options))
-            return chosen
-
-        return core_schema.no_info_plain_validator_function(validated)
-
-
-@cache
-def _adapter(cls: type[Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        classes = tuple(dict.fromkeys(self.known().values()))
+        if not classes:
+            return {"type": "object", "required": [self.key]}
+        one_of: Any = Annotated[Union[classes], Field(discriminator=self.key)]  # noqa: UP007
+        return handler(TypeAdapter(one_of).core_schema)
 
 
 @dataclass(frozen=True)
@@ -147,7 +142,7 @@ class CouplingContext:
     dropout: "Tensor | None" = None
 
 
-class Coupling(Strict):
+class Coupling(Options):
     """Which clean endpoint goes with which noise: overrides `assignment`, or `endpoints`, or neither.
 
     Its name is its field `kind`. One that predicts endpoints takes the keys `mu` and `predictor` of a method, as `gc`
@@ -195,7 +190,7 @@ class RawData(NamedTuple):
     held_out: "np.ndarray | None" = None
 
 
-class Source(Strict):
+class Source(Options):
     """Where samples come from. Its name is its field `source`.
 
     shape: of one sample: [C, H, W] of an image, whose values are stored as uint8, or [d] of a point, as float32.
@@ -236,13 +231,17 @@ class SmallSource(Source):
         return self.load().samples
 
 
-class Network(Strict):
+class Network(Options):
     """The network inside the preconditioning. Its name is its field `architecture`.
 
     A field `dropout` may differ between a run and the run that it starts from.
     """
 
-    architecture: str
+    if TYPE_CHECKING:
+
+        @property
+        def architecture(self) -> str:
+            """See above."""
 
     def build(self, shape: tuple[int, ...]) -> "nn.Module":
         """The untrained network for samples of `shape`, a function of torch's global generator alone.
@@ -256,7 +255,7 @@ class Network(Strict):
         raise NotImplementedError
 
 
-class Metric(Strict):
+class Metric(Options):
     """How generated samples compare with real ones, in the features of their data set. Its name is its field `kind`.
 
     columns: each number's name (a-z, 0-9, -) to its heading in tables, with the direction of better.
@@ -274,8 +273,8 @@ class Metric(Strict):
         raise NotImplementedError
 
 
-coupling = Table("coupling", Coupling, "kind", "gcflow.couplings")
-source = Table("source", Source, "source", "gcflow.sources", "gcflow.archives.sources")
-network = Table("network", Network, "architecture", "gcflow.config")
-metric = Table("metric", Metric, "kind")
-TABLES: tuple[Table[Any], ...] = (coupling, source, network, metric)
+coupling = Registry("coupling", Coupling, "kind", "gcflow.couplings")
+source = Registry("source", Source, "source", "gcflow.sources", "gcflow.archives.sources")
+network = Registry("network", Network, "architecture", "gcflow.config")
+metric = Registry("metric", Metric, "kind")
+TABLES: tuple[Registry[Any], ...] = (coupling, source, network, metric)

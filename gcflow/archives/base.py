@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gcflow.errors import GcflowError
-from gcflow.options import require
 from gcflow.register import Source
 
 if TYPE_CHECKING:
@@ -82,11 +81,6 @@ def existing(path: Path, remedy: str) -> Path:
     if not path.exists():
         raise GcflowError(f"{path}: missing; {remedy}")
     return path
-
-
-def require_images(images: int | None) -> None:
-    """Checks the key `images`."""
-    require(images is None or images >= 1, "images", images, "an integer >= 1")
 
 
 def index(archive: Path, items: "list[Item]", filter_: Filter, size: int) -> "ImageIndex":

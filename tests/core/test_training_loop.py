@@ -23,7 +23,7 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
     digest,
-    run_config_from_dict,
+    from_dict,
     to_dict,
 )
 from gcflow.distributed import World
@@ -783,7 +783,7 @@ def test_a_saved_run_loads_as_the_same_models_with_the_same_configuration(method
     for weights, original in [("ema", state.ema), ("raw", state.model)]:
         model, spec, metadata = load_model(path, weights)
         assert spec == spec_of(config, SHAPE)
-        assert run_config_from_dict(metadata["config"]) == config
+        assert from_dict(RunConfig, metadata["config"]) == config
         assert metadata["step"] == STEPS
         assert_identical(model.network.state_dict(), original.network.state_dict())
         for found in (model, load_run_model(path, config, weights)):

@@ -29,7 +29,7 @@ from workflows import ROOT, clone, duplicate, dvc, snakemake
 
 from gcflow import register
 from gcflow.batches import Batches
-from gcflow.config import run_config_from_dict, to_dict
+from gcflow.config import RunConfig, from_dict, to_dict
 from gcflow.couplings import optimal_assignment
 from gcflow.data import prepare
 from gcflow.distributed import World
@@ -407,7 +407,7 @@ def test_columns_that_are_taken_are_refused(folder):
 
 def test_a_project_knows_nothing_of_the_one_read_before(folder, tmp_path):
     config = Params(folder / "params.yaml").run_config("rings/sinkhorn-conv/0")
-    assert run_config_from_dict(to_dict(config)) == config
+    assert from_dict(RunConfig, to_dict(config)) == config
     document = tiny_params()
     document["datasets"]["digits"]["methods"]["ic"]["coupling"] = "sinkhorn"
     with pytest.raises(GcflowError, match="coupling is 'sinkhorn': expected 'ic', 'ot', 'gc'"):

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class Sinkhorn(register.Coupling):
     """Entropic optimal transport within the batch."""
 
-    epsilon: float = Field(gt=0, description="weight of the entropy, in units of the mean cost; small is OT, large is IC")
+    epsilon: float = Field(
+        gt=0, description="weight of the entropy, in units of the mean cost; small is OT, large is IC"
+    )
     iterations: int = Field(default=100, ge=1, description="of Sinkhorn's algorithm")
     kind: Literal["sinkhorn"] = "sinkhorn"
 

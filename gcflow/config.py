@@ -51,7 +51,9 @@ class NetworkConfig(Network):
     architecture: Literal["ddpm++", "ncsn++", "mlp"] = Field(
         description="`ddpm++`, `ncsn++`: EDM's U-Nets, for images; `mlp`: residual MLP, for any sample"
     )
-    channels: int = Field(ge=1, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers")
+    channels: int = Field(
+        ge=1, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers"
+    )
     blocks: Count | tuple[Count, ...] = Field(
         description="residual blocks: one number, or one per level of a U-Net, from the finest"
     )
@@ -105,9 +107,8 @@ class NetworkConfig(Network):
 
 def without_dropout(network: Network) -> Network:
     """The same network as far as its speed and its weights go."""
-    if any(option.name == "dropout" for option in dataclasses.fields(network)):
-        return dataclasses.replace(network, dropout=0.0)
-    return network
+    without: Any = {"dropout": 0.0} if "dropout" in type(network).__pydantic_fields__ else {}
+    return dataclasses.replace(network, **without)
 
 
 class IctSchedule(Options):
@@ -229,7 +230,9 @@ class Cadence(Options):
     """How often a run speaks and saves; no part of its identity, since it does not touch the weights."""
 
     log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints that a stopped run goes on from")
+    checkpoint_every: int = Field(
+        default=500, ge=1, description="steps between checkpoints that a stopped run goes on from"
+    )
 
 
 class RunReference(Options):
@@ -247,11 +250,12 @@ class CheckpointFile(Options):
 
 
 def _form(value: Any) -> str:
-    return "file" if isinstance(value, CheckpointFile) or (isinstance(value, dict) and "file" in value) else "run"
+    file = isinstance(value, CheckpointFile) or (isinstance(value, dict) and "file" in value)
+    return "a file" if file else "a run"
 
 
 FrozenWeights = Annotated[
-    Annotated[RunReference, Tag("run")] | Annotated[CheckpointFile, Tag("file")], Discriminator(_form)
+    Annotated[RunReference, Tag("a run")] | Annotated[CheckpointFile, Tag("a file")], Discriminator(_form)
 ]
 
 
@@ -294,8 +298,8 @@ class MethodConfig(Options):
     sampling_boundary: float | None = Field(
         default=None,
         ge=0,
-        description="where a consistency model of `edm` preconditioning is taken to be the identity when it is sampled; "
-        "null means 0, as in training. ECT's code takes 0.003",
+        description="where a consistency model of `edm` preconditioning is taken to be the identity when it is "
+        "sampled; null means 0, as in training. ECT's code takes 0.003",
     )
 
     def __post_init__(self) -> None:
@@ -457,5 +461,6 @@ def from_dict(kind: type[T], document: Any) -> T:
             an error has the type `unknown_name`.
     """
     # Through JSON, in which a tuple is a list, and a text no number.
-    read: T = adapter(kind).validate_json(json.dumps(document))
+    block: Any = kind
+    read: T = adapter(block).validate_json(json.dumps(document))
     return read

@@ -5,23 +5,27 @@ from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, dataclass_transform
+from typing import Annotated, Any, ClassVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
-# The limits that a field can have, by the type of pydantic's error.
+# What is expected where a value is outside its limits, or of another form, by the type of pydantic's error.
 LIMITS = {
     "greater_than": "a number > {gt:g}",
     "greater_than_equal": "a number >= {ge:g}",
     "less_than": "a number < {lt:g}",
     "less_than_equal": "a number <= {le:g}",
     "too_short": "at least {min_length} of them",
+}
+FORMS = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "dataclass_type": "a mapping",
+    "union_tag_invalid": "{expected_tags}",
 }
 
 
@@ -32,6 +36,8 @@ class Options:
     Types, ranges and names are checked at construction, from a file and in Python alike, also by
     `dataclasses.replace`, which pydantic's models have no like of.
     """
+
+    __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -67,79 +73,87 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def mistakes(error: ValidationError, document: Any, prefix: tuple[str, ...] = ()) -> list[str]:
-    """One line per mistake in a document: key, value, and what is expected there.
+def mistakes(error: ValidationError, document: Any = None, prefix: tuple[str, ...] = ()) -> list[str]:
+    """One line per mistake: its key, the value there, what is expected, and what may have been meant.
 
-    Of a union's branches the one that got deepest speaks; equals are joined by `or`.
+    Of a union's branches the one that got deepest speaks: to a key within, or to a value of the right type; equals are
+    joined by `or`.
+
+    Args:
+        error: of pydantic.
+        document: what was read; None for options that were given in Python.
+        prefix: key of the document in its file.
     """
-    found: dict[tuple[str, ...], dict[str, None]] = {}
+    found: dict[tuple[str, ...], list[Any]] = {}
     for item in error.errors():
-        key, message = _described(item, document)
-        found.setdefault((*prefix, *key), {})[message] = None
+        found.setdefault((*prefix, *_key(item, document)), []).append(item)
     lines = []
-    for key, messages in found.items():
+    for key, items in found.items():
         if not any(other[: len(key)] == key and other != key for other in found):
-            start, _, first = next(iter(messages)).partition(", expected ")
-            others = [text.removeprefix(f"{start}, expected ") for text in messages if text.startswith(start)]
-            text = f"{start}, expected {' or '.join(others)}" if first else start
-            lines.append(f"{'.'.join(key)} {text}")
+            chosen = [item for item in items if item["type"] in LIMITS] or items
+            lines.append(f"{'.'.join(key)} {_problem(chosen, document)}")
     return lines
 
 
-def _described(error: Any, document: Any) -> tuple[tuple[str, ...], str]:
-    """The key of one pydantic error as it stands in the document; the value, and what was expected."""
-    context = error.get("ctx", {})
+def _key(error: Any, document: Any) -> tuple[str, ...]:
+    """The key of one error as it stands in the document, without the names of the branches of unions."""
+    context, loc = error.get("ctx", {}), error["loc"]
     # What `misfit` names need not stand in the document.
     own = tuple(context["key"].split(".")) if "key" in context else ()
     path, here = [], document
-    for part in error["loc"][: len(error["loc"]) - len(own)]:
-        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+    for place, part in enumerate(loc[: len(loc) - len(own)]):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             here = here[part]
-        elif isinstance(here, dict) and part in here:
-            here = here[part]
-        elif error["type"] != "missing" or part != error["loc"][-1]:
-            continue  # the name of a branch of a union, not a key
-        path.append(str(part))
-    key = (*path, *own)
-    if error["type"] == "missing":
-        return key, "is missing"
-    if error["type"] == "unexpected_keyword_argument":
-        return key, f"is not a known key{suggestion(key[-1], _siblings(error, document))}"
-    if error["type"] == "string_pattern_mismatch" and error["loc"][-1] == "[key]":
-        return key[:-1], f"has {error['input']!r}, expected names of a-z, 0-9 and -"
-    if error["type"].startswith("union_tag"):
-        name = context["discriminator"].strip("'")
-        if name not in here:
-            return (*key, name), "is missing"
-        expected = context.get("expected_tags", "a known name")
-        return (*key, name), f"is {here[name]!r}, expected {expected}{suggestion(here[name], _quoted(expected))}"
-    if error["type"] in LIMITS:
-        expected = LIMITS[error["type"]].format(**context)
-    else:
-        expected = error["msg"].removeprefix("Input should be ").removeprefix("expected ")
-    value = error["input"]
-    hint = suggestion(value, _quoted(expected))
-    if isinstance(value, str) and error["type"] in ("float_type", "int_type") and _is_number(value):
+            path.append(str(part))
+        elif part != "[key]" and (document is None or (error["type"] == "missing" and place == len(loc) - 1)):
+            path.append(str(part))
+    if error["type"] == "string_pattern_mismatch" and loc[-1] == "[key]":
+        path.pop()
+    tag = (context["discriminator"].strip("'"),) if error["type"].startswith("union_tag") else ()
+    return (*path, *own, *tag)
+
+
+def _problem(items: list[Any], document: Any) -> str:
+    """What is wrong at one key, told by the errors of all branches there."""
+    first = items[0]
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
+    if kind in ("missing", "union_tag_not_found"):
+        return "is missing"
+    if kind == "unexpected_keyword_argument":
+        return f"is not a known key{suggestion(first['loc'][-1], _siblings(first, document))}"
+    if kind == "string_pattern_mismatch" and first["loc"][-1] == "[key]":
+        return f"has {value!r}, expected names of a-z, 0-9 and -"
+    if kind == "union_tag_invalid":
+        value = context["tag"]
+    expected = " or ".join(dict.fromkeys(map(_expected, items)))
+    hint = suggestion(value, re.findall(r"'([^']*)'", expected))
+    if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
         hint = "; remove the quotes"
-    return key, f"is {value!r}, expected {expected}{hint}"
+    return f"is {value!r}, expected {expected}{hint}"
 
 
-def _quoted(text: str) -> list[str]:
-    return re.findall(r"'([^']*)'", text)
+def _expected(error: Any) -> str:
+    words = LIMITS | FORMS
+    if error["type"] in words:
+        return words[error["type"]].format(**error.get("ctx", {}))
+    return str(error["msg"]).removeprefix("Input should be ").removeprefix("expected ")
 
 
 def _siblings(error: Any, document: Any) -> list[str]:
-    """The keys of the block that has most of those that stand beside an unknown one."""
+    """The keys of the block that has most of those that stand beside an unknown one; in Python all there are."""
     beside: Any = document
     for part in error["loc"][:-1]:
         if (isinstance(beside, dict) and part in beside) or (isinstance(beside, list) and isinstance(part, int)):
             beside = beside[part]
-    names = [[field.name for field in fields(block)] for block in _below(Options)]
-    return max(names, key=lambda known: len(set(known) & set(beside)) - len(known) / 1000, default=[])
+    names = [[field.name for field in fields(block)] for block in blocks()]
+    if not isinstance(beside, dict):
+        return [name for known in names for name in known]
+    return max(names, key=lambda known: len(set(known) & set(beside)) - len(known) / 1000)
 
 
-def _below(block: Any) -> list[Any]:
-    return [found for child in block.__subclasses__() for found in (child, *_below(child))]
+def blocks(above: Any = Options) -> list[Any]:
+    """Every block of options that has been defined, below one."""
+    return [found for child in above.__subclasses__() for found in (child, *blocks(child))]
 
 
 def _is_number(text: str) -> bool:

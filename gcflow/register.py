@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gcflow.config import NoiseProcess
     from gcflow.oracles import GaussianMixture
 
-T = TypeVar("T")
-Class = TypeVar("Class", bound=type[Any])
+T = TypeVar("T", bound=Options)
+Class = TypeVar("Class", bound=type[Options])
 
 
 class Registry(Generic[T]):
@@ -51,7 +51,8 @@ class Registry(Generic[T]):
             TypeError: it is of another kind, or has no name.
             ValueError: its name is taken.
         """
-        if not issubclass(cls, self.base):
+        base: Any = self.base
+        if not issubclass(cls, base):
             raise TypeError(f"{cls.__name__} does not derive from {self.base.__name__}")
         field = cls.__pydantic_fields__.get(self.key)
         names = get_args(field.annotation) if field else ()
@@ -109,8 +110,9 @@ class Registry(Generic[T]):
             kind: Any = "missing" if isinstance(options, dict) else "dict_type"
             loc = (self.key,) if isinstance(options, dict) else ()
             raise ValidationError.from_exception_data(self.what, [{"type": kind, "loc": loc, "input": options}])
+        cls: Any = self[options[self.key]]
         # Through JSON, in which a tuple is a list.
-        block: T = adapter(self[options[self.key]]).validate_json(json.dumps(options))
+        block: T = adapter(cls).validate_json(json.dumps(options))
         return block
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:

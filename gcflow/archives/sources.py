@@ -90,8 +90,8 @@ class Imagenet32(Archived):
 
     archive: str = Field(
         default="ILSVRC2012_img_train.tar",
-        description="the tar of class tars; where it is missing, a folder `train` beside it with a folder of images per "
-        "class is taken",
+        description="the tar of class tars; where it is missing, a folder `train` beside it, with a folder of images "
+        "per class, is taken",
     )
     filter: Filter = Field(default="bilinear", description="of the resize")
     images: int = Field(default=1281167, ge=1, description="in the archive")
@@ -268,8 +268,8 @@ class Church64(Archived):
 
     archive: str = Field(
         default="church_outdoor_train_lmdb",
-        description="the folder of the LMDB; where it is missing, the zip of this name that holds it, which is unpacked "
-        "while it is read",
+        description="the folder of the LMDB; where it is missing, the zip of this name that holds it, which is "
+        "unpacked while it is read",
     )
     url: str = Field(
         default="http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip", description="where the zip can be had"

@@ -49,7 +49,7 @@ class Run:
 
 
 class Params:
-    """The validated params.yaml: typed access, and the document, sweeps expanded, for the slices that Snakemake compares.
+    """The validated params.yaml: typed access, and the document, with its sweeps expanded, for slices of it.
 
     Args:
         path: of the file; its folder is the project's root.

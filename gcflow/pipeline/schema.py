@@ -254,7 +254,8 @@ class Table(Options):
     title: str = Field(description="above the table")
     methods: tuple[str, ...] = Field(description="whose runs it shows; a swept method means all of its sweep")
     reproduces: Annotated[str, Field(pattern="^(table|figure)[0-9]+$")] | None = Field(
-        default=None, description="which table of the paper it answers, `table1`; the workflow has a target of that name"
+        default=None,
+        description="which table of the paper it answers, `table1`; the workflow has a target of that name",
     )
     paper: str | None = Field(
         default=None, description="which of the paper's data sets this is, for its numbers beside ours"

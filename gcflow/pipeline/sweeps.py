@@ -116,5 +116,7 @@ def _with_values(content: dict[str, Any], values: Values) -> dict[str, Any]:
 def _labelled(replicates: Any, values: Values) -> Any:
     if not isinstance(_mapping(replicates).get("label"), str):
         return replicates
-    shown = ", ".join(f"{_last(key)} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    shown = ", ".join(
+        f"{_last(key)} = {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
+    )
     return replicates | {"label": f"{replicates['label']}, {shown}"}

@@ -35,7 +35,7 @@ PROFILES = {"eager-bf16": "profile-eager-bf16.txt", "compile-bf16": "profile-com
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The script where only torch, numpy, safetensors, pydantic and the repository can be imported, and no GPU is seen."""
+    """The script where only torch, numpy, safetensors, pydantic and the repository are found, and no GPU."""
     place = folder / "lacking"
     place.mkdir(parents=True, exist_ok=True)
     (place / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")

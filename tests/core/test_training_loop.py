@@ -1,5 +1,4 @@
 import copy
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -812,7 +811,7 @@ def test_the_header_of_a_weights_file_tells_step_model_and_the_hash_of_its_confi
 @pytest.mark.parametrize("network", [MLP, UNET, replace(NCSN, attention=(2,), blocks=(1, 2), dropout=(0.0, 0.1))])
 def test_a_model_can_be_rebuilt_from_the_json_of_its_header(network, preconditioning):
     spec = ModelSpec(network, preconditioning, NoiseProcess(sigma_data=0.7, data_mean=-0.2), SHAPE)
-    assert ModelSpec.from_header(json.loads(json.dumps(spec.header()))) == spec
+    assert from_dict(ModelSpec, spec.header()) == spec
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone():

@@ -559,7 +559,7 @@ def test_a_teacher_of_another_network_and_preconditioning_is_accepted(copied):
     run, _ = with_file(copied, "teacher")
     start_file(copied, network=NetworkConfig("mlp", 24, 2), preconditioning="vp")
     train_here(copied, run)
-    spec = ModelSpec.from_header(load_tensors(copied / "checkpoints" / "start.safetensors")[1]["model"])
+    spec = from_dict(ModelSpec, load_tensors(copied / "checkpoints" / "start.safetensors")[1]["model"])
     assert spec.preconditioning == "vp"
     inputs = read_json(run_folder(copied, run) / "config.json")["inputs"]
     assert inputs["teacher_sha256"] == sha256_of(copied / "checkpoints" / "start.safetensors")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from typing import Annotated, Any, ClassVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -43,6 +43,15 @@ class Options:
         super().__init_subclass__()
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
         dataclass(frozen=True, config=config)(cls)
+        checked: Any = cls.__init__
+
+        @wraps(checked)
+        def by_name(self: Any, *values: Any, **options: Any) -> None:
+            names = cls.__pydantic_fields__ if len(values) <= len(cls.__pydantic_fields__) else ()
+            checked(self, *values[len(names) :], **dict(zip(names, values, strict=False)), **options)
+
+        # Given by place, a value would be refused by its number.
+        cls.__init__ = by_name  # type: ignore[method-assign]
 
 
 @cache

@@ -518,6 +518,17 @@ def test_what_a_library_user_mistypes_is_refused_by_its_key(block, options, line
     assert found.startswith(line)
 
 
+def test_a_value_that_is_given_by_its_place_is_refused_by_its_key():
+    for make in (lambda: Sampler("euler"), lambda: RunReference("ic", "last"), lambda: NetworkConfig("mlp", 0, 1)):
+        with pytest.raises(ValidationError) as caught:
+            make()
+        assert mistakes(caught.value)[0].split()[0] in ("name", "step", "channels")
+    with pytest.raises(ValidationError, match="Unexpected positional argument"):
+        CheckpointFile("a", "b")
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'file'"):
+        CheckpointFile("a", file="b")
+
+
 def test_what_is_changed_is_checked_as_what_is_made():
     with pytest.raises(ValidationError):
         dataclasses.replace(IctSchedule(), s0=0)
@@ -678,7 +689,7 @@ def test_each_mistake_has_a_line_of_its_own(folder):
 # Refusals of what does not fit together.
 
 
-# What is changed below datasets.digits (of a document that has a denoiser of predicted endpoints, too), and how the line
+# What is changed below datasets.digits (of a document that has a denoiser of predicted endpoints), and how the line
 # begins that refuses it, below the same.
 REFUSED = """
 network: {architecture: mlp, channels: 16, blocks: 1, label_dim: 1}

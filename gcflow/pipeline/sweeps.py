@@ -33,12 +33,11 @@ def expand_sweeps(document: dict[str, Any]) -> Origins:
             if "sweep" in _mapping(content):
                 where = f"datasets.{dataset}.methods.{method}.sweep"
                 swept[method] = _points(where, method, content.pop("sweep"), content)
-                for block in ("methods", "runs"):
+                for block in (block for block in ("methods", "runs") if method in blocks[block]):
                     for name in swept[method]:
                         if name in blocks[block]:
                             raise GcflowError(f"{where} gives {name!r}, which {block} has already")
-                        if method in blocks[block]:
-                            origins[dataset, block, name] = method
+                        origins[dataset, block, name] = method
         if swept:
             entry["methods"] = _expanded(blocks["methods"], swept, _with_values)
             entry["runs"] = _expanded(blocks["runs"], swept, _labelled)

@@ -111,7 +111,7 @@ def _key(error: Any, document: Any) -> tuple[str, ...]:
     own = tuple(context["key"].split(".")) if "key" in context else ()
     path, here = [], document
     for place, part in enumerate(loc[: len(loc) - len(own)]):
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+        if _has(here, part):
             here = here[part]
             path.append(str(part))
         elif part != "[key]" and (document is None or (error["type"] == "missing" and place == len(loc) - 1)):
@@ -120,6 +120,11 @@ def _key(error: Any, document: Any) -> tuple[str, ...]:
         path.pop()
     tag = (context["discriminator"].strip("'"),) if error["type"].startswith("union_tag") else ()
     return (*path, *own, *tag)
+
+
+def _has(document: Any, part: Any) -> bool:
+    within = isinstance(document, list) and isinstance(part, int) and part < len(document)
+    return within or (isinstance(document, dict) and part in document)
 
 
 def _problem(items: list[Any], document: Any) -> str:
@@ -152,8 +157,7 @@ def _siblings(error: Any, document: Any) -> list[str]:
     """The keys of the block that has most of those that stand beside an unknown one; in Python all there are."""
     beside: Any = document
     for part in error["loc"][:-1]:
-        if (isinstance(beside, dict) and part in beside) or (isinstance(beside, list) and isinstance(part, int)):
-            beside = beside[part]
+        beside = beside[part] if _has(beside, part) else beside
     names = [[field.name for field in fields(block)] for block in blocks()]
     if not isinstance(beside, dict):
         return [name for known in names for name in known]

@@ -793,6 +793,7 @@ methods.denoiser-gc.predictor: {method: ic, step: 30}
     -> methods.denoiser-gc.predictor.step is 30, expected a snapshot step of digits/ic/0
 methods.denoiser-gc.mu: null
     -> methods.denoiser-gc.mu is None, expected a number in [0, 1], or [start, end], because coupling is gc
+methods.denoiser-gc.mu: [0.5] -> methods.denoiser-gc.mu.1 is missing
 methods.denoiser-gc.mu: [0.0, 1.5] -> methods.denoiser-gc.mu.1 is 1.5, expected a number <= 1
 methods.denoiser-gc.coupling: ot -> methods.denoiser-gc.mu is 0.5, expected no value unless coupling is gc
 methods.denoiser-gc.preconditioning: consistency

@@ -79,6 +79,10 @@ bench: .venv/complete  ## images per second of training, sampling and evaluation
 bench-gpu: .venv/complete  ## how fast a GPU trains the paper's network, and what bounds it
 	python benchmarks/gpu.py
 
+.PHONY: keys
+keys: .venv/complete  ## every key of params.yaml: docs/params.md, and params.schema.json for editors
+	python -m gcflow.pipeline.keys
+
 .PHONY: lock
 lock:  ## resolve the newest versions that fit into requirements.lock
 	rm -rf .venv

@@ -6,8 +6,8 @@ Sections run in the order of `SECTIONS`, the most important first, each in its o
 written to FOLDER/gpu.json as soon as it is measured, with the configuration that it was measured on. Without CUDA a
 tiny network takes the place of the paper's: its numbers show that the sections work, and nothing else.
 
-Of what gcflow needs only torch, numpy and safetensors are imported; benchmarks/README.md says what each row means and
-how all this is carried to a machine that has only torch.
+Of what gcflow needs only torch, numpy, safetensors and pydantic are imported; benchmarks/README.md says what each row
+means and how all this is carried to a machine that has only torch.
 """
 
 import argparse
@@ -71,7 +71,6 @@ class OneConvolution(nn.Module):
 
 
 @register.network
-@dataclass(frozen=True)
 class SingleLayer(Network):
     """What is compiled at the tiny size: the smallest of U-Nets takes a CPU's compiler minutes."""
 

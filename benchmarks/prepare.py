@@ -90,7 +90,7 @@ def main() -> None:
                 archive.writestr(f"faces/{number:06}.jpg", contents[number % DIFFERENT])
         for _ in range(ROUNDS):
             plain.append(timed(lambda: pooled(images, workers)))
-            ours.append(timed(lambda: prepare(Folder("faces.zip", 64), root / "data", root, workers)))
+            ours.append(timed(lambda: prepare(Folder(path="faces.zip", size=64), root / "data", root, workers)))
     clock = [(bare_seconds, seconds) for (bare_seconds, _), (seconds, _) in zip(plain, ours, strict=True)]
     cores = [(bare_seconds, seconds) for (_, bare_seconds), (_, seconds) in zip(plain, ours, strict=True)]
     rates = [statistics.median(images / seconds for seconds, _ in rounds) for rounds in (plain, ours)]

@@ -6,10 +6,10 @@ which is what the pseudo-Huber distance comes down to, it trains stably (sCT, Lu
 """
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
@@ -20,17 +20,15 @@ from gcflow.schedules import Schedule
 
 
 @register.objective
-@dataclass(frozen=True)
 class ContinuousConsistency(Objective):
-    """c: added to the norm of the derivative by ln sigma, in which a small derivative counts less."""
+    """Consistency training in continuous time."""
 
-    c: float = 0.1
+    c: float = Field(
+        default=0.1, ge=0, description="added to the norm of the derivative by ln sigma; small ones count less"
+    )
     pairs: ClassVar[bool] = False
     passes: ClassVar[int] = 5
     kind: Literal["continuous"] = "continuous"
-
-    def __post_init__(self) -> None:
-        require(self.c >= 0, "c", self.c, "a number >= 0")
 
     def mean_loss(self, batch: Batch, context: ObjectiveContext) -> Tensor:
         """Half the squared distance from where the derivative, normalised, leads."""
@@ -50,17 +48,16 @@ class ContinuousConsistency(Objective):
 
 
 @register.schedule
-@dataclass(frozen=True)
 class LogUniform(Schedule):
     """One noise level per sample, of uniform ln sigma between low and high."""
 
-    low: float
-    high: float
+    low: float = Field(gt=0, description="least noise level")
+    high: float = Field(description="largest noise level")
     pairs: ClassVar[bool] = False
     kind: Literal["log-uniform"] = "log-uniform"
 
     def __post_init__(self) -> None:
-        require(0 < self.low < self.high, "high", self.high, "a number > low > 0")
+        require(self.low < self.high, "high", self.high, "a number > low")
 
     def levels(
         self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor

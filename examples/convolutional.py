@@ -1,14 +1,13 @@
 """A small network of convolutions, each shifted and scaled by the noise level."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from gcflow import register
 from gcflow.networks import Network, NoiseEmbedding
-from gcflow.options import require
 
 
 class Layers(nn.Module):
@@ -32,16 +31,12 @@ class Layers(nn.Module):
 
 
 @register.network
-@dataclass(frozen=True)
 class Convolutional(Network):
-    """channels: of every layer. layers: of 3x3 convolutions, besides the first and the last."""
+    """Layers of 3x3 convolutions."""
 
-    channels: int
-    layers: int = 2
+    channels: int = Field(ge=1, description="of every layer")
+    layers: int = Field(default=2, ge=1, description="besides the first and the last")
     architecture: Literal["convolutional"] = "convolutional"
-
-    def __post_init__(self) -> None:
-        require(self.layers >= 1, "layers", self.layers, "an integer >= 1")
 
     def build(self, shape: tuple[int, ...]) -> nn.Module:
         """The network for images of any size."""

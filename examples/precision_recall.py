@@ -1,28 +1,23 @@
 """Precision and recall of generated samples (Kynkäänniemi et al. 2019, equations 1 and 2)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
 from gcflow.metrics import Metric
-from gcflow.options import require
 
 
 @register.metric
-@dataclass(frozen=True)
 class PrecisionRecall(Metric):
-    """neighbours: k; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
+    """Precision and recall; the ball around a sample reaches to its k-th nearest neighbour in its own set."""
 
-    neighbours: int = 3
+    neighbours: int = Field(default=3, ge=1, description="k")
     kind: Literal["precision-recall"] = "precision-recall"
     columns: ClassVar[dict[str, str]] = {"precision": "precision ↑", "recall": "recall ↑"}
-
-    def __post_init__(self) -> None:
-        require(self.neighbours >= 1, "neighbours", self.neighbours, "an integer >= 1")
 
     def covered(self, points: Tensor, others: Tensor) -> float:
         """Share of points [n, F] in the ball of at least one of the others [m, F], m > k."""

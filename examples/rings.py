@@ -1,22 +1,21 @@
 """A data set made by a function: blurred, grainy rings of four radii, near the centre of a small image."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from gcflow import register
 from gcflow.sources import RawData, SmallSource
 
 
 @register.source
-@dataclass(frozen=True)
 class Rings(SmallSource):
-    """count: images. side: in pixels. seed: of places and radii. Labels number the radii."""
+    """Rings; labels number the radii."""
 
-    count: int = 1000
-    side: int = 8
-    seed: int = 0
+    count: int = Field(default=1000, ge=1, description="images")
+    side: int = Field(default=8, ge=4, description="in pixels")
+    seed: int = Field(default=0, description="of places and radii")
     source: Literal["rings"] = "rings"
 
     @property

@@ -1,28 +1,24 @@
 """Entropic optimal transport: every sample draws its noise from the plan that Sinkhorn's iterations find."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
 from gcflow.couplings import Coupling
-from gcflow.options import require
 
 
 @register.coupling
-@dataclass(frozen=True)
 class Sinkhorn(Coupling):
-    """epsilon: weight of the entropy, in units of the mean cost; small is OT, large is IC."""
+    """Entropic optimal transport within the batch."""
 
-    epsilon: float
-    iterations: int = 100
+    epsilon: float = Field(
+        gt=0, description="weight of the entropy, in units of the mean cost; small is OT, large is IC"
+    )
+    iterations: int = Field(default=100, ge=1, description="of Sinkhorn's algorithm")
     kind: Literal["sinkhorn"] = "sinkhorn"
-
-    def __post_init__(self) -> None:
-        require(self.epsilon > 0, "epsilon", self.epsilon, "a number > 0")
-        require(self.iterations >= 1, "iterations", self.iterations, "an integer >= 1")
 
     def plan(self, x: Tensor, z: Tensor) -> Tensor:
         """Chance of each noise for each sample, [B, B]; rows sum to 1, and so do columns when it has converged."""

@@ -1,21 +1,22 @@
 """What a run is: typed, frozen, with its ranges checked at construction.
 
-These dataclasses know nothing of files. `gcflow.pipeline.params` builds them from `params.yaml`; a library user
-builds them directly. Unknown keys are refused when they come from a file.
+These blocks know nothing of files. `gcflow.pipeline.params` builds them from `params.yaml`; a library user builds them
+directly. docs/params.md is written from the descriptions here.
 """
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Discriminator, Field, Tag
 
 from gcflow import register
 from gcflow.couplings import Coupling
 from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
-from gcflow.options import Strict, require
+from gcflow.options import Options, adapter, require
 from gcflow.preconditioning import NoiseProcess, Preconditioning
 from gcflow.schedules import EctSchedule, EdmSchedule, IctSchedule, Schedule
 
@@ -38,72 +39,75 @@ __all__ = [
     "check_start",
     "differing_keys",
     "digest",
+    "from_dict",
     "kind_of",
-    "run_config_from_dict",
     "to_dict",
     "without_dropout",
 ]
 
+T = TypeVar("T")
 Weights = Literal["ema", "raw"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class TrainingConfig(Strict):
-    """How long and with what a run is optimised. `batch` is the global batch size.
+class TrainingConfig(Options):
+    """How long and with what a run is optimised."""
 
-    snapshot_every: steps between saved weights (convergence curves are computed from them).
-    gradient_clip: largest global norm of a gradient; null means none, as in the paper. One outlier of the rare large
-    gradients stays in Lion's momentum for a hundred steps and can undo a run.
-    ema_every: the average moves at the steps, from 0, that are divisible by it.
-    ema_start: until this step each move is a copy of the weights.
-    ema_ramp_up: the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the first
-    move past ema_start, as ema-pytorch has it; without it the decay is ema_decay from ema_start on.
-    huber_c: constant of the pseudo-Huber distance; null means 0.00054 sqrt(d), 0 the plain L2 norm.
-    assignment: with several processes, whether optimal transport re-pairs the `global` batch or each `rank`'s share.
-    micro_batch: most samples that pass through the network at once on each device; null means the whole share.
-    precision: of the network's passes. `float32` is IEEE single, `tf32` lets tensor cores round the factors of
-    products to 10 bits, `bfloat16` is autocast; weights, losses, optimizer and EMA are float32 always.
-    compile: mode of torch.compile for the network, or `none`. `reduce-overhead` uses CUDA graphs.
-    """
-
-    steps: int
-    batch: int
-    learning_rate: float
-    snapshot_every: int
-    optimizer: Literal["lion", "adam", "radam"] = "lion"
-    learning_rate_decay: Literal["none", "linear"] = "none"
-    weight_decay: float = 0.0
-    gradient_clip: float | None = None
-    ema_decay: float = 0.9999
-    ema_every: int = 1
-    ema_start: int = 0
-    ema_ramp_up: bool = False
-    distance: Literal["pseudo-huber", "squared-l2"] = "pseudo-huber"
-    huber_c: float | None = None
-    assignment: Literal["global", "rank"] = "global"
-    micro_batch: int | None = None
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    channels_last: bool = True
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
-    cpu_threads: int = 1
-    schedule: Annotated[Schedule, register.schedule] = field(default_factory=IctSchedule)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "snapshot_every", "ema_every", "cpu_threads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number >= 0")
-        clip = self.gradient_clip
-        require(clip is None or clip > 0, "gradient_clip", clip, "a number > 0, or null")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "a number in [0, 1)")
-        require(self.ema_start >= 0, "ema_start", self.ema_start, "an integer >= 0")
-        require(self.huber_c is None or self.huber_c >= 0, "huber_c", self.huber_c, "a number >= 0, or null")
-        require(
-            self.micro_batch is None or self.micro_batch >= 1,
-            "micro_batch",
-            self.micro_batch,
-            "an integer >= 1, or null",
-        )
+    steps: int = Field(ge=1, description="steps of the optimizer")
+    batch: int = Field(ge=1, description="samples per step, over all processes")
+    learning_rate: float = Field(gt=0, description="of the optimizer")
+    snapshot_every: int = Field(
+        ge=1, description="steps between saved weights, from which convergence curves are computed"
+    )
+    optimizer: Literal["lion", "adam", "radam"] = Field(default="lion", description="Lion as in the paper, or another")
+    learning_rate_decay: Literal["none", "linear"] = Field(
+        default="none", description="`linear`: to 0 at the end of training"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of the optimizer; Lion's is decoupled")
+    gradient_clip: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest global norm of a gradient; null means none, as in the paper. One outlier stays in Lion's "
+        "momentum for a hundred steps and can undo a run",
+    )
+    ema_decay: float = Field(
+        default=0.9999, ge=0, lt=1, description="of the average that is sampled from and predicts endpoints; the most"
+    )
+    ema_every: int = Field(default=1, ge=1, description="the average moves at steps, from 0, divisible by this")
+    ema_start: int = Field(default=0, ge=0, description="until this step each move is a copy of the weights")
+    ema_ramp_up: bool = Field(
+        default=False,
+        description="the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the "
+        "first move past ema_start, as ema-pytorch has it; without it, ema_decay from ema_start on",
+    )
+    distance: Literal["pseudo-huber", "squared-l2"] = Field(
+        default="pseudo-huber", description="between the two endpoints; a denoiser has its own"
+    )
+    huber_c: float | None = Field(
+        default=None, ge=0, description="constant of pseudo-Huber; null means 0.00054 sqrt(d), 0 the plain L2 norm"
+    )
+    assignment: Literal["global", "rank"] = Field(
+        default="global",
+        description="with several processes: transport re-pairs the global batch, or each process its own share",
+    )
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="most samples that pass at once on each device: gradients are accumulated; null means all of them",
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        default="float32",
+        description="of the network's passes: IEEE single; factors of products rounded to 10 bits; autocast. Weights, "
+        "loss, optimizer and EMA are float32 always",
+    )
+    channels_last: bool = Field(default=True, description="memory layout of convolutions")
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="none", description="mode of torch.compile; `reduce-overhead` uses CUDA graphs"
+    )
+    cpu_threads: int = Field(default=1, ge=1, description="threads of each process on the CPU")
+    schedule: Annotated[Schedule, register.schedule] = Field(
+        default_factory=IctSchedule, description="which noise levels are trained on"
+    )
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -112,93 +116,94 @@ class TrainingConfig(Strict):
         return steps if steps and steps[-1] == self.steps else [*steps, self.steps]
 
 
-@dataclass(frozen=True)
-class Cadence(Strict):
-    """How often a run speaks and saves, in steps; no part of its identity, since it does not touch the weights."""
+class Cadence(Options):
+    """How often a run speaks and saves; no part of its identity, since it does not touch the weights."""
 
-    log_every: int = 50
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int = Field(
+        default=500, ge=1, description="steps between checkpoints that a stopped run goes on from"
+    )
 
 
-@dataclass(frozen=True)
-class RunReference(Strict):
-    """Weights of another run of the same data set: its EMA at `step` (null: at the end).
+class RunReference(Options):
+    """Weights of another run of the same data set: its EMA."""
 
-    seed: null means the seed of the run that refers to it.
-    """
-
-    method: str
-    step: int | None = None
-    seed: int | None = None
+    method: str = Field(description="the other run's method")
+    step: int | None = Field(default=None, description="of one of its snapshots; null means the last")
+    seed: int | None = Field(default=None, description="its seed; null means that of the run that refers to it")
 
 
-@dataclass(frozen=True)
-class CheckpointFile(Strict):
-    """Weights in a file of `gcflow import-edm` or `gcflow train`; `file` is relative to the project's root."""
+class CheckpointFile(Options):
+    """Weights in a file."""
 
-    file: str
-
-
-class ByForm:
-    """Makes pydantic take a mapping with `file` for a `CheckpointFile` and any other for a `RunReference`."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic import Discriminator, Tag
-
-        def form(value: Any) -> str:
-            return "a file" if isinstance(value, dict) and "file" in value else "a run"
-
-        run, file = Annotated[RunReference, Tag("a run")], Annotated[CheckpointFile, Tag("a file")]
-        return handler.generate_schema(Annotated[run | file, Discriminator(form)])
+    file: str = Field(description="of `gcflow import-edm` or `gcflow train`, relative to the project's root")
 
 
-FrozenWeights = Annotated[RunReference | CheckpointFile, ByForm()]
+def _form(value: Any) -> str:
+    file = isinstance(value, CheckpointFile) or (isinstance(value, dict) and "file" in value)
+    return "a file" if file else "a run"
+
+
+FrozenWeights = Annotated[
+    Annotated[RunReference, Tag("a run")] | Annotated[CheckpointFile, Tag("a file")], Discriminator(_form)
+]
 
 
 def _name(part: Any) -> str:
     return part if isinstance(part, str) else kind_of(part)
 
 
-def _by_name(table: register.Table, key: str, name: str) -> Any:
-    try:
-        return table[name]()
-    except register.UnknownName as error:
-        raise register.UnknownName(f"{key}{str(error).removeprefix(table.key)}") from None
-    except TypeError:
-        expected = f"{{kind: {name}, ...}}, because it has options without a default"
-        raise ValueError(f"{key} is {name!r}, expected {expected}") from None
+def _by_name(registry: register.Registry, key: str, name: str) -> Any:
+    cls = registry.named(name, key)
+    needed = [option for option, field in cls.__pydantic_fields__.items() if field.is_required()]
+    expected = f"{{kind: {name}, ...}}, because it has options without a default: {', '.join(needed)}"
+    require(not needed, key, name, expected)
+    return cls()
 
 
-@dataclass(frozen=True)
-class MethodConfig(Strict):
-    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts.
+class MethodConfig(Options):
+    """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts."""
 
-    objective, coupling: the name of one, or one with its options.
-    mu: probability that a sample takes the generator-augmented coupling; [start, end] changes linearly over training.
-    mu_from_step: before this training step every pair is independent, from it on `mu` holds; null means from the start.
-    predictor: what predicts the endpoint for `gc`: the model's EMA, the model itself (`online`) or frozen weights. A
-    denoiser, which predicts no endpoints, takes frozen weights only.
-    teacher: what gives the velocity for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser
-    of the data set (its empirical distribution, or its mixture).
-    init: weights to start from; null means untrained ones.
-    preconditioning: null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`.
-    sampling_boundary: where a consistency model of `edm` preconditioning is taken to be the identity when it is
-    sampled; null means 0, as in training. ECT's code takes 0.003.
-    """
-
-    objective: str | Annotated[Objective, register.objective]
-    coupling: str | Annotated[Coupling, register.coupling] = "ic"
-    mu: float | tuple[float, float] | None = None
-    mu_from_step: int | None = None
-    predictor: Literal["ema", "online"] | FrozenWeights | None = None
-    teacher: Literal["exact"] | FrozenWeights | None = None
-    init: FrozenWeights | None = None
-    preconditioning: Preconditioning | None = None
-    sampling_boundary: float | None = None
+    objective: str | Annotated[Objective, register.objective] = Field(
+        description="`consistency` CT (Eq. 6), `distillation` CD (Eq. 4, with the Euler step of Eq. 5), `denoising` a "
+        "diffusion model (EDM), or an extension's: its name, or {kind: name, ...} with its options"
+    )
+    coupling: str | Annotated[Coupling, register.coupling] = Field(
+        default="ic",
+        description="`ic` independent, `ot` minibatch optimal transport, `gc` generator-augmented, or an extension's: "
+        "its name, or {kind: name, ...} with its options (Section 4.1, Eqs. 13 to 15)",
+    )
+    mu: Share | tuple[Share, Share] | None = Field(
+        default=None,
+        description="for `gc`: share of generator-augmented pairs; [start, end] changes linearly over training "
+        "(Section 5.2, Eq. 21, Figure 5)",
+    )
+    mu_from_step: int | None = Field(
+        default=None, ge=0, description="for `gc`: before this training step every pair is independent; null means none"
+    )
+    predictor: Literal["ema", "online"] | FrozenWeights | None = Field(
+        default=None,
+        description="for `gc`: what predicts endpoints: the model's EMA, the model itself (`online`, which drops by a "
+        "mask of its own) or frozen weights, which a denoiser needs (Table 3; Section 5.1, Figure 4)",
+    )
+    teacher: Literal["exact"] | FrozenWeights | None = Field(
+        default=None,
+        description="for `distillation`: a trained denoiser, or `exact`, the closed-form denoiser of the data set (its "
+        "empirical distribution, or its mixture) (Eqs. 4 and 5)",
+    )
+    init: FrozenWeights | None = Field(
+        default=None, description="weights to start from; null means untrained ones (Section 5.3, Table 2)"
+    )
+    preconditioning: Preconditioning | None = Field(
+        default=None,
+        description="null means `edm` for denoisers and for ECT (whose boundary is sigma = 0), else `consistency`",
+    )
+    sampling_boundary: float | None = Field(
+        default=None,
+        ge=0,
+        description="where a consistency model of `edm` preconditioning is taken to be the identity when it is "
+        "sampled; null means 0, as in training. ECT's code takes 0.003",
+    )
 
     def __post_init__(self) -> None:
         criterion, objective, coupling = self.criterion, _name(self.objective), _name(self.coupling)
@@ -213,15 +218,10 @@ class MethodConfig(Strict):
             else:
                 expected = f"ema, online or a run, because coupling is {coupling}"
                 require(self.predictor is not None, "predictor", None, expected)
-            require(
-                all(0 <= m <= 1 for m in self.mu_range), "mu", self.mu, "a number in [0, 1], or [start, end] in [0, 1]"
-            )
-            begins = self.mu_from_step is None or self.mu_from_step >= 0
-            require(begins, "mu_from_step", self.mu_from_step, "an integer >= 0, or null")
         else:
-            require(self.mu is None, "mu", self.mu, "no value unless coupling is gc")
-            require(self.mu_from_step is None, "mu_from_step", self.mu_from_step, "no value unless coupling is gc")
-            require(self.predictor is None, "predictor", self.predictor, "no value unless coupling is gc")
+            for name in ("mu", "mu_from_step", "predictor"):
+                value = getattr(self, name)
+                require(value is None, name, value, "no value unless coupling is gc")
         if criterion.distils:
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
         else:
@@ -235,7 +235,7 @@ class MethodConfig(Strict):
         """The objective itself.
 
         Raises:
-            ValueError: there is none of this name, or it cannot do without options.
+            ValidationError: there is none of this name, or it cannot do without options.
         """
         if isinstance(self.objective, Objective):
             return self.objective
@@ -246,7 +246,7 @@ class MethodConfig(Strict):
         """The coupling itself.
 
         Raises:
-            ValueError: there is none of this name, or it cannot do without options.
+            ValidationError: there is none of this name, or it cannot do without options.
         """
         if isinstance(self.coupling, Coupling):
             return self.coupling
@@ -266,15 +266,14 @@ class MethodConfig(Strict):
         return {role: value for role, value in roles.items() if isinstance(value, RunReference | CheckpointFile)}
 
 
-@dataclass(frozen=True)
-class RunConfig(Strict):
+class RunConfig(Options):
     """Everything that decides the weights of one run, besides the bytes of its inputs."""
 
     dataset: str
     method_name: str
     seed: int
     process: NoiseProcess
-    network: Network
+    network: Annotated[Network, register.network]
     training: TrainingConfig
     method: MethodConfig
 
@@ -290,7 +289,7 @@ class RunConfig(Strict):
         moved = self.method.sampling_boundary
         fits = self.preconditioning == "edm" and not (criterion.denoises or criterion.distils)
         require(moved is None or fits, "sampling_boundary", moved, "no value but for a consistency model of ECT (edm)")
-        within = moved is None or 0 <= moved < self.process.sigma_max
+        within = moved is None or moved < self.process.sigma_max
         require(within, "sampling_boundary", moved, "a noise level >= 0 and below sigma_max, or null")
 
         begin, steps = self.method.mu_from_step, self.training.steps
@@ -372,29 +371,14 @@ def digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def run_config_from_dict(document: dict[str, Any]) -> RunConfig:
-    """The inverse of `to_dict` for a run's configuration, as weights files carry it.
+def from_dict(kind: type[T], document: Any) -> T:
+    """The inverse of `to_dict`.
 
     Raises:
-        UnknownName: its coupling, objective, schedule or network is of an extension that was not read.
+        ValidationError: the document is no such block. Of a coupling or a network of an extension that was not read
+            an error has the type `unknown_name`.
     """
-    training = {**document["training"], "schedule": register.schedule.of(document["training"]["schedule"])}
-    method = {**document["method"]}
-    for role in ("predictor", "teacher", "init"):
-        if isinstance(method[role], dict):
-            kind = CheckpointFile if "file" in method[role] else RunReference
-            method[role] = kind(**method[role])
-    if isinstance(method["mu"], list):
-        method["mu"] = tuple(method["mu"])
-    for key, table in (("coupling", register.coupling), ("objective", register.objective)):
-        if isinstance(method[key], dict):
-            method[key] = table.of(method[key])
-    return RunConfig(
-        dataset=document["dataset"],
-        method_name=document["method_name"],
-        seed=document["seed"],
-        process=NoiseProcess(**document["process"]),
-        network=register.network.of(document["network"]),
-        training=TrainingConfig(**training),
-        method=MethodConfig(**method),
-    )
+    # Through JSON, in which a tuple is a list, and a text no number.
+    block: Any = kind
+    read: T = adapter(block).validate_json(json.dumps(document))
+    return read

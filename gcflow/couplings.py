@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Strict
+from gcflow.options import Options
 
 EndpointPredictor = Callable[..., Tensor]
 
@@ -36,7 +36,7 @@ class CouplingContext:
 
 
 @register.coupling.contract
-class Coupling(Strict):
+class Coupling(Options):
     """A choice of the clean endpoint that goes with each noise: overrides `assignment`, or `endpoints`, or neither.
 
     Its name is its field `kind`. One that predicts endpoints takes the keys `mu` and `predictor` of a method, as `gc`
@@ -109,7 +109,6 @@ def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tenso
 
 
 @register.coupling
-@dataclass(frozen=True)
 class Independent(Coupling):
     """IC: every pair as it was drawn."""
 
@@ -117,7 +116,6 @@ class Independent(Coupling):
 
 
 @register.coupling
-@dataclass(frozen=True)
 class OptimalTransport(Coupling):
     """OT within the batch."""
 
@@ -129,7 +127,6 @@ class OptimalTransport(Coupling):
 
 
 @register.coupling
-@dataclass(frozen=True)
 class GeneratorAugmented(Coupling):
     """GC(mu)."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from gcflow.edm_pickle import (
 )
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path
+from gcflow.options import mistakes
 from gcflow.preconditioning import VP_BETA_D, VP_BETA_MIN, VP_LEVELS
 from gcflow.songunet import VARIANTS
 from gcflow.weights import ModelSpec, load_tensors, save_tensors
@@ -192,6 +194,8 @@ def _imported(
         network, found = infer_network(tensors)
         spec = ModelSpec(network, preconditioning, process, found)
         _check_tensors(spec, tensors)
+    except ValidationError as error:
+        raise Refusal(mistakes(error)[0]) from None
     except ValueError as error:
         raise Refusal(str(error)) from None
     if shape not in (None, found):

@@ -63,7 +63,7 @@ def load_extensions(root: Path, files: Sequence[str], where: str = "extensions")
 def _run(name: str, path: Path, content: bytes) -> None:
     module = ModuleType(name)
     module.__file__ = str(path)
-    # Where dataclasses look their annotations up.
+    # Where pydantic looks annotations up.
     sys.modules[name] = module
     exec(compile(content, path, "exec"), module.__dict__)
 

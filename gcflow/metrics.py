@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Strict
+from gcflow.options import Options
 from gcflow.randomness import generator
 
 KERNEL_ROWS = 512
 
 
 @register.metric.contract
-class Metric(Strict):
+class Metric(Options):
     """A comparison of generated samples with real ones, in features of their data set. Its name is its field `kind`.
 
     columns: each number's name (a-z, 0-9, -) to its heading in tables, with the direction of better.

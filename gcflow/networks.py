@@ -2,29 +2,34 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gcflow import register
 from gcflow.dropout import Dropout, number_layers
-from gcflow.options import Strict, require
+from gcflow.options import Count, Options, require
 from gcflow.songunet import VARIANTS, SongUNet
 
 EMBEDDING = 64
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 @register.network.contract
-class Network(Strict):
+class Network(Options):
     """The network inside the preconditioning. Its name is its field `architecture`.
 
     A field `dropout` may differ between a run and the run that it starts from.
     """
 
-    architecture: str
+    if TYPE_CHECKING:
+
+        @property
+        def architecture(self) -> str:
+            """Its name."""
 
     def build(self, shape: tuple[int, ...]) -> nn.Module:
         """The untrained network for samples of `shape`, a function of torch's global generator alone.
@@ -101,50 +106,44 @@ class ResidualMLP(nn.Module):
 
 
 @register.network
-@dataclass(frozen=True)
 class NetworkConfig(Network):
-    """gcflow's own networks (`gcflow.networks`).
+    """gcflow's own networks (`gcflow.networks`): two U-Nets of EDM, for images, and an MLP on the flat sample."""
 
-    `ddpm++`, `ncsn++`: the two U-Nets of EDM (`gcflow.songunet`), for images. `mlp`: residual MLP on the flat sample.
-    blocks, dropout: one value, or one per resolution level (U-Nets only), from the finest.
-    multipliers: of `channels`, one per level. attention: sides (in pixels) of the levels whose blocks attend, besides
-    the bottleneck. label_dim, augment_dim: sizes of EDM's class and augmentation embeddings; 0 leaves them out.
-    """
-
-    architecture: Literal["ddpm++", "ncsn++", "mlp"]
-    channels: int
-    blocks: int | tuple[int, ...]
-    multipliers: tuple[int, ...] = (1,)
-    attention: tuple[int, ...] = ()
-    dropout: float | tuple[float, ...] = 0.0
-    label_dim: int = 0
-    augment_dim: int = 0
+    architecture: Literal["ddpm++", "ncsn++", "mlp"] = Field(
+        description="`ddpm++`, `ncsn++`: EDM's U-Nets, for images; `mlp`: residual MLP, for any sample"
+    )
+    channels: int = Field(
+        ge=1, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers"
+    )
+    blocks: Count | tuple[Count, ...] = Field(
+        description="residual blocks: one number, or one per level of a U-Net, from the finest"
+    )
+    multipliers: tuple[Count, ...] = Field(
+        default=(1,), min_length=1, description="of `channels`, one per level of a U-Net, from the finest"
+    )
+    attention: tuple[int, ...] = Field(
+        default=(), description="sides (pixels) of the levels whose blocks attend, besides the bottleneck of a U-Net"
+    )
+    dropout: Rate | tuple[Rate, ...] = Field(
+        default=0.0, description="dropout rate: one number, or one per level of a U-Net, from the finest"
+    )
+    label_dim: int = Field(default=0, ge=0, description="size of EDM's class embedding; 0 leaves it out")
+    augment_dim: int = Field(default=0, ge=0, description="size of EDM's augmentation embedding; 0 leaves it out")
 
     def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", self.channels, "an integer >= 1")
-        require(
-            len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
-            "multipliers",
-            list(self.multipliers),
-            "at least one integer, each >= 1",
-        )
+        levels = len(self.multipliers)
         for name in ("blocks", "dropout"):
             value = getattr(self, name)
             if isinstance(value, tuple):
-                levels = len(self.multipliers)
                 require(self.architecture != "mlp", name, list(value), "one value for an mlp, which has no levels")
                 require(len(value) == levels, name, list(value), f"one value, or one per level ({levels} multipliers)")
-        require(min(self.blocks_per_level) >= 1, "blocks", self.blocks, "integers >= 1")
-        require(all(0 <= rate < 1 for rate in self.dropout_per_level), "dropout", self.dropout, "numbers in [0, 1)")
-        require(self.label_dim >= 0, "label_dim", self.label_dim, "an integer >= 0")
-        require(self.augment_dim >= 0, "augment_dim", self.augment_dim, "an integer >= 0")
         if self.architecture != "mlp":
             require(self.channels % 4 == 0, "channels", self.channels, "a multiple of 4 for a U-Net")
-        else:
-            require(not self.attention, "attention", list(self.attention), "no value for an mlp")
-            require(self.multipliers == (1,), "multipliers", list(self.multipliers), "no value for an mlp")
-            require(self.label_dim == 0, "label_dim", self.label_dim, "0 for an mlp")
-            require(self.augment_dim == 0, "augment_dim", self.augment_dim, "0 for an mlp")
+            return
+        unused: dict[str, Any] = {"attention": (), "multipliers": (1,), "label_dim": 0, "augment_dim": 0}
+        for name, default in unused.items():
+            value = getattr(self, name)
+            require(value == default, name, list(value) if isinstance(value, tuple) else value, "no value for an mlp")
 
     @property
     def blocks_per_level(self) -> tuple[int, ...]:
@@ -190,6 +189,5 @@ class NetworkConfig(Network):
 
 def without_dropout(network: Network) -> Network:
     """The same network as far as its speed and its weights go."""
-    if any(option.name == "dropout" for option in dataclasses.fields(network)):  # type: ignore[arg-type]
-        return dataclasses.replace(network, dropout=0.0)  # type: ignore[type-var]
-    return network
+    without: Any = {"dropout": 0.0} if "dropout" in type(network).__pydantic_fields__ else {}
+    return dataclasses.replace(network, **without)

@@ -14,7 +14,7 @@ from gcflow import register
 from gcflow.couplings import Coupling, CouplingContext, EndpointPredictor
 from gcflow.distances import Distance, squared_l2
 from gcflow.errors import GcflowError
-from gcflow.options import Strict
+from gcflow.options import Options
 from gcflow.oracles import Denoiser, velocity
 from gcflow.preconditioning import NoiseProcess, per_sample
 
@@ -96,7 +96,7 @@ class ObjectiveContext:
 
 
 @register.objective.contract
-class Objective(Strict):
+class Objective(Options):
     """A quantity that training minimises. Its name is its field `kind`.
 
     pairs: whether it takes two noise levels per sample, or a single one twice: which schedules fit it.
@@ -122,7 +122,6 @@ class Objective(Strict):
 
 
 @register.objective
-@dataclass(frozen=True)
 class ConsistencyTraining(Objective):
     """CT: D(sg f(x_low, sigma_low), f(x_high, sigma_high)) / (sigma_high - sigma_low) on a coupled pair (Eq. 6)."""
 
@@ -150,7 +149,6 @@ class ConsistencyTraining(Objective):
 
 
 @register.objective
-@dataclass(frozen=True)
 class ConsistencyDistillation(ConsistencyTraining):
     """CD (Eq. 4): the same, but that the lower point is an Euler step along a denoiser's velocity (Eq. 5)."""
 
@@ -165,7 +163,6 @@ class ConsistencyDistillation(ConsistencyTraining):
 
 
 @register.objective
-@dataclass(frozen=True)
 class Denoising(Objective):
     """EDM's weighted denoising error, per dimension (Karras et al. 2022, section 5), towards the coupling's endpoints.
 

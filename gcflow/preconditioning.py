@@ -1,40 +1,33 @@
 """The noise process; preconditioning: f(x, sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, c_noise(sigma))."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gcflow.errors import GcflowError
-from gcflow.options import Strict, require
+from gcflow.options import Options, require
 
 Preconditioning = Literal["consistency", "edm", "vp", "ve"]
 SMALLEST_SIGMA = 1e-8
 VP_BETA_D, VP_BETA_MIN, VP_LEVELS = 19.9, 0.1, 1000
 
 
-@dataclass(frozen=True)
-class NoiseProcess(Strict):
-    """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises.
+class NoiseProcess(Options):
+    """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises."""
 
-    sigma_min, sigma_max: sigma_0 and sigma_T of the paper. rho: curvature of the noise levels.
-    sigma_data: standard deviation of the (centred) data. data_mean: subtracted from data in [-1, 1] before
-    noising and added back to samples; the paper uses 0.
-    """
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    data_mean: float = 0.0
+    sigma_min: float = Field(default=0.002, gt=0, description="sigma_0 of the paper: the least noise level")
+    sigma_max: float = Field(default=80.0, gt=0, description="sigma_T of the paper: the largest; above sigma_min")
+    rho: float = Field(default=7.0, ge=1, description="curvature of the noise levels between them")
+    sigma_data: float = Field(default=0.5, gt=0, description="standard deviation of the (centred) data in [-1, 1]")
+    data_mean: float = Field(
+        default=0.0, description="subtracted from data in [-1, 1] before noising, added back to samples; 0 in the paper"
+    )
 
     def __post_init__(self) -> None:
-        require(self.sigma_min > 0, "sigma_min", self.sigma_min, "a number > 0")
         require(self.sigma_max > self.sigma_min, "sigma_max", self.sigma_max, "a number > sigma_min")
-        require(self.rho >= 1, "rho", self.rho, "a number >= 1")
-        require(self.sigma_data > 0, "sigma_data", self.sigma_data, "a number > 0")
 
 
 class Coefficients(NamedTuple):

@@ -1,24 +1,25 @@
 """The registry: which couplings, objectives, schedules, networks, sources and metrics there are, by name.
 
-All are made alike, gcflow's own and those of others: a frozen dataclass derived from its contract, whose fields are its
+All are made alike, gcflow's own and those of others: a block of options derived from its contract, whose fields are its
 keys in params.yaml, with its name as the only value of one of them, registered by a decorator. Each contract stands
 beside gcflow's own implementations, in the module that has them. docs/extending.md has an example of each.
 """
 
 import json
-from dataclasses import is_dataclass
-from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args
 
-Class = TypeVar("Class", bound=type[Any])
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+
+from gcflow.options import Options, adapter, misfit
+
+Class = TypeVar("Class", bound=type[Options])
 
 
-class UnknownName(ValueError):
-    """A name that nothing is registered under; begins with the key."""
-
-
-class Table:
+class Registry:
     """The registered classes of one kind by their names; called with a class, it registers it.
+
+    As an annotation it makes pydantic read the class that the name says, whenever that was registered.
 
     Args:
         what: is registered, in words.
@@ -27,7 +28,7 @@ class Table:
 
     def __init__(self, what: str, key: str) -> None:
         self.what, self.key = what, key
-        self.base: type[Any] = object
+        self.base: type[Any] = Options
         self.classes: dict[str, type[Any]] = {}
 
     def contract(self, cls: Class) -> Class:
@@ -39,18 +40,19 @@ class Table:
         """Registers a class.
 
         Raises:
-            TypeError: it is no dataclass of the right kind, or has no name.
+            TypeError: it is of another kind, or has no name.
             ValueError: its name is taken.
         """
-        if not (issubclass(cls, self.base) and is_dataclass(cls)):
-            raise TypeError(f"{cls.__name__} is no dataclass derived from {self.base.__name__}")
-        names = get_args(get_type_hints(cls).get(self.key))
+        if not issubclass(cls, self.base):
+            raise TypeError(f"{cls.__name__} does not derive from {self.base.__name__}")
+        field = cls.__pydantic_fields__.get(self.key)
+        names = get_args(field.annotation) if field else ()
         if not names:
             raise TypeError(f'{cls.__name__} has no name; give it a field {self.key}: Literal["name"] = "name"')
         self.add(dict.fromkeys(names, cls))
         return cls
 
-    def add(self, classes: dict[str, type[Any]]) -> None:
+    def add(self, classes: dict[str, Any]) -> None:
         """Registers classes by their names.
 
         Raises:
@@ -62,56 +64,51 @@ class Table:
         self.classes.update(classes)
 
     def __getitem__(self, name: object) -> type[Any]:
-        """The class of a name.
+        """The class of a name; otherwise as `named`."""
+        return self.named(name, self.key)
+
+    def named(self, name: object, key: str) -> type[Any]:
+        """The class of a name that stands under `key`.
 
         Raises:
-            UnknownName: there is none; the message lists those there are.
+            ValidationError: there is none, in an error of type `unknown_name`; it lists those there are.
         """
         if not isinstance(name, str) or name not in self.classes:
             listed = ", ".join(map(repr, self.classes)) or f"none; no extension registers a {self.what}"
-            raise UnknownName(f"{self.key} is {name!r}: expected {listed}")
+            raise misfit(key, name, listed, "unknown_name")
         return self.classes[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.classes
-
-    def of(self, options: dict[str, Any]) -> Any:
-        """An instance by its name and options: the inverse of `gcflow.config.to_dict`.
+    def of(self, options: Any) -> Any:
+        """The block that options [name, keys] give; a block itself is one.
 
         Raises:
-            UnknownName: see `__getitem__`.
-            TypeError: options that the class has not.
+            ValidationError: its name is unknown, or its keys are not those of the class.
         """
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        return self[options.get(self.key)](**plain)
+        if isinstance(options, self.base):
+            return options
+        if not isinstance(options, dict) or self.key not in options:
+            kind: Any = "missing" if isinstance(options, dict) else "dict_type"
+            loc = (self.key,) if isinstance(options, dict) else ()
+            raise ValidationError.from_exception_data(self.what, [{"type": kind, "loc": loc, "input": options}])
+        cls: Any = self[options[self.key]]
+        # Through JSON, in which a tuple is a list.
+        return adapter(cls).validate_json(json.dumps(options))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Makes pydantic take the class that the name says; the core does without pydantic."""
-        from pydantic_core import PydanticCustomError, core_schema
+        return core_schema.no_info_plain_validator_function(self.of)
 
-        def validated(options: Any) -> Any:
-            if not isinstance(options, dict):
-                raise PydanticCustomError("mapping_type", "Input should be a mapping with {key}", {"key": self.key})
-            if self.key not in options:
-                raise ValueError(f"{self.key} is missing")
-            # As JSON, in which a tuple is a list.
-            cls: Any = self[options[self.key]]
-            return _adapter(cls).validate_json(json.dumps(options))
-
-        return core_schema.no_info_plain_validator_function(validated)
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        classes = tuple(dict.fromkeys(self.classes.values()))
+        if not classes:
+            return {"type": "object", "required": [self.key]}
+        one_of: Any = Annotated[Union[classes], Field(discriminator=self.key)]  # noqa: UP007
+        return handler(TypeAdapter(one_of).core_schema)
 
 
-@cache
-def _adapter(cls: type[Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
-
-
-coupling = Table("coupling", "kind")
-objective = Table("objective", "kind")
-schedule = Table("schedule", "kind")
-network = Table("network", "architecture")
-source = Table("source", "source")
-metric = Table("metric", "kind")
+coupling = Registry("coupling", "kind")
+objective = Registry("objective", "kind")
+schedule = Registry("schedule", "kind")
+network = Registry("network", "architecture")
+source = Registry("source", "source")
+metric = Registry("metric", "kind")
 TABLES = (coupling, objective, schedule, network, source, metric)

@@ -4,13 +4,15 @@ Noise is drawn per image: image n of a seed is the same whatever the batch size,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from gcflow.options import Options
 from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, from_model_space
 from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
@@ -65,18 +67,23 @@ def heun_sample(denoiser: Model, noise: Tensor, process: NoiseProcess, steps: in
     return x
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A way to draw samples: `consistency` in len(sigmas) + 1 steps, or `heun` in `heun_steps` levels of noise.
+class Sampler(Options):
+    """A way to draw samples.
 
-    boundary: where a consistency model of EDM preconditioning is taken to be the identity; None: where it was trained
-    to be. Noise is added as to samples at the boundary of training, as ECT's code does, which moves it to 0.003.
+    Where `boundary` is moved, noise is added as to samples at the boundary of training, as ECT's code does.
     """
 
-    name: str
-    sigmas: tuple[float, ...] = ()
-    heun_steps: int = 18
-    boundary: float | None = None
+    name: Literal["consistency", "heun"] = Field(
+        description="a consistency model's, in len(sigmas) + 1 steps, or a denoiser's, in 2 heun_steps - 1"
+    )
+    sigmas: tuple[float, ...] = Field(default=(), description="noise levels between steps, descending")
+    heun_steps: int = Field(default=18, ge=1, description="levels of noise of `heun`")
+    boundary: float | None = Field(
+        default=None,
+        ge=0,
+        description="where a consistency model of EDM preconditioning is taken to be the identity; null: where it was "
+        "trained to be. ECT's code moves it to 0.003",
+    )
 
     @property
     def evaluations(self) -> int:

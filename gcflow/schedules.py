@@ -1,15 +1,15 @@
 """The noise levels that a run is trained on: iCT's curriculum, ECT's continuous pairs, a denoiser's single levels."""
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Strict, require
+from gcflow.options import Options, require
 from gcflow.preconditioning import NoiseProcess
 
 # Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
@@ -17,7 +17,7 @@ SINGLE_PRECISION_BITS = 20
 
 
 @register.schedule.contract
-class Schedule(Strict):
+class Schedule(Options):
     """A distribution of the noise levels that are trained on. Its name is its field `kind`.
 
     pairs: whether a sample has two levels, sigma_low < sigma_high, or a single one; an objective asks for either.
@@ -72,23 +72,20 @@ def noise_levels(intervals: int, process: NoiseProcess, device: torch.device | s
 
 
 @register.schedule
-@dataclass(frozen=True)
 class IctSchedule(Schedule):
     """iCT's curriculum (Song & Dhariwal 2024): N(k) intervals from s0 to s1, chosen with a normal density in ln sigma.
 
     N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
     """
 
-    s0: int = 10
-    s1: int = 1280
-    p_mean: float = -1.1
-    p_std: float = 2.0
+    s0: int = Field(default=10, ge=1, description="intervals at first")
+    s1: int = Field(default=1280, ge=1, description="most intervals; at least s0")
+    p_mean: float = Field(default=-1.1, description="mean of ln sigma")
+    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln sigma")
     kind: Literal["ict"] = "ict"
 
     def __post_init__(self) -> None:
-        require(self.s0 >= 1, "s0", self.s0, "an integer >= 1")
         require(self.s1 >= self.s0, "s1", self.s1, "an integer >= s0")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
     def levels(
         self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor
@@ -131,29 +128,23 @@ def _intervals(intervals: int, process: NoiseProcess, schedule: IctSchedule) -> 
 
 
 @register.schedule
-@dataclass(frozen=True)
 class EctSchedule(Schedule):
     """ECT's continuous pairs of noise levels r < t (Geng et al. 2024; the paper's Section 5.3).
 
-    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). stage_every: steps after
-    which the stage rises by one; null keeps it at 0. The length of training does not stretch the stages: a shorter
-    training ends in an earlier one, a longer one goes on to further ones.
+    ln t ~ N(p_mean, p_std^2), r = max(0, t (1 - q^-(stage + 1) (1 + k sigmoid(-b t)))). The length of training does not
+    stretch the stages: a shorter training ends in an earlier one, a longer one goes on to further ones.
     """
 
     reaches_zero: ClassVar[bool] = True
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    stage_every: int | None = None
-    p_mean: float = -1.1
-    p_std: float = 2.0
+    q: float = Field(default=2.0, gt=1, description="base of the gap between r and t, see above")
+    k: float = Field(default=8.0, ge=0, description="how much wider the gap is at small t")
+    b: float = Field(default=1.0, description="how fast that ends as t grows")
+    stage_every: int | None = Field(
+        default=None, ge=1, description="steps after which the stage rises by one; null keeps it at 0"
+    )
+    p_mean: float = Field(default=-1.1, description="mean of ln t")
+    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln t")
     kind: Literal["ect"] = "ect"
-
-    def __post_init__(self) -> None:
-        require(self.q > 1, "q", self.q, "a number > 1")
-        require(self.k >= 0, "k", self.k, "a number >= 0")
-        require(self.stage_every is None or self.stage_every >= 1, "stage_every", self.stage_every, "an integer >= 1")
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
     def stage(self, step: int) -> int:
         """The stage at `step` (from 0): that of ECT's code, whose first step stands apart, before the first period."""
@@ -187,17 +178,13 @@ def ect_lower(t: Tensor, stage: int, schedule: EctSchedule) -> Tensor:
 
 
 @register.schedule
-@dataclass(frozen=True)
 class EdmSchedule(Schedule):
     """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
     pairs: ClassVar[bool] = False
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    p_mean: float = Field(default=-1.2, description="mean of ln sigma")
+    p_std: float = Field(default=1.2, gt=0, description="standard deviation of ln sigma")
     kind: Literal["edm"] = "edm"
-
-    def __post_init__(self) -> None:
-        require(self.p_std > 0, "p_std", self.p_std, "a number > 0")
 
     def levels(
         self, step: int, steps: int, process: NoiseProcess, uniform: Tensor, normal: Tensor

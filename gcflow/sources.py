@@ -1,19 +1,19 @@
 """Sources of samples.
 
-A data set is a frozen dataclass; everything else follows from its prepared arrays. One that is small has `load`. One
+A data set is a block of options; everything else follows from its prepared arrays. One that is small has `load`. One
 that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read piece by piece.
 """
 
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Strict, require
+from gcflow.options import Count, Options
 from gcflow.oracles import GaussianMixture, empirical
 from gcflow.preconditioning import NoiseProcess, to_model_space
 from gcflow.randomness import generator
@@ -32,7 +32,7 @@ class RawData(NamedTuple):
 
 
 @register.source.contract
-class Source(Strict):
+class Source(Options):
     """A source of samples. Its name is its field `source`.
 
     shape: of one sample: [C, H, W] of an image, whose values are stored as uint8, or [d] of a point, as float32.
@@ -71,7 +71,6 @@ class SmallSource(Source):
 
 
 @register.source
-@dataclass(frozen=True)
 class Digits(SmallSource):
     """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
 
@@ -101,23 +100,14 @@ class Digits(SmallSource):
 
 
 @register.source
-@dataclass(frozen=True)
 class Mixture2d(SmallSource):
-    """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form.
+    """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form."""
 
-    means: the components' centres. std: their standard deviation. count: points to draw. seed: of the draw.
-    """
-
-    means: tuple[tuple[float, float], ...]
-    std: float
-    count: int
-    seed: int
+    means: tuple[tuple[float, float], ...] = Field(min_length=1, description="the components' centres, each [x, y]")
+    std: float = Field(gt=0, description="their standard deviation")
+    count: int = Field(ge=1, description="points to draw")
+    seed: int = Field(description="of the draw")
     source: Literal["mixture2d"] = "mixture2d"
-
-    def __post_init__(self) -> None:
-        require(len(self.means) >= 1, "means", list(self.means), "at least one [x, y]")
-        require(self.std > 0, "std", self.std, "a number > 0")
-        require(self.count >= 1, "count", self.count, "an integer >= 1")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,21 +133,13 @@ class Mixture2d(SmallSource):
 
 
 @register.source
-@dataclass(frozen=True)
 class Synthetic(SmallSource):
-    """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them.
+    """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them."""
 
-    shape: [C, H, W]. count: images. seed: of the draw.
-    """
-
-    shape: tuple[int, int, int]
-    count: int
-    seed: int
+    shape: tuple[Count, Count, Count] = Field(description="[channels, height, width]")
+    count: int = Field(ge=1, description="images")
+    seed: int = Field(description="of the draw")
     source: Literal["synthetic"] = "synthetic"
-
-    def __post_init__(self) -> None:
-        require(min(self.shape) >= 1, "shape", list(self.shape), "[channels, height, width], each >= 1")
-        require(self.count >= 1, "count", self.count, "an integer >= 1")
 
     def load(self) -> RawData:
         """Draws the images; their labels are all 0."""
@@ -168,19 +150,15 @@ class Synthetic(SmallSource):
 
 
 @register.source
-@dataclass(frozen=True)
 class Patches32(SmallSource):
     """32x32 patches of the two photographs that ship with scikit-learn, china.jpg and flower.jpg; no download.
 
-    stride: pixels between neighbouring patches, across and down. The patches of the right quarter of each photograph
-    are held out; no pixel is in a patch of either kind. Labels number the photographs.
+    The patches of the right quarter of each photograph are held out; no pixel is in a patch of either kind. Labels
+    number the photographs.
     """
 
-    stride: int = 3
+    stride: int = Field(default=3, ge=1, le=32, description="pixels between neighbouring patches, across and down")
     source: Literal["patches32"] = "patches32"
-
-    def __post_init__(self) -> None:
-        require(1 <= self.stride <= 32, "stride", self.stride, "an integer in 1..32")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -16,43 +16,29 @@ from gcflow.config import (
     RunConfig,
     Weights,
     digest,
+    from_dict,
     to_dict,
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.files import atomic_path, opened_tensors, tensors_metadata
 from gcflow.networks import Network
+from gcflow.options import Options, mistakes
 from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, Preconditioning
 from gcflow.randomness import derived_seed
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """All that rebuilds a model around its weights. shape: of one sample."""
+class ModelSpec(Options):
+    """All that rebuilds a model around its weights."""
 
-    network: Network
+    network: Annotated[Network, register.network]
     preconditioning: Preconditioning
     process: NoiseProcess
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(description="of one sample")
 
     def header(self) -> dict[str, Any]:
         """As JSON values, the `model` entry of every weights file's header."""
         return to_dict(self)
-
-    @classmethod
-    def from_header(cls, header: dict[str, Any]) -> "ModelSpec":
-        """The inverse of `header`.
-
-        Raises:
-            UnknownName: its network is of an extension that was not read.
-            KeyError, TypeError, ValueError: it was written by another version.
-        """
-        return cls(
-            network=register.network.of(header["network"]),
-            preconditioning=header["preconditioning"],
-            process=NoiseProcess(**header["process"]),
-            shape=tuple(header["shape"]),
-        )
 
     def build(self, seed: int = 0) -> PreconditionedNetwork:
         """The untrained model; its initial weights depend on the seed alone."""
@@ -152,12 +138,13 @@ def load_model(
     if "model" not in metadata:
         raise GcflowError(f"{path}: has no gcflow header; expected weights of `gcflow train` or `gcflow import-edm`")
     try:
-        spec = ModelSpec.from_header(metadata["model"])
-    except register.UnknownName as error:
-        remedy = "list its file under extensions in params.yaml, or import it"
-        raise GcflowError(f"{path}: its network's {error}; {remedy}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise GcflowError(f"{path}: its header is of another version of gcflow ({error}); make it again") from None
+        spec = from_dict(ModelSpec, metadata["model"])
+    except ValidationError as error:
+        problem = mistakes(error, metadata["model"])[0]
+        if error.errors()[0]["type"] == "unknown_name":
+            remedy = "list its file under extensions in params.yaml, or import it"
+            raise GcflowError(f"{path}: its {problem}; {remedy}") from None
+        raise GcflowError(f"{path}: its header is of another version of gcflow ({problem}); make it again") from None
     model = spec.build()
     load_weights(model, tensors, weights, path)
     return model.to(device).eval().requires_grad_(False), spec, metadata
@@ -173,9 +160,9 @@ def is_denoiser(metadata: dict[str, Any]) -> bool:
         objective = metadata["config"]["method"]["objective"]
         try:
             return bool(register.objective[objective if isinstance(objective, str) else objective["kind"]].denoises)
-        except register.UnknownName as error:
+        except ValidationError as error:
             remedy = "list its file under extensions in params.yaml, or import it"
-            raise GcflowError(f"the weights' objective's {error}; {remedy}") from None
+            raise GcflowError(f"the weights' objective: its {mistakes(error)[0]}; {remedy}") from None
     return bool(metadata["model"]["preconditioning"] != "consistency")
 
 

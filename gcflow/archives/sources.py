@@ -3,9 +3,10 @@
 Each has `locate`, which finds its files or says what to fetch, and `open`, which lists what they hold.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from gcflow import register
 from gcflow.archives.formats import (
@@ -55,7 +56,10 @@ class Archived(Source):
     variant: ClassVar[str]
     side: ClassVar[int] = 32
     if TYPE_CHECKING:
-        images: int | None
+
+        @property
+        def images(self) -> int | None:
+            """Images to train on, or None if that is not known before they are read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,11 +112,6 @@ def _existing(path: Path, remedy: str) -> Path:
     return path
 
 
-def require_images(images: int | None) -> None:
-    """Checks the key `images`."""
-    require(images is None or images >= 1, "images", images, "an integer >= 1")
-
-
 def _require_count(archive: Path, found: int, expected: int | None, what: str = "images") -> None:
     """Checks how many images an archive holds: any number > 0 if none is expected."""
     if found == 0 or (expected is not None and found != expected):
@@ -126,24 +125,20 @@ def _split(archive: Path, items: list[Item], expected: int | None, filter_: Filt
 
 
 @register.source
-@dataclass(frozen=True)
 class Cifar10(Archived):
-    """CIFAR-10: 32x32 photographs of 10 classes; its test batch is held out.
+    """CIFAR-10: 32x32 photographs of 10 classes; its test batch is held out."""
 
-    md5: of the archive as published; null checks none. images, held_out_images: in the archive.
-    """
-
-    archive: str = "cifar-10-python.tar.gz"
-    url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    md5: str | None = "c58f30108f718f92721af3b95e74349a"
-    images: int = 50000
-    held_out_images: int = 10000
+    archive: str = Field(default="cifar-10-python.tar.gz", description="file in the archives' folder")
+    url: str = Field(
+        default="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", description="where it can be had"
+    )
+    md5: str | None = Field(
+        default="c58f30108f718f92721af3b95e74349a", description="of the archive as published; null checks none"
+    )
+    images: int = Field(default=50000, ge=1, description="in the archive, to train on")
+    held_out_images: int = Field(default=10000, ge=1, description="in the archive, held out")
     source: Literal["cifar10"] = "cifar10"
     variant: ClassVar[str] = "CIFAR-10, python version"
-
-    def __post_init__(self) -> None:
-        require_images(self.images)
-        require(self.held_out_images >= 1, "held_out_images", self.held_out_images, "an integer >= 1")
 
     @property
     def published(self) -> Published:
@@ -168,22 +163,21 @@ class Cifar10(Archived):
 
 
 @register.source
-@dataclass(frozen=True)
 class Imagenet32(Archived):
     """ImageNet-1k's training images at 32x32: the shorter side resized, then the centre cropped.
 
-    archive: the tar of class tars. Where it is missing, a folder `train` beside it with a folder of images per class
-    is taken. Labels number the sorted class names. filter: of the resize. images: in the archive.
+    Labels number the sorted class names.
     """
 
-    archive: str = "ILSVRC2012_img_train.tar"
-    filter: Filter = "bilinear"
-    images: int = 1281167
+    archive: str = Field(
+        default="ILSVRC2012_img_train.tar",
+        description="the tar of class tars; where it is missing, a folder `train` beside it, with a folder of images "
+        "per class, is taken",
+    )
+    filter: Filter = Field(default="bilinear", description="of the resize")
+    images: int = Field(default=1281167, ge=1, description="in the archive")
     source: Literal["imagenet32"] = "imagenet32"
     variant: ClassVar[str] = "ImageNet-1k training images, resized here"
-
-    def __post_init__(self) -> None:
-        require_images(self.images)
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
         """The tar, or else the folder."""
@@ -208,20 +202,16 @@ class Imagenet32(Archived):
 
 
 @register.source
-@dataclass(frozen=True)
 class Imagenet32Downsampled(Archived):
     """Downsampled ImageNet at 32x32 (Chrabaszcz et al. 2017), whose authors squeezed each image with a box filter.
 
     Its ten batches lie in Imagenet32_train_npz.zip or Imagenet32_train.zip, or in a folder of one of these names.
-    Labels 1..1000 become 0..999. images: in all batches.
+    Labels 1..1000 become 0..999.
     """
 
-    images: int = 1281167
+    images: int = Field(default=1281167, ge=1, description="in all batches")
     source: Literal["imagenet32-downsampled"] = "imagenet32-downsampled"
     variant: ClassVar[str] = "downsampled ImageNet 32x32, as published: other pixels than ImageNet resized here"
-
-    def __post_init__(self) -> None:
-        require_images(self.images)
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
         """The zip, or else the batches in a folder."""
@@ -245,26 +235,19 @@ class Imagenet32Downsampled(Archived):
 
 
 @register.source
-@dataclass(frozen=True)
 class Celeba64(Archived):
     """CelebA's aligned faces at 64x64: the shorter side resized, then the centre cropped.
 
     Faces of 178x218 become 64x78, of which 64x64 remain. The test split of its list is held out.
-
-    images, held_out_images: in the training and the test split. filter: of the resize.
     """
 
-    archive: str = "img_align_celeba.zip"
-    filter: Filter = "lanczos"
-    images: int = 162770
-    held_out_images: int = 19962
+    archive: str = Field(default="img_align_celeba.zip", description="file in the archives' folder")
+    filter: Filter = Field(default="lanczos", description="of the resize")
+    images: int = Field(default=162770, ge=1, description="in the training split")
+    held_out_images: int = Field(default=19962, ge=0, description="in the test split")
     source: Literal["celeba64"] = "celeba64"
     variant: ClassVar[str] = "CelebA, aligned and cropped"
     side: ClassVar[int] = 64
-
-    def __post_init__(self) -> None:
-        require_images(self.images)
-        require(self.held_out_images >= 0, "held_out_images", self.held_out_images, "an integer >= 0")
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
         """The zip and its list of splits."""
@@ -305,24 +288,22 @@ class Celeba64(Archived):
 
 
 @register.source
-@dataclass(frozen=True)
 class Church64(Archived):
-    """LSUN's outdoor churches at 64x64: the shorter side resized, then the centre cropped.
+    """LSUN's outdoor churches at 64x64: the shorter side resized, then the centre cropped."""
 
-    archive: the folder of the LMDB; where it is missing, the zip of this name that holds it, which is unpacked while
-    it is read. filter: of the resize. images: in the LMDB.
-    """
-
-    archive: str = "church_outdoor_train_lmdb"
-    url: str = "http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip"
-    filter: Filter = "lanczos"
-    images: int = 126227
+    archive: str = Field(
+        default="church_outdoor_train_lmdb",
+        description="the folder of the LMDB; where it is missing, the zip of this name that holds it, which is "
+        "unpacked while it is read",
+    )
+    url: str = Field(
+        default="http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip", description="where the zip can be had"
+    )
+    filter: Filter = Field(default="lanczos", description="of the resize")
+    images: int = Field(default=126227, ge=1, description="in the LMDB")
     source: Literal["church64"] = "church64"
     variant: ClassVar[str] = "LSUN church_outdoor, training split"
     side: ClassVar[int] = 64
-
-    def __post_init__(self) -> None:
-        require_images(self.images)
 
     @property
     def published(self) -> Published:
@@ -346,24 +327,21 @@ class Church64(Archived):
 
 
 @register.source
-@dataclass(frozen=True)
 class Folder(Archived):
     """Any folder, zip, tar or tar.gz of images: the shorter side of each resized, then the centre cropped.
 
-    path: in the folder of archives, or absolute. size: side, a power of two. images: expected; null takes what there
-    is. Labels number the sorted folders that images lie in.
+    Labels number the sorted folders that images lie in.
     """
 
-    path: str
-    size: int
-    filter: Filter = "lanczos"
-    images: int | None = None
+    path: str = Field(description="in the folder of archives, or absolute")
+    size: int = Field(ge=4, description="side in pixels, a power of two")
+    filter: Filter = Field(default="lanczos", description="of the resize")
+    images: int | None = Field(default=None, ge=1, description="how many are expected; null takes what there is")
     source: Literal["folder"] = "folder"
     variant: ClassVar[str] = "images of the user's own"
 
     def __post_init__(self) -> None:
-        require(self.size >= 4 and self.size & (self.size - 1) == 0, "size", self.size, "a power of two, >= 4")
-        require_images(self.images)
+        require(self.size & (self.size - 1) == 0, "size", self.size, "a power of two, >= 4")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,15 +1,16 @@
 """params.yaml: the grid of runs, validated as a whole before anything is scheduled."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from gcflow.config import (
     CheckpointFile,
@@ -17,15 +18,21 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
     check_start,
+    from_dict,
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.networks import Network
+from gcflow.options import mistakes, suggestion
 from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table, metric_names
+from gcflow.pipeline.sweeps import expand_sweeps
 from gcflow.register import network
 from gcflow.sources import Mixture2d
 
-NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+def _known(word: object, known: Iterable[str]) -> str:
+    names = list(known)
+    return f"known: {', '.join(names)}{suggestion(word, names)}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Run:
 
 
 class Params:
-    """The validated params.yaml: typed access, and the raw document for the slices that DVC and Snakemake compare.
+    """The validated params.yaml: typed access, and the document, with its sweeps expanded, for slices of it.
 
     Args:
         path: of the file; its folder is the project's root.
@@ -55,7 +62,11 @@ class Params:
     def __init__(self, path: Path = Path("params.yaml")) -> None:
         self.path = path
         self.root = path.parent
-        self.document = _read_yaml(path)
+        self.document = read_yaml(path)
+        try:
+            self._origins = expand_sweeps(self.document)
+        except GcflowError as error:
+            raise GcflowError(f"{path}: {error}") from None
         extensions = self.document.get("extensions", [])
         # What is no list of texts is refused with everything else.
         if isinstance(extensions, list) and all(isinstance(file, str) for file in extensions):
@@ -66,7 +77,7 @@ class Params:
         self.claims = parsed.claims
         self.pretrained = parsed.pretrained
         for name, entry in self.datasets.items():
-            self._check_names(name, entry)
+            self._check_views(name, entry)
             low, high = entry.process.sigma_min, entry.process.sigma_max
             levels = list(entry.evaluation.intermediate_sigmas)
             for sigma in levels:
@@ -79,26 +90,30 @@ class Params:
                 self._check_figure(f"datasets.{name}", figure_name, figure)
         if self.claims:
             self._check_claims(self.claims)
-        for word in self.pretrained:
-            if not word or set(word) - NAME_CHARACTERS:
-                raise self._fail(f"pretrained: {word!r}", "is not a name of a-z, 0-9 and -")
 
     def _fail(self, key: str, problem: str) -> GcflowError:
         return GcflowError(f"{self.path}: {key} {problem}")
 
+    def _refusal(self, error: ValidationError, document: Any, prefix: tuple[str, ...]) -> GcflowError:
+        return GcflowError("\n".join(f"{self.path}: {line}" for line in mistakes(error, document, prefix)))
+
     def _validated(self, kind: Any, document: Any, prefix: tuple[str, ...]) -> Any:
         try:
-            # Through JSON, so that lists may become tuples while strings stay strings.
-            return _adapter(kind).validate_json(json.dumps(document), strict=True)
+            return from_dict(kind, document)
         except ValidationError as error:
-            raise GcflowError(
-                "\n".join(f"{self.path}: {line}" for line in _mistakes(error, document, prefix))
-            ) from None
+            raise self._refusal(error, document, prefix) from None
+
+    def written(self, key: str) -> str:
+        """The dotted key at which the file has what `document` has at `key`: a sweep's stand under its one method."""
+        parts = key.split(".")
+        if len(parts) > 3:
+            parts[3] = self._origins.get((parts[1], parts[2], parts[3]), parts[3])
+        return ".".join(parts)
 
     def dataset(self, name: str) -> DatasetEntry:
         """The entry of a data set, or a GcflowError that lists the known ones."""
         if name not in self.datasets:
-            raise self._fail(f"datasets has no {name!r};", f"known: {', '.join(self.datasets)}")
+            raise self._fail(f"datasets has no {name!r};", _known(name, self.datasets))
         return self.datasets[name]
 
     def at_scale(self, scale: str) -> list[str]:
@@ -121,7 +136,7 @@ class Params:
         run = Run(parts[0], parts[1], int(parts[2]))
         entry = self.dataset(run.dataset)
         if run.method not in entry.runs:
-            raise self._fail(f"datasets.{run.dataset}.runs", f"has no {run.method!r}; known: {', '.join(entry.runs)}")
+            raise self._fail(f"datasets.{run.dataset}.runs", f"has no {run.method!r}; {_known(run.method, entry.runs)}")
         seeds = entry.runs[run.method].seeds
         if run.seed not in seeds:
             known = ", ".join(map(str, seeds))
@@ -154,8 +169,8 @@ class Params:
                 method=method.algebra(),
                 **parts,
             )
-        except ValueError as error:
-            raise self._fail(f"{'.'.join(where)}:", str(error)) from None
+        except ValidationError as error:
+            raise self._refusal(error, {}, where) from None
 
     def needed_runs(self, run: Run) -> dict[str, tuple[Run, int]]:
         """Role (`predictor`, `teacher`, `init`) to the run, and its snapshot step, whose weights `run` needs in it."""
@@ -178,23 +193,20 @@ class Params:
         training = self.run_config(run.name).training
         return run, reference.step if reference.step is not None else training.steps
 
-    def _check_names(self, name: str, entry: DatasetEntry) -> None:
+    def _check_views(self, name: str, entry: DatasetEntry) -> None:
         where = f"datasets.{name}"
-        for word in (name, *entry.methods, *entry.tables, *entry.figures, *entry.features.protocols):
-            if not word or set(word) - NAME_CHARACTERS:
-                raise self._fail(f"{where}: {word!r}", "is not a name of a-z, 0-9 and -")
         self._check_evaluation(f"{where}.evaluation", entry)
         for method in entry.runs:
             if method not in entry.methods:
-                raise self._fail(f"{where}.runs.{method}", f"names no method; known: {', '.join(entry.methods)}")
+                raise self._fail(f"{where}.runs.{method}", f"names no method; {_known(method, entry.methods)}")
         for view, table in entry.tables.items():
             self._check_table(f"{where}.tables.{view}", table, entry)
         for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
             for view, content in views.items():
                 for method in content.methods:
                     if method not in entry.runs:
-                        known = ", ".join(entry.runs)
-                        raise self._fail(f"{where}.{kind}.{view}.methods", f"names {method!r}; known: {known}")
+                        problem = f"names {method!r}; {_known(method, entry.runs)}"
+                        raise self._fail(f"{where}.{kind}.{view}.methods", problem)
         if entry.theory and not isinstance(entry.data, Mixture2d):
             raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
         for block, settings in (("transport", entry.transport), ("theory", entry.theory)):
@@ -203,7 +215,7 @@ class Params:
 
     def _check_evaluation(self, where: str, entry: DatasetEntry) -> None:
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
-            if not name or set(name) - NAME_CHARACTERS or name in metric_names(entry.features.kind):
+            if not re.fullmatch("[a-z0-9-]+", name) or name in metric_names(entry.features.kind):
                 raise self._fail(f"{where}.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
         splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
         if entry.evaluation.samples < splits:
@@ -213,9 +225,10 @@ class Params:
     def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
         protocols = entry.features.protocols
         if table.protocol is not None and table.protocol not in protocols:
-            raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; known: {', '.join(protocols)}")
+            raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; {_known(table.protocol, protocols)}")
         if table.published is not None and table.published not in published_tables():
-            raise self._fail(f"{where}.published", f"is {table.published!r}; known: {', '.join(published_tables())}")
+            problem = f"is {table.published!r}; {_known(table.published, published_tables())}"
+            raise self._fail(f"{where}.published", problem)
         if table.paper is None:
             return
         if entry.features.kind != "inception":
@@ -230,12 +243,10 @@ class Params:
     def _check_claims(self, claims: Claims) -> None:
         known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))
         for name, claim in claims.entries.items():
-            if not name or set(name) - NAME_CHARACTERS:
-                raise self._fail(f"claims.entries: {name!r}", "is not a name of a-z, 0-9 and -")
             sides = {"lower": claim.lower, "higher": claim.higher} if isinstance(claim, RunsClaim) else {}
             for side, method in sides.items():
                 if method not in known:
-                    problem = f"is {method!r}, which names no method of any data set; known: {', '.join(known)}"
+                    problem = f"is {method!r}, which names no method of any data set; {_known(method, known)}"
                     raise self._fail(f"claims.entries.{name}.{side}", problem)
 
     def _check_figure(self, where: str, name: str, figure: Figure) -> None:
@@ -293,9 +304,8 @@ class Params:
     def _check_role(self, key: str, reference: RunReference, dataset: str, seeds: tuple[int, ...], role: str) -> None:
         entry = self.dataset(dataset)
         if reference.method not in entry.runs:
-            raise self._fail(
-                f"{key}.method", f"names {reference.method!r}, which has no runs; known: {', '.join(entry.runs)}"
-            )
+            problem = f"names {reference.method!r}, which has no runs; {_known(reference.method, entry.runs)}"
+            raise self._fail(f"{key}.method", problem)
         criterion = entry.methods[reference.method].criterion
         if role != "init" and criterion.denoises != (role == "teacher"):
             raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {criterion.kind}")
@@ -331,57 +341,27 @@ def published_tables() -> dict[str, Any]:
 
     A third entry is the caveat of a `PublishedValue`.
     """
-    document: dict[str, Any] = yaml.safe_load(files("gcflow").joinpath("paper.yaml").read_text())
-    return document
+    return read_yaml(Path(str(files("gcflow").joinpath("paper.yaml"))))
 
 
-@cache
-def _adapter(kind: Any) -> "TypeAdapter[Any]":
-    # Building one takes longer than validating a hundred runs with it.
-    return TypeAdapter(kind)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of YAML 1.2, as DVC reads it: 1e-4 is a number, `on` a text. Keys and dates are texts: what JSON can hold.
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, with dates as text, every key as text, and no key twice: what JSON can hold."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping with text keys.
-
-        Raises:
-            ConstructorError: a key stands twice.
-        """
-        own = [self._key(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for place, key in enumerate(own):
-            if key in own[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        # A key of one's own stands behind the merged ones, and wins.
-        self.flatten_mapping(node)
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            result[self._key(key_node)] = self.construct_object(value_node, deep=True)
-        return result
-
-    def _key(self, node: yaml.Node) -> str:
-        plain = isinstance(node, yaml.ScalarNode)
-        return node.value if plain else str(self.construct_object(node, deep=True))
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+    Raises:
+        GcflowError: it is missing, is no YAML, has a key twice, or is no mapping.
+    """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        read = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        document = json.loads(json.dumps(read, default=str))
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run in the project's folder or give --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GcflowError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        # A key that stands twice comes with a long hint on how to let it pass.
+        text = " ".join(str(error).partition("To suppress")[0].split())
+        raise GcflowError(f"{path}: not valid YAML: {text}") from None
     if not isinstance(document, dict):
         raise GcflowError(f"{path}: expected keys tracking and datasets")
-    return cast("dict[str, Any]", document)
+    return document
 
 
 def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
@@ -396,64 +376,6 @@ def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:
 
 def _merged_network(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     # As with schedules, a network of another class has other keys.
-    names = [block.get(network.key) for block in (base, override)]
-    known = [name for name in names if isinstance(name, str) and name in network]
-    replaces = len(known) == 2 and network[known[0]] is not network[known[1]]
+    classes = [network.classes.get(str(block.get(network.key))) for block in (base, override)]
+    replaces = None not in classes and classes[0] is not classes[1]
     return override if replaces else _merged(base, override)
-
-
-def _mistakes(error: ValidationError, document: Any, prefix: tuple[str, ...]) -> list[str]:
-    """One line per mistake. Of a union's branches the one that got deepest speaks; equals are joined by `or`."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for item in error.errors():
-        key, message = _describe(item, document, prefix)
-        found.setdefault(key, []).append(message)
-    lines = []
-    for key, messages in found.items():
-        if any(other[: len(key)] == key and other != key for other in found):
-            continue
-        start = messages[0].partition("expected ")[0]
-        expected = [m.removeprefix(f"{start}expected ") for m in dict.fromkeys(messages) if m.startswith(start)]
-        text = f"{start}expected {' or '.join(expected)}" if len(expected) > 1 else messages[0]
-        lines.append(f"{'.'.join(key)} {text}")
-    return lines
-
-
-def _describe(error: Any, document: Any, prefix: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """The key of one pydantic error as it stands in the file; the value, and what was expected."""
-    path, here = list(prefix), document
-    for part in error["loc"]:
-        in_list = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if in_list or (isinstance(here, dict) and part in here):
-            here = here[part]
-        elif error["type"] == "missing" and part == error["loc"][-1]:
-            here = None
-        else:
-            continue  # the name of a branch of a union, not a key
-        path.append(str(part))
-    if error["type"] == "value_error":
-        name, _, text = str(error["ctx"]["error"]).partition(" ")
-        return (*path, name), text
-    if error["type"] == "missing":
-        return tuple(path), "is missing"
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return tuple(path), "is not a known key"
-    if error["type"].startswith("union_tag"):
-        name = error["ctx"]["discriminator"].strip("'")
-        if name not in here:
-            return (*path, name), "is missing"
-        expected = error["ctx"].get("expected_tags", "a known name")
-        return (*path, name), f"is {here[name]!r}: expected {expected}"
-    message = error["msg"].replace("Input should be", "expected")
-    hint = ""
-    if isinstance(here, str) and error["type"] in ("float_type", "int_type", "float_parsing") and _is_number(here):
-        hint = f"; YAML reads {here} as text, write {float(here)!r}" if "e" in here.lower() else "; remove the quotes"
-    return tuple(path), f"is {here!r}: {message}{hint}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

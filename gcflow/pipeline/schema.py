@@ -1,6 +1,8 @@
-"""The form of params.yaml: every block, its keys and their ranges."""
+"""The form of params.yaml: every block, its keys, their meaning and their ranges.
 
-from dataclasses import dataclass, field, fields
+docs/params.md and params.schema.json are written from here (`make keys`).
+"""
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,68 +16,66 @@ from gcflow.config import (
     MethodConfig,
     NoiseProcess,
     RunReference,
+    Share,
     TrainingConfig,
     Weights,
 )
 from gcflow.errors import GcflowError
 from gcflow.metrics import Metric
 from gcflow.networks import Network
-from gcflow.options import Strict, require
+from gcflow.options import Count, Options, require
 from gcflow.sources import Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
-Reproduces = Annotated[str, Field(pattern="^(table|figure)[0-9]+$")]
+# Of data sets, methods, tables and what else becomes a part of a path or of a stage's name.
+Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
+Level = Annotated[float, Field(gt=0)]
+Open = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True)
 class MethodEntry(MethodConfig):
-    """A method as it stands in params.yaml: its algebra, and what it overrides.
+    """A method: one entry of the algebra objective x coupling x (mu, predictor) or x teacher, and what it overrides."""
 
-    network, training: keys that replace the data set's own, for this method only.
-    """
-
-    network: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keys that replace the data set's own; a network of another class replaces it as a whole",
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keys that replace the data set's own; a schedule of another kind replaces it as a whole",
+    )
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="dotted key of this method to values: a method of its own for each, or for each combination, named "
+        "after them: {mu: [0.3, 0.5]} of `gc` gives `gc-mu03` and `gc-mu05`. See docs/methods.md",
+    )
 
     def algebra(self) -> MethodConfig:
         """The part that decides weights."""
-        return MethodConfig(**{f.name: getattr(self, f.name) for f in fields(MethodConfig)})
+        return MethodConfig(**{name: getattr(self, name) for name in MethodConfig.__pydantic_fields__})
 
 
-@dataclass(frozen=True)
-class Replicates(Strict):
-    """The runs of a method. label: its name in tables and figures. seeds: one run each."""
+class Replicates(Options):
+    """The runs of a method."""
 
-    label: str
-    seeds: tuple[int, ...]
+    label: str = Field(description="the method's name in tables and figures")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="one run each, all different")
 
     def __post_init__(self) -> None:
-        different = len(set(self.seeds)) == len(self.seeds) > 0
-        require(different and min(self.seeds) >= 0, "seeds", list(self.seeds), "different integers >= 0, at least one")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "different integers >= 0")
 
 
-@dataclass(frozen=True)
-class Classifier(Strict):
-    """Features are the penultimate layer (64 values) of a small classifier trained on the labelled data.
+class Classifier(Options):
+    """Features are the penultimate layer (64 values) of a small classifier trained on the labelled data."""
 
-    held_out: share of the data kept for its accuracy. minimum_accuracy: below it the stage fails.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    held_out: float
-    minimum_accuracy: float
-    seed: int
+    epochs: int = Field(ge=1, description="passes over the data")
+    batch: int = Field(ge=2, description="samples per step")
+    learning_rate: float = Field(gt=0, description="largest of its schedule")
+    held_out: Open = Field(description="share of the data kept for its accuracy")
+    minimum_accuracy: Share = Field(description="on these; below it the stage fails")
+    seed: int = Field(description="of weights and order")
     kind: Literal["classifier"] = "classifier"
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", self.epochs, "an integer >= 1")
-        require(self.batch >= 2, "batch", self.batch, "an integer >= 2")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
-        require(0 < self.held_out < 1, "held_out", self.held_out, "a number in (0, 1)")
-        require(0 <= self.minimum_accuracy <= 1, "minimum_accuracy", self.minimum_accuracy, "a number in [0, 1]")
 
     @property
     def protocols(self) -> dict[str, None]:
@@ -83,8 +83,7 @@ class Classifier(Strict):
         return {self.kind: None}
 
 
-@dataclass(frozen=True)
-class Identity(Strict):
+class Identity(Options):
     """Features are the values themselves: for low-dimensional points."""
 
     kind: Literal["identity"] = "identity"
@@ -99,38 +98,32 @@ class Identity(Strict):
 FEWEST_REAL = 4
 
 
-@dataclass(frozen=True)
-class Protocol(Strict):
-    """One way to compare images in Inception's features, and which number of a run it reports.
+class Protocol(Options):
+    """One way to compare images in Inception's features, and which number of a run it reports."""
 
-    resize: `clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` happens
-    inside the network. pixels: how model output becomes 8-bit: `clip` to [-1, 1] and round, `clip-truncate`, or
-    `batch-min-max`, which scales each batch of the run's training batch size by its own extremes and truncates.
-    real_pixels: real images as they are `stored`, or after a `round-trip` through float32 that truncates.
-    split: which real images. reference_images: so many of them, null for all; they are drawn, in a random order, with
-    reference_seed. select: report the run's `last` step, or the `best` by FID of all snapshots.
-    kid_subsets, kid_subset_size, kid_seed: of KID. score_splits: parts that the inception score is averaged over.
-    """
-
-    resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = "clean"
-    pixels: Literal["clip", "clip-truncate", "batch-min-max"] = "clip"
-    real_pixels: Literal["stored", "round-trip"] = "stored"
-    split: Literal["train", "held-out"] = "train"
-    reference_images: int | None = None
-    reference_seed: int = 0
-    select: Literal["last", "best"] = "last"
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    kid_seed: int = 0
-    score_splits: int = 10
-
-    def __post_init__(self) -> None:
-        images = self.reference_images
-        expected = f"an integer >= {FEWEST_REAL}, or null"
-        require(images is None or images >= FEWEST_REAL, "reference_images", images, expected)
-        for name in ("kid_subsets", "score_splits"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        require(self.kid_subset_size >= 2, "kid_subset_size", self.kid_subset_size, "an integer >= 2")
+    resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = Field(
+        default="clean",
+        description="`clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` "
+        "happens inside the network",
+    )
+    pixels: Literal["clip", "clip-truncate", "batch-min-max"] = Field(
+        default="clip",
+        description="how output becomes 8-bit: `clip` to [-1, 1] and round, `clip-truncate`, or `batch-min-max`: each "
+        "batch of the run's training batch size is scaled by its own extremes and truncated",
+    )
+    real_pixels: Literal["stored", "round-trip"] = Field(
+        default="stored", description="real images as they are, or after a round trip through float32 that truncates"
+    )
+    split: Literal["train", "held-out"] = Field(default="train", description="which real images")
+    reference_images: int | None = Field(default=None, ge=FEWEST_REAL, description="how many of them; null means all")
+    reference_seed: int = Field(default=0, description="they are drawn with, in a random order")
+    select: Literal["last", "best"] = Field(
+        default="last", description="reports the run's last step, or the best by FID of all snapshots"
+    )
+    kid_subsets: int = Field(default=100, ge=1, description="of KID")
+    kid_subset_size: int = Field(default=1000, ge=2, description="images in each of them")
+    kid_seed: int = Field(default=0, description="they are drawn with")
+    score_splits: int = Field(default=10, ge=1, description="parts that the inception score is averaged over")
 
     @property
     def reference_settings(self) -> dict[str, Any]:
@@ -149,36 +142,24 @@ class Protocol(Strict):
                 raise GcflowError(f"{path}: made for {key} {recorded.get(key)}, not {value}; run {again}")
 
 
-@dataclass(frozen=True)
-class InceptionNetwork(Strict):
-    """Features are those of clean-fid's TorchScript Inception: the metrics are FID, KID and IS.
+class InceptionNetwork(Options):
+    """Features are those of clean-fid's TorchScript Inception: the metrics are FID, KID and IS."""
 
-    weights: file in the archives' folder. sha256: that it must have; null only records it.
-    protocols: by name; the first is the one of curves and claims.
-    """
-
-    protocols: dict[str, Protocol]
-    weights: str = "inception-2015-12-05.pt"
-    sha256: str | None = None
+    protocols: dict[Name, Protocol] = Field(min_length=1, description="by name; the first is that of curves and claims")
+    weights: str = Field(default="inception-2015-12-05.pt", description="file in the archives' folder")
+    sha256: str | None = Field(default=None, description="that it must have; null only records it")
     kind: Literal["inception"] = "inception"
 
-    def __post_init__(self) -> None:
-        require(len(self.protocols) > 0, "protocols", {}, "at least one")
 
-
-@dataclass(frozen=True)
-class SurrogateNetwork(Strict):
+class SurrogateNetwork(Options):
     """Features are those of a fixed random network with Inception's interface, to rehearse without its weights.
 
-    Its distances compare runs with each other; they are not FID. seed: of its weights.
+    Its distances compare runs with each other; they are not FID.
     """
 
-    protocols: dict[str, Protocol]
-    seed: int = 0
+    protocols: dict[Name, Protocol] = Field(min_length=1, description="by name; the first is that of curves and claims")
+    seed: int = Field(default=0, description="of its weights")
     kind: Literal["surrogate"] = "surrogate"
-
-    def __post_init__(self) -> None:
-        require(len(self.protocols) > 0, "protocols", {}, "at least one")
 
 
 Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
@@ -192,131 +173,104 @@ def metric_names(kind: str) -> tuple[str, str, str]:
     return f"{name}-fd", f"{name}-kd", f"{name}-score"
 
 
-@dataclass(frozen=True)
-class Evaluation(Strict):
-    """What is generated to be compared.
+class Evaluation(Options):
+    """What is generated to be compared."""
 
-    samples: generated per evaluation. generation_seeds: at the last step each is used; at snapshots only the first.
-    intermediate_sigmas: noise levels of the few-step sampler, descending. heun_steps: of the sampler of denoisers.
-    grid: images per row and column of the sample grid. weights: which of a run's weights. batch: generated at once.
-    metrics: of extensions, besides those of the features.
-    """
-
-    samples: int
-    generation_seeds: tuple[int, ...]
-    intermediate_sigmas: tuple[float, ...]
-    heun_steps: int
-    grid: int
-    weights: tuple[Weights, ...] = ("ema", "raw")
-    batch: int = 500
-    metrics: tuple[Annotated[Metric, register.metric], ...] = ()
+    samples: int = Field(ge=2, description="generated per evaluation")
+    generation_seeds: tuple[int, ...] = Field(
+        min_length=1, description="at the last step each is used; at snapshots only the first"
+    )
+    intermediate_sigmas: tuple[float, ...] = Field(description="noise levels of the few-step sampler, descending")
+    heun_steps: int = Field(ge=2, description="of the sampler of denoisers")
+    grid: int = Field(ge=1, description="images per row and column of the sample grid")
+    weights: tuple[Weights, ...] = Field(default=("ema", "raw"), description="which of a run's weights; ema is one")
+    batch: int = Field(default=500, ge=1, description="samples generated at once")
+    metrics: tuple[Annotated[Metric, register.metric], ...] = Field(
+        default=(), description="of extensions, besides those of the features"
+    )
 
     def __post_init__(self) -> None:
         names = [name for metric in self.metrics for name in metric.columns]
         require(len(names) == len(set(names)), "metrics", names, "a name only once")
-        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
-        require(len(self.generation_seeds) >= 1, "generation_seeds", [], "at least one seed")
-        descending = list(self.intermediate_sigmas) == sorted(self.intermediate_sigmas, reverse=True)
-        require(descending, "intermediate_sigmas", list(self.intermediate_sigmas), "descending noise levels")
-        require(self.heun_steps >= 2, "heun_steps", self.heun_steps, "an integer >= 2")
-        require(self.grid >= 1, "grid", self.grid, "an integer >= 1")
+        levels = list(self.intermediate_sigmas)
+        require(levels == sorted(levels, reverse=True), "intermediate_sigmas", levels, "descending noise levels")
         require("ema" in self.weights, "weights", list(self.weights), "ema, or ema and raw")
-        require(self.batch >= 1, "batch", self.batch, "an integer >= 1")
 
 
-@dataclass(frozen=True)
-class Theory(Strict):
-    """Numerical checks of the paper's theory, on a mixture.
+class Theory(Options):
+    """Numerical checks of the paper's theory, on a mixture."""
 
-    horizons: T of Theorem 1; none leaves it out. intervals: its N, ascending, the last two a factor 4 apart. points:
-    quasi-random points per scrambling, a power of two. scramblings: independent ones, for standard errors. sigmas:
-    levels of Lemma 1 and Theorem 2, ascending, the last three large; none leaves them out. paths: trajectories of
-    Figure 1; 0 leaves it out. path_sigmas: the noise levels where they start and end. predictor: the run whose EMA
-    predicts the endpoints of pairs that Figure 1 shows besides; null shows none.
-    """
-
-    horizons: tuple[float, ...]
-    intervals: tuple[int, ...]
-    points: int
-    scramblings: int
-    sigmas: tuple[float, ...]
-    paths: int
-    seed: int
-    path_sigmas: tuple[float, float] = (3.0, 0.05)
-    predictor: RunReference | None = None
+    horizons: tuple[Level, ...] = Field(description="T of Theorem 1; none leaves it out")
+    intervals: tuple[Count, ...] = Field(description="its N, ascending, the last two a factor 4 apart")
+    points: int = Field(ge=2, description="quasi-random points per scrambling, a power of two")
+    scramblings: int = Field(ge=2, description="independent ones, for standard errors")
+    sigmas: tuple[Level, ...] = Field(
+        description="levels of Lemma 1 and Theorem 2, ascending, the last three large; none leaves them out"
+    )
+    paths: int = Field(ge=0, description="trajectories of Figure 1, at least two; 0 leaves it out")
+    seed: int = Field(description="of everything drawn")
+    path_sigmas: tuple[Level, Level] = Field(default=(3.0, 0.05), description="noise levels where they start and end")
+    predictor: RunReference | None = Field(
+        default=None, description="the run whose EMA predicts the endpoints of pairs in Figure 1; null shows none"
+    )
 
     def __post_init__(self) -> None:
-        require(min(self.horizons, default=1) > 0, "horizons", list(self.horizons), "numbers > 0")
-        steep = len(self.intervals) >= 2 and self.intervals[-1] == 4 * self.intervals[-2]
-        rising = list(self.intervals) == sorted(set(self.intervals)) and min(self.intervals, default=0) >= 1
+        intervals, sigmas = list(self.intervals), list(self.sigmas)
+        steep = len(intervals) >= 2 and intervals[-1] == 4 * intervals[-2] and intervals == sorted(set(intervals))
         expected = "ascending integers >= 1, the last of them 4 times the one before"
-        require(steep and rising, "intervals", list(self.intervals), expected)
-        require(
-            self.points >= 2 and self.points & (self.points - 1) == 0, "points", self.points, "a power of two, >= 2"
-        )
-        require(self.scramblings >= 2, "scramblings", self.scramblings, "an integer >= 2")
-        levels = list(self.sigmas)
-        enough = not levels or (len(levels) >= 3 and levels == sorted(set(levels)) and levels[0] > 0)
-        require(enough, "sigmas", levels, "none, or at least three ascending noise levels > 0")
-        require(self.paths == 0 or self.paths >= 2, "paths", self.paths, "0, or an integer >= 2")
+        require(steep, "intervals", intervals, expected)
+        require(self.points & (self.points - 1) == 0, "points", self.points, "a power of two, >= 2")
+        enough = not sigmas or (len(sigmas) >= 3 and sigmas == sorted(set(sigmas)))
+        require(enough, "sigmas", sigmas, "none, or at least three ascending noise levels > 0")
+        require(self.paths != 1, "paths", self.paths, "0, or an integer >= 2")
         start, end = self.path_sigmas
-        require(start > end > 0, "path_sigmas", list(self.path_sigmas), "[start, end], two descending noise levels > 0")
+        require(start > end, "path_sigmas", [start, end], "[start, end], two descending noise levels > 0")
 
 
-@dataclass(frozen=True)
-class Discrepancy(Strict):
-    """Velocity discrepancy of each coupling, by the denoisers of the data set. samples: pairs per noise level."""
+class Discrepancy(Options):
+    """Velocity discrepancy of each coupling, by the denoisers of the data set."""
 
-    samples: int
-    sigmas: tuple[float, ...]
-    seed: int
-
-    def __post_init__(self) -> None:
-        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
-        levels = list(self.sigmas)
-        require(len(levels) > 0 and min(levels) > 0, "sigmas", levels, "at least one number, each > 0")
+    samples: int = Field(ge=2, description="pairs per noise level")
+    sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels")
+    seed: int = Field(description="of the pairs")
 
 
-@dataclass(frozen=True)
-class Transport(Strict):
-    """Transport cost: of IC, of OT in batches, and of GC at each noise level, ascending.
+class Transport(Options):
+    """Transport cost: of IC, of OT in batches, and of GC at each noise level."""
 
-    predictor: the run whose EMA predicts endpoints. samples: pairs per estimate; a multiple of every batch size.
-    """
-
-    predictor: RunReference
-    samples: int
-    batch_sizes: tuple[int, ...]
-    sigmas: tuple[float, ...]
-    seed: int
+    predictor: RunReference = Field(description="the run whose EMA predicts endpoints")
+    samples: int = Field(ge=2, description="pairs per estimate; a multiple of every batch size, of twice at least")
+    batch_sizes: tuple[Count, ...] = Field(description="of optimal transport")
+    sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")
+    seed: int = Field(description="of the pairs")
 
     def __post_init__(self) -> None:
-        require(self.samples >= 2, "samples", self.samples, "an integer >= 2")
         for size in self.batch_sizes:
-            two = size >= 1 and self.samples % size == 0 and self.samples > size
+            two = self.samples % size == 0 and self.samples > size
             require(two, "batch_sizes", size, "a divisor of samples that gives at least two batches")
         levels = list(self.sigmas)
-        rising = len(levels) > 0 and levels == sorted(set(levels)) and levels[0] > 0
-        require(rising, "sigmas", levels, "ascending noise levels > 0, at least one")
+        require(levels == sorted(set(levels)), "sigmas", levels, "ascending noise levels > 0")
 
 
-@dataclass(frozen=True)
-class Table(Strict):
-    """A table of final metrics.
+class Table(Options):
+    """A table of final metrics."""
 
-    reproduces: which table of the paper it answers, e.g. `table1`; the workflow has a target of that name.
-    paper: which of the paper's data sets this is, for its numbers beside ours. published: the entry of
-    `gcflow/paper.yaml` that these numbers stand in; null means the one called as `reproduces`. protocol: of the
-    features; null means the first. note: what else a reader must know, shown below the table.
-    """
-
-    title: str
-    methods: tuple[str, ...]
-    reproduces: Reproduces | None = None
-    paper: str | None = None
-    published: str | None = None
-    protocol: str | None = None
-    note: str | None = None
+    title: str = Field(description="above the table")
+    methods: tuple[str, ...] = Field(description="whose runs it shows; a swept method means all of its sweep")
+    reproduces: Annotated[str, Field(pattern="^(table|figure)[0-9]+$")] | None = Field(
+        default=None,
+        description="which table of the paper it answers, `table1`; the workflow has a target of that name",
+    )
+    paper: str | None = Field(
+        default=None, description="which of the paper's data sets this is, for its numbers beside ours"
+    )
+    published: str | None = Field(
+        default=None,
+        description="the entry of gcflow/paper.yaml that these numbers stand in; null means the one called as "
+        "`reproduces`",
+    )
+    protocol: str | None = Field(default=None, description="of the features; null means the first")
+    note: str | None = Field(default=None, description="what else a reader must know, shown below the table")
 
     @property
     def published_entry(self) -> str:
@@ -324,139 +278,129 @@ class Table(Strict):
         return self.published or self.reproduces or ""
 
 
-@dataclass(frozen=True)
-class Figure(Strict):
-    """A figure.
+class Figure(Options):
+    """A figure."""
 
-    kind: how it is drawn. methods: whose runs it shows. reproduces: which figure of the paper it answers, e.g.
-    `figure5`; the workflow has a target of that name.
-    """
-
-    kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"]
-    title: str
-    methods: tuple[str, ...] = ()
-    reproduces: Reproduces | None = None
+    kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"] = Field(
+        description="how it is drawn"
+    )
+    title: str = Field(description="above the figure")
+    methods: tuple[str, ...] = Field(
+        default=(), description="whose runs it shows, where its kind shows runs; a swept method means all of its sweep"
+    )
+    reproduces: Annotated[str, Field(pattern="^(table|figure)[0-9]+$")] | None = Field(
+        default=None,
+        description="which figure of the paper it answers, `figure5`; the workflow has a target of that name",
+    )
 
     def __post_init__(self) -> None:
         needs = self.kind in ("convergence", "samples", "discrepancy")
-        require(
-            needs == bool(self.methods), "methods", list(self.methods), f"{'some' if needs else 'none'} for {self.kind}"
-        )
+        expected = f"{'some' if needs else 'none'} for {self.kind}"
+        require(needs == bool(self.methods), "methods", list(self.methods), expected)
 
 
-@dataclass(frozen=True)
-class DatasetEntry(Strict):
-    """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown.
+class DatasetEntry(Options):
+    """Everything about one data set: where it comes from, what is trained on it, and how that is measured and shown."""
 
-    scale: `embedded` runs anywhere in minutes; `rehearsal` takes the paper's recipe for minutes on a GPU; `paper` is
-    the paper's.
-    """
+    data: Annotated[Source, register.source] = Field(description="where it comes from")
+    process: NoiseProcess = Field(description="the noise, and the scale of the data")
+    network: Annotated[Network, register.network] = Field(description="what is trained, unless a method overrides it")
+    training: TrainingConfig = Field(description="how, unless a method overrides it")
+    methods: dict[Name, MethodEntry] = Field(description="what can be trained, by name")
+    runs: dict[str, Replicates] = Field(
+        description="which runs exist, by method; a swept method means all of its sweep, each named in its label"
+    )
+    features: Annotated[Features, Field(discriminator="kind")] = Field(description="what samples are compared in")
+    evaluation: Evaluation = Field(description="what is compared")
+    scale: Scale = Field(
+        default="embedded",
+        description="`embedded` runs anywhere in minutes; `rehearsal` takes the paper's recipe for minutes on a GPU; "
+        "`paper` is the paper's",
+    )
+    cadence: Cadence = Field(default_factory=Cadence, description="how often a run speaks and saves")
+    transport: Transport | None = Field(default=None, description="transport costs to measure")
+    discrepancy: Discrepancy | None = Field(default=None, description="velocity discrepancies to measure")
+    theory: Theory | None = Field(default=None, description="checks of the theory, where the flow is known exactly")
+    tables: dict[Name, Table] = Field(default_factory=dict, description="by name")
+    figures: dict[Name, Figure] = Field(default_factory=dict, description="by name")
 
-    data: Annotated[Source, register.source]
-    process: NoiseProcess
-    network: Annotated[Network, register.network]
-    training: TrainingConfig
-    methods: dict[str, MethodEntry]
-    runs: dict[str, Replicates]
-    features: Annotated[Features, Field(discriminator="kind")]
-    evaluation: Evaluation
-    scale: Scale = "embedded"
-    cadence: Cadence = field(default_factory=Cadence)
-    transport: Transport | None = None
-    discrepancy: Discrepancy | None = None
-    theory: Theory | None = None
-    tables: dict[str, Table] = field(default_factory=dict)
-    figures: dict[str, Figure] = field(default_factory=dict)
 
+class RunsClaim(Options):
+    """That one method's statistic is lower than another's, over the training seeds that both have."""
 
-@dataclass(frozen=True)
-class RunsClaim(Strict):
-    """That one method's statistic is lower than another's, over the training seeds that both have.
-
-    place: in the paper. claim: one sentence. statistic: of a run (`gcflow.pipeline.ledger.run_statistics`).
-    """
-
-    place: str
-    claim: str
-    statistic: Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"]
-    lower: str
-    higher: str
+    place: str = Field(description="in the paper")
+    claim: str = Field(description="one sentence")
+    statistic: Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"] = Field(
+        description="of a run: ln distance at the end, at the first snapshot, its mean over snapshots, at the end over "
+        "the least; mean ln discrepancy of a denoiser's coupling, its slope against ln sigma"
+    )
+    lower: str = Field(description="the method whose statistic is lower")
+    higher: str = Field(description="than this other method's")
     test: Literal["runs"] = "runs"
 
     def __post_init__(self) -> None:
         require(self.lower != self.higher, "higher", self.higher, "another method than lower")
 
 
-@dataclass(frozen=True)
-class TransportClaim(Strict):
+class TransportClaim(Options):
     """About the transport cost of generator-augmented pairs: how it begins and ends, or that it falls below OT's."""
 
-    place: str
-    claim: str
-    statistic: Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"]
+    place: str = Field(description="in the paper")
+    claim: str = Field(description="one sentence")
+    statistic: Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"] = Field(description="what it does")
     test: Literal["transport"] = "transport"
 
 
-@dataclass(frozen=True)
-class TheoryClaim(Strict):
-    """That every numerical check of a statement holds. statement: as theory.json names it, e.g. `Theorem 1`."""
+class TheoryClaim(Options):
+    """That every numerical check of a statement holds."""
 
-    place: str
-    claim: str
-    statement: str
+    place: str = Field(description="in the paper")
+    claim: str = Field(description="one sentence")
+    statement: str = Field(description="as theory.json names it, e.g. `Theorem 1`")
     test: Literal["theory"] = "theory"
 
 
 Claim = RunsClaim | TransportClaim | TheoryClaim
 
 
-@dataclass(frozen=True)
-class Claims(Strict):
-    """What is tested, the same on every data set.
+class Claims(Options):
+    """What is tested, the same on every data set."""
 
-    confidence: of intervals; 1 - confidence bounds the chance of any wrong verdict on a data set.
-    power: chance of a verdict that the number of seeds needed is computed for.
-    """
-
-    confidence: float
-    power: float
-    entries: dict[str, Annotated[Claim, Field(discriminator="test")]]
-
-    def __post_init__(self) -> None:
-        require(0 < self.confidence < 1, "confidence", self.confidence, "a number in (0, 1)")
-        require(0 < self.power < 1, "power", self.power, "a number in (0, 1)")
+    confidence: Open = Field(
+        description="of intervals; 1 - confidence bounds the chance of any wrong verdict on a data set"
+    )
+    power: Open = Field(description="chance of a verdict that the number of seeds needed is computed for")
+    entries: dict[Name, Annotated[Claim, Field(discriminator="test")]] = Field(description="by name")
 
 
-@dataclass(frozen=True)
-class Pretrained(Strict):
-    """A public EDM model, which becomes checkpoints/<name>.safetensors.
+class Pretrained(Options):
+    """A public EDM model, which becomes checkpoints/<name>.safetensors."""
 
-    pickle: file in the archives' folder. url: where it can be had. sha256: that it must have; null only records it.
-    """
-
-    pickle: str
-    url: str
-    sha256: str | None = None
+    pickle: str = Field(description="file in the archives' folder")
+    url: str = Field(description="where it can be had")
+    sha256: str | None = Field(default=None, description="that it must have; null only records it")
 
 
-@dataclass(frozen=True)
-class Tracking(Strict):
-    """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder.
+class Tracking(Options):
+    """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
 
-    experiment: its name there; each data set has its own below it, `<experiment>/<data set>`. watch_every: seconds
-    between what is sent while a workflow runs; None: all is sent at its end.
-    """
+    experiment: str = Field(description="its name there; each data set has its own below it, `<experiment>/<data set>`")
+    watch_every: float | None = Field(
+        default=30.0,
+        gt=0,
+        description="seconds between what is sent while a workflow runs; null: all is sent at its end",
+    )
 
-    experiment: str
-    watch_every: Annotated[float, Field(gt=0)] | None = 30.0
 
+class Document(Options):
+    """The whole file."""
 
-@dataclass(frozen=True)
-class Document(Strict):
-    """The whole file. extensions: Python files that register what gcflow lacks, relative to params.yaml."""
-
-    tracking: Tracking
-    datasets: dict[str, DatasetEntry]
-    claims: Claims | None = None
-    pretrained: dict[str, Pretrained] = field(default_factory=dict)
-    extensions: tuple[str, ...] = ()
+    tracking: Tracking = Field(description="where runs are mirrored to")
+    datasets: dict[Name, DatasetEntry] = Field(description="by name")
+    claims: Claims | None = Field(default=None, description="the paper's findings as tests")
+    pretrained: dict[Name, Pretrained] = Field(
+        default_factory=dict, description="public models that runs start from, by name: `gcflow pretrained NAME`"
+    )
+    extensions: tuple[str, ...] = Field(
+        default=(), description="Python files that register what gcflow lacks, relative to params.yaml"
+    )

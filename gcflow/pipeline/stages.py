@@ -386,7 +386,8 @@ def dvc_document(params: Params, scale: str) -> str:
     """The text of dvc.yaml for the stages of a scale."""
     stages: dict[str, Any] = {}
     for stage in Stages(params, scale):
-        parts = {"cmd": stage.command, "deps": stage.deps, "params": stage.keys, "outs": stage.outs}
+        keys = dict.fromkeys(map(params.written, stage.keys))
+        parts = {"cmd": stage.command, "deps": stage.deps, "params": keys, "outs": stage.outs}
         stages[stage.name] = {key: value if key == "cmd" else list(value) for key, value in parts.items() if value}
     document = {"stages": stages} | view_definitions(params, params.at_scale(scale))
     return HEADER.format(scale=scale) + yaml.safe_dump(document, sort_keys=False, width=1000)

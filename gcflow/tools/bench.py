@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from ruamel.yaml import YAML
 from torch import Tensor
 
 from gcflow.batches import resident
@@ -74,7 +74,7 @@ def settings_of(words: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         block, _, name = key.partition(".")
         if not separator or not name or block not in overrides:
             raise GcflowError(f"--set {word}: expected e.g. training.precision=bfloat16 or network.dropout=0.0")
-        overrides[block][name] = yaml.safe_load(value)
+        overrides[block][name] = YAML(typ="safe").load(value)
     return overrides
 
 

@@ -15,7 +15,7 @@ from projects import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 # What gcflow needs elsewhere, and a machine that has only torch lacks.
-LACKING = ["scipy", "yaml", "click", "dvc", "lmdb", "mlflow", "pandas", "PIL", "pydantic", "sklearn", "snakemake"]
+LACKING = ["scipy", "yaml", "ruamel", "click", "dvc", "lmdb", "mlflow", "pandas", "PIL", "sklearn", "snakemake"]
 EAGER = {
     "eager-tf32": ("tf32", 0.0),
     "eager-bf16": ("bfloat16", 0.0),
@@ -35,7 +35,7 @@ PROFILES = {"eager-bf16": "profile-eager-bf16.txt", "compile-bf16": "profile-com
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The script where only torch, numpy, safetensors and the repository can be imported, and no GPU is seen."""
+    """The script where only torch, numpy, safetensors, pydantic and the repository are found, and no GPU."""
     place = folder / "lacking"
     place.mkdir(parents=True, exist_ok=True)
     (place / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcflow import edm_pickle
-from gcflow.config import NetworkConfig, NoiseProcess
+from gcflow.config import NetworkConfig, NoiseProcess, from_dict
 from gcflow.edm import export_state_dict, import_edm, infer_network, read_edm_pickle, read_model
 from gcflow.errors import GcflowError
 from gcflow.weights import ModelSpec, load_tensors, save_tensors
@@ -282,7 +282,7 @@ def test_a_checkpoint_becomes_the_same_denoiser(architecture, preconditioning, t
     assert written.keys() == {f"ema.{name}" for name in expected}
     assert all(torch.equal(written[f"ema.{name}"], tensor) for name, tensor in expected.items())
     assert metadata["source"] == imported.source
-    spec = ModelSpec.from_header(metadata["model"])
+    spec = from_dict(ModelSpec, metadata["model"])
     assert spec == imported.spec
     model = spec.build(1).eval()
     model.network.load_state_dict(imported.tensors, strict=True)

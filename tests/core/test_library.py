@@ -61,7 +61,7 @@ def test_every_module_of_the_library_is_there_without_the_pipelines_dependencies
 import importlib.util, json, gcflow
 for name in gcflow.MODULES:
     getattr(gcflow, name)
-pipeline = [name for name in ("pydantic", "click", "mlflow", "pandas", "sklearn") if importlib.util.find_spec(name)]
+pipeline = [name for name in ("ruamel", "click", "mlflow", "pandas", "sklearn") if importlib.util.find_spec(name)]
 print(json.dumps([gcflow.__file__, pipeline, gcflow.metrics.frechet_distance.__name__]))
 """
     file, pipeline, name = json.loads(python(installed, "-c", code))

@@ -169,7 +169,7 @@ def test_an_mlp_can_have_any_width(channels):
     ],
 )
 def test_an_mlp_has_no_levels_and_no_labels(key, value):
-    with pytest.raises(ValueError, match=f"{key} is .* mlp"):
+    with pytest.raises(ValueError, match=rf"\n{key}\n.* mlp"):
         replace(MLP, **{key: value})
 
 

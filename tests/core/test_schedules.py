@@ -412,21 +412,19 @@ def test_the_log_tells_the_share_of_augmented_samples_where_the_coupling_has_one
 
 @pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])
 def test_a_denoiser_is_trained_with_its_own_schedule_only(schedule):
-    with pytest.raises(
-        ValueError, match=r"training\.schedule\.kind is '(ict|ect)', expected edm, because objective is denoising"
-    ):
+    with pytest.raises(ValueError, match=r"training\.schedule\.kind\n +expected edm, because objective is denoising"):
         run_config(schedule, DENOISING)
 
 
 @pytest.mark.parametrize("objective", ["consistency", "distillation"])
 def test_a_consistency_model_is_not_trained_with_the_schedule_of_a_denoiser(objective):
     method = MethodConfig(objective=objective, teacher="exact" if objective == "distillation" else None)
-    with pytest.raises(ValueError, match=f"kind is 'edm', expected ict or ect, because objective is {objective}"):
+    with pytest.raises(ValueError, match=rf"\.kind\n +expected ict or ect, because objective is {objective}"):
         run_config(EdmSchedule(), method)
 
 
 def test_ect_refuses_a_preconditioning_whose_boundary_is_above_zero():
-    with pytest.raises(ValueError, match=r"preconditioning is 'consistency', expected edm, vp or ve.*sigma = 0"):
+    with pytest.raises(ValueError, match=r"preconditioning\n +expected edm, vp or ve.*sigma = 0"):
         run_config(EctSchedule(), MethodConfig(objective="consistency", preconditioning="consistency"))
     for preconditioning in ("edm", "vp", "ve"):
         method = MethodConfig(objective="consistency", preconditioning=preconditioning)
@@ -455,5 +453,5 @@ def test_the_schedule_decides_the_preconditioning_unless_it_is_named():
     ],
 )
 def test_a_value_outside_its_range_is_refused_by_its_key(kind, key, value):
-    with pytest.raises(ValueError, match=f"^{key} is {value}"):
+    with pytest.raises(ValueError, match=rf"(?m)^{key}\n.*input_value={value},"):
         kind(**{key: value})

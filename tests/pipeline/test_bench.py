@@ -119,7 +119,7 @@ def test_the_peak_rate_is_that_of_a_product_of_matrices():
         (("--set", "training.steppes=3"), "training.steppes is not a known key"),
         (("--set", "training.precision=fp8"), "'float32', 'tf32' or 'bfloat16'"),
         (("--set", "precision=tf32"), "expected e.g. training.precision=bfloat16"),
-        (("--set", "network.dropout=2"), "network.dropout is 2.0"),
+        (("--set", "network.dropout=2"), "network.dropout is 2, expected a number < 1"),
     ],
 )
 def test_a_measurement_that_cannot_be_made_is_refused_in_one_line(tmp_path, options, message):

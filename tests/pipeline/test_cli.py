@@ -187,7 +187,7 @@ def edited(*key_and_value: Any) -> dict[str, Any]:
         (edited("training", "stepps", 3), "datasets.digits.training.stepps is not a known key"),
         (edited("features", "epoch", 3), "datasets.digits.features.epoch is not a known key"),
         (edited("training", "steps", "many"), "datasets.digits.training.steps is 'many'"),
-        (edited("training", "learning_rate", "1e-4"), "datasets.digits.training.learning_rate is '1e-4'"),
+        (edited("training", "learning_rate", "fast"), "datasets.digits.training.learning_rate is 'fast'"),
         (edited("methods", "gc", "mu", "half"), "datasets.digits.methods.gc.mu is 'half'"),
         (edited("methods", "gc", "mu", 1.5), "datasets.digits.methods.gc.mu is 1.5"),
         (

@@ -16,7 +16,7 @@ from projects import Fork, contents, gcflow, prepare_data, run_folder, tiny_para
 from safetensors.torch import save_file
 
 from gcflow.cli import main
-from gcflow.config import NetworkConfig, NoiseProcess
+from gcflow.config import NetworkConfig, NoiseProcess, from_dict
 from gcflow.files import read_json
 from gcflow.preconditioning import from_model_space
 from gcflow.sampling import Sampler, generate, heun_sample, image_noise
@@ -476,7 +476,7 @@ def test_a_place_that_cannot_be_written_is_named(root, sample, tmp_path):
 
 def test_a_model_whose_process_has_another_range_is_asked_for_levels_in_its_own(root, sample, array, tmp_path):
     tensors, header = load_tensors(weights_of(root, IC))
-    spec = ModelSpec.from_header(header["model"])
+    spec = from_dict(ModelSpec, header["model"])
     spec = replace(spec, process=replace(spec.process, sigma_max=20.0, sigma_min=0.01))
     path = tmp_path / "narrow.safetensors"
     save_tensors(path, tensors, header | {"model": spec.header()})

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -1041,8 +1042,8 @@ def refusal(folder, whole):
         ("intervals", [4]),
         ("intervals", []),
         ("intervals", [4, 8]),
-        ("intervals", [0, 0]),
-        ("intervals", [-4, -16]),
+        ("intervals", [0, 4]),
+        ("intervals", [-4, 16]),
         ("intervals", [64, 16, 64]),
         ("points", 1),
         ("points", 48),
@@ -1062,7 +1063,7 @@ def refusal(folder, whole):
 def test_an_impossible_value_of_the_theory_is_refused_by_key(tmp_path, key, value):
     whole = document()
     whole["datasets"]["mixture2d"]["theory"][key] = value
-    assert refusal(tmp_path, whole).startswith(f"mixture2d.theory.{key} is {value}, expected ")
+    assert re.match(rf"mixture2d\.theory\.{key}(\.\d)? is .*, expected ", refusal(tmp_path, whole))
 
 
 @pytest.mark.parametrize("key", list(BLOCK))

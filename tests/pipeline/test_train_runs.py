@@ -30,7 +30,7 @@ from projects import (
 from safetensors.torch import save_file
 from torch import zeros
 
-from gcflow.config import NetworkConfig, run_config_from_dict
+from gcflow.config import NetworkConfig, RunConfig, from_dict
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import read_json, sha256_of
 from gcflow.pipeline.params import Params
@@ -92,7 +92,7 @@ def test_a_run_publishes_its_files_and_they_say_what_it_is(baseline):
     document = read_json(folder / "config.json")
     config = Params(baseline / "params.yaml").run_config(RUN)
     _, spec, header = load_model(folder / "weights.safetensors")
-    assert run_config_from_dict(header["config"]) == config
+    assert from_dict(RunConfig, header["config"]) == config
     assert spec == spec_of(config, (1, 8, 8))
     assert header["config_hash"] == document["config_hash"]
     assert document["processes"] == 1
@@ -268,7 +268,7 @@ def test_every_kind_of_method_trains_and_records_the_weights_it_used(methods, me
     folder = run_folder(methods, run)
     _, spec, header = load_model(folder / "weights.safetensors")
     assert spec.preconditioning == preconditioning
-    assert run_config_from_dict(header["config"]) == Params(methods / "params.yaml").run_config(run)
+    assert from_dict(RunConfig, header["config"]) == Params(methods / "params.yaml").run_config(run)
     assert sorted(snapshots(methods, run)) == ["00000020.safetensors", "00000040.safetensors"]
     assert weights(methods, run) == snapshots(methods, run)["00000040.safetensors"]
     assert [record["step"] for record in metrics(methods, run)] == [10, 20, 30, 40]
@@ -384,7 +384,7 @@ def test_a_denoiser_of_each_coupling_trains_by_the_command_and_records_what_it_u
         assert spec.preconditioning == "edm"
         assert is_denoiser(header)
         config = Params(denoisers / "params.yaml").run_config(run)
-        assert run_config_from_dict(header["config"]) == config
+        assert from_dict(RunConfig, header["config"]) == config
         load_run_model(folder / "weights.safetensors", config)
         inputs = read_json(folder / "config.json")["inputs"]
         assert inputs.pop("data_sha256")
@@ -559,7 +559,7 @@ def test_a_teacher_of_another_network_and_preconditioning_is_accepted(copied):
     run, _ = with_file(copied, "teacher")
     start_file(copied, network=NetworkConfig("mlp", 24, 2), preconditioning="vp")
     train_here(copied, run)
-    spec = ModelSpec.from_header(load_tensors(copied / "checkpoints" / "start.safetensors")[1]["model"])
+    spec = from_dict(ModelSpec, load_tensors(copied / "checkpoints" / "start.safetensors")[1]["model"])
     assert spec.preconditioning == "vp"
     inputs = read_json(run_folder(copied, run) / "config.json")["inputs"]
     assert inputs["teacher_sha256"] == sha256_of(copied / "checkpoints" / "start.safetensors")

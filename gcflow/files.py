@@ -75,6 +75,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
+def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
+    """Turns what a file of another form leads to into an error that names it, and what writes it."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise GcflowError(f"{path}: not what {made_by} writes ({problem}); delete it to make it again") from None
+
+
+@contextmanager
 def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
     """A safetensors file, open for reading; `framework` is `pt` or `np` (which does without torch).
 

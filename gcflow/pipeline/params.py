@@ -20,7 +20,8 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table, metric_names
+from gcflow.pipeline.figures import figure_mistakes
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table, metric_names
 from gcflow.register import Network, network
 from gcflow.sources import Mixture2d
 
@@ -74,8 +75,9 @@ class Params:
                     raise self._fail(key, f"is {levels}, expected levels between {low:g} and {high:g}")
             for method in entry.methods:
                 self._check_method(name, method)
-            for figure_name, figure in entry.figures.items():
-                self._check_figure(f"datasets.{name}", figure_name, figure)
+            for figure in entry.figures:
+                for key, problem in figure_mistakes(entry, figure):
+                    raise self._fail(f"datasets.{name}.{key}", problem)
         if self.claims:
             self._check_claims(self.claims)
         for word in self.pretrained:
@@ -236,30 +238,6 @@ class Params:
                 if method not in known:
                     problem = f"is {method!r}, which names no method of any data set; known: {', '.join(known)}"
                     raise self._fail(f"claims.entries.{name}.{side}", problem)
-
-    def _check_figure(self, where: str, name: str, figure: Figure) -> None:
-        entry = self.dataset(where.removeprefix("datasets."))
-        blocks = {
-            "transport": ("transport", entry.transport),
-            "discrepancy": ("discrepancy", entry.discrepancy),
-            "theory": ("theory", entry.theory),
-            "trajectories": ("theory", entry.theory),
-        }
-        block, value = blocks.get(figure.kind, ("", figure))
-        if value is None:
-            raise self._fail(f"{where}.{block}", f"is missing, but a figure of kind {figure.kind} needs it")
-        if figure.kind == "trajectories" and entry.theory and not entry.theory.paths:
-            raise self._fail(f"{where}.theory.paths", "is 0, but a figure of kind trajectories draws them")
-        if figure.kind == "theory" and entry.theory:
-            for key in ("horizons", "sigmas"):
-                if not getattr(entry.theory, key):
-                    raise self._fail(f"{where}.theory.{key}", "is [], but a figure of kind theory shows what they give")
-        if figure.kind == "discrepancy":
-            for method in figure.methods:
-                objective = entry.methods[method].objective
-                if objective != "denoising":
-                    key = f"{where}.figures.{name}.methods"
-                    raise self._fail(key, f"names {method!r}, whose objective is {objective}, not denoising")
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,10 +17,15 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.options import Strict, require
+from gcflow.pipeline import figures
 from gcflow.register import Metric, Network, Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
+if TYPE_CHECKING:
+    FigureKindName = str
+else:
+    FigureKindName = Literal[figures.KINDS]
 Reproduces = Annotated[str, Field(pattern="^(table|figure)[0-9]+$")]
 
 
@@ -324,20 +329,14 @@ class Table(Strict):
 class Figure(Strict):
     """A figure.
 
-    kind: how it is drawn. methods: whose runs it shows. reproduces: which figure of the paper it answers, e.g.
-    `figure5`; the workflow has a target of that name.
+    kind: a file of `gcflow.pipeline.figures`. methods: whose runs it shows, if its kind does. reproduces: which figure
+    of the paper it answers, e.g. `figure5`; the workflow has a target of that name.
     """
 
-    kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"]
+    kind: FigureKindName
     title: str
     methods: tuple[str, ...] = ()
     reproduces: Reproduces | None = None
-
-    def __post_init__(self) -> None:
-        needs = self.kind in ("convergence", "samples", "discrepancy")
-        require(
-            needs == bool(self.methods), "methods", list(self.methods), f"{'some' if needs else 'none'} for {self.kind}"
-        )
 
 
 @dataclass(frozen=True)

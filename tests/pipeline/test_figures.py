@@ -16,7 +16,8 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH
 from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.looks import COLOURS, GC, IC, looks, other_looks
-from gcflow.pipeline.figure import KINDS, draw_figure, write_figure
+from gcflow.pipeline.figure import draw_figure, write_figure
+from gcflow.pipeline.figures import KINDS
 from gcflow.pipeline.params import Params
 
 STEPS, SIGMAS = [20, 40], [0.1, 1.0, 10.0]

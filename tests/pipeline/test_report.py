@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from gcflow.pipeline.report.captions import CAPTIONS, FOREST
 from markupsafe import escape
 from PIL import Image
 from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_project
@@ -23,7 +24,6 @@ from workflows import duplicate
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.captions import CAPTIONS, FOREST
 from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gcflow.files import expected_form
 from gcflow.pipeline.drawing.image_files import MAGNIFICATION, tile
-from gcflow.pipeline.drawing.inputs import expected
+from gcflow.pipeline.figures import Caption, figure_kind
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.captions import CAPTIONS, Caption
 from gcflow.pipeline.report.images import Picture, pixel_picture, svg_picture
 from gcflow.pipeline.report.readings import right_end
 from gcflow.pipeline.report.records import Output, Records
@@ -20,7 +20,6 @@ from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import metric_label
 
 HERO_METHODS = 3
-CURVES = ("convergence", "discrepancy", "transport")
 
 
 class DataSet(NamedTuple):
@@ -77,7 +76,7 @@ def data_set(params: Params, records: Records, name: str, runs: list[RunPage]) -
     """A data set with its runs."""
     manifest = data_folder(Path(), name) / "manifest.json"
     record = records.json(manifest)
-    with expected(records.root / manifest):
+    with expected_form(records.root / manifest):
         known: dict[str, Any] = {"source": "", "count": 0, "shape": []} if record is None else record
         source, count, shape = str(known["source"]), int(known["count"]), list(known["shape"])
     return DataSet(
@@ -100,7 +99,7 @@ def _real(params: Params, records: Records, dataset: str) -> Picture | None:
     if path is None:
         return None
     side = params.dataset(dataset).evaluation.grid
-    with expected(path):
+    with expected_form(path):
         images = np.load(path, mmap_mode="r")
         spread = np.linspace(0, len(images) - 1, side**2).round().astype(int)
         return pixel_picture(tile(np.asarray(images[spread]), side), MAGNIFICATION)
@@ -122,10 +121,11 @@ def shown_figures(params: Params, stages: Stages, records: Records, dataset: str
     """The figures of a data set, with captions."""
     found = []
     for name, figure in params.dataset(dataset).figures.items():
+        kind = figure_kind(figure.kind)
         path = results_folder(Path(), dataset) / "figures" / f"{name}.svg"
         there, table = records.path(path), records.text(path.with_suffix(".csv"))
-        with expected(records.root / path.with_suffix(".csv")):
-            reading = right_end(table) if table and figure.kind in CURVES else ""
+        with expected_form(records.root / path.with_suffix(".csv")):
+            reading = right_end(table) if table and kind.of_curves else ""
         found.append(
             ShownFigure(
                 dataset,
@@ -134,7 +134,7 @@ def shown_figures(params: Params, stages: Stages, records: Records, dataset: str
                 figure.kind,
                 figure.reproduces,
                 None if there is None else svg_picture(there),
-                CAPTIONS[figure.kind],
+                kind.caption,
                 reading,
                 stages.figure(dataset, name).command,
                 str(path),

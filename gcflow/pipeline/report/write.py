@@ -6,11 +6,10 @@ from typing import Any
 
 from gcflow.files import write_text
 from gcflow.pipeline.folders import report_path
-from gcflow.pipeline.ledger.legend import LIMITS, VERDICTS
+from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report import words
-from gcflow.pipeline.report.captions import FOREST
 from gcflow.pipeline.report.findings import ledger, theory_checks
 from gcflow.pipeline.report.jobs import environments
 from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table, shown_figures
@@ -70,7 +69,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "ledger": ledger(records),
         "verdicts": VERDICTS,
         "limits": LIMITS,
-        "forest_caption": FOREST,
+        "forest_caption": CAPTION,
         "tables": [table for dataset in stages.datasets for table in result_tables(params, records, dataset)],
         "figures": [
             figure for dataset in stages.datasets for figure in shown_figures(params, stages, records, dataset)

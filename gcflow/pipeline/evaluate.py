@@ -200,7 +200,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
                         finished.keep_grid(step, stored[: settings.grid**2].numpy())
                     finished.add(key, measured)
                 records += finished.records[key]
-        curves = metric_curves(records, main.name, main.evaluations)
+        curves = metric_curves(records)
         _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
         write_views(params.root, run, loss, curves)
         write_json(folder / "evaluation" / "metrics.json", records)

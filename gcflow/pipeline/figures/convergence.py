@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from gcflow.files import expected_form
 from gcflow.pipeline.drawing.canvas import Drawing, Row, legend_below, one_panel, plain_ticks
 from gcflow.pipeline.drawing.curves import OVER_SEEDS, counted, draw_rows, over_seeds, renamed
 from gcflow.pipeline.drawing.looks import looks
@@ -31,11 +30,10 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     for method in figure.methods:
         label, metric, evaluations, curves = params.dataset(dataset).runs[method].label, "", 0, {}
         for run in _runs(params, dataset, method):
-            path = metrics_path(params.root, run)
-            with expected_form(path):
-                evaluations, of_metrics = read_measured(params, run)
-                metric = next(iter(of_metrics))
-                curves[path] = {float(step): mean for step, mean in means(of_metrics[metric]).items()}
+            evaluations, of_metrics = read_measured(params, run)
+            metric = next(iter(of_metrics))
+            curve = means(of_metrics[metric])
+            curves[metrics_path(params.root, run)] = {float(step): mean for step, mean in curve.items()}
         rows += over_seeds(curves, method=method, label=label, evaluations=evaluations)
 
     canvas, axes = one_panel(figure.title)

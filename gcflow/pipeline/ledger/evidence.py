@@ -4,13 +4,12 @@ Every effect is the side that the claim says is lower minus the other, so that a
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_json
+from gcflow.files import expected_form, read_json
 from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, run_file
 from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.params import Params
@@ -76,14 +75,9 @@ class Files:
             self.documents[file] = read_json(self.root / file)
         return self.documents[file]
 
-    @contextmanager
-    def expected(self, file: str) -> Iterator[None]:
+    def expected(self, file: str) -> AbstractContextManager[None]:
         """Turns what a file of another form leads to into an error that names it."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            problem = f"is not what {self.makers[file]} writes ({type(error).__name__}: {error}); run it again"
-            raise GcflowError(f"{self.root / file}: {problem}") from None
+        return expected_form(self.root / file, self.makers[file])
 
 
 def compare_runs(params: Params, files: Files, plan: Plan, claim: RunsClaim) -> Evidence:

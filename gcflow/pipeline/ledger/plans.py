@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcflow.pipeline.folders import discrepancy_path, results_folder, run_folder, theory_path
+from gcflow.pipeline.folders import discrepancy_path, results_folder, theory_path
+from gcflow.pipeline.measurements import metrics_path
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claim, RunsClaim, TransportClaim
 
@@ -38,7 +39,7 @@ def run_file(claim: RunsClaim, run: Run) -> str:
     """The file with a run's statistic, relative to the root."""
     if claim.statistic in DISCREPANCY_STATISTICS:
         return str(discrepancy_path(Path(), run))
-    return str(run_folder(Path(), run) / "evaluation" / "metrics.json")
+    return str(metrics_path(Path(), run))
 
 
 def _plan(params: Params, name: str, claim: Claim, dataset: str) -> Plan:

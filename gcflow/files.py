@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gcflow.errors import GcflowError
+from gcflow.readable import one_line
 
 
 def _sync(path: Path) -> None:
@@ -80,7 +81,7 @@ def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError) as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = one_line(f"{type(error).__name__}: {error}")
         raise GcflowError(f"{path}: not what {made_by} writes ({problem}); delete it to make it again") from None
 
 

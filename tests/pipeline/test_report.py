@@ -28,10 +28,10 @@ from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
 from gcflow.pipeline.report.readings import right_end
-from gcflow.pipeline.report.words import duration, moment, number, size
 from gcflow.pipeline.report.write import write_report
 from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages
+from gcflow.readable import moment, number
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECTIONS = ("/", "/claims", "/tables", "/figures", "/samples", "/theory", "/runs", "/provenance")
@@ -583,27 +583,6 @@ def test_curves_are_drawn_where_their_points_are():
     many = chart("Loss", [Series("a", [(float(x), x % 7 + 1.0) for x in range(1000)])], may_be_logarithmic=False)
     assert many.note == "one of 5 logged points"
     assert "circle" not in many.svg
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"), (2.5, "2.5"), (-0.81, "−0.81"), (12345.6, "12\u00a0346"), (0.00012, "0.00012"), (1e-7, "1·10⁻⁷"),
-        (99999.6, "100\u00a0000"), (float("nan"), "nan"), (None, "–"),
-    ],
-)  # fmt: skip
-def test_numbers_are_written_for_people(value, text):
-    assert number(value) == text
-
-
-def test_durations_and_sizes_have_units():
-    assert [duration(x) for x in (None, 5.0, 90.0, 5400.0)] == ["–", "5\u00a0s", "1.5\u00a0min", "1.5\u00a0h"]
-    # The unit is of the rounded number.
-    assert [duration(x) for x in (59.4, 59.7, 3596.0, 3599.0)] == [
-        "59\u00a0s", "1.0\u00a0min", "59.9\u00a0min", "1.0\u00a0h",
-    ]  # fmt: skip
-    assert [size(x) for x in (999, 999_499, 999_999)] == ["999\u00a0bytes", "999\u00a0kB", "1\u00a0MB"]
-    assert [size(x) for x in (12, 1500, 2_340_000)] == ["12\u00a0bytes", "1.5\u00a0kB", "2.34\u00a0MB"]
 
 
 def test_it_is_in_both_graphs(finished):

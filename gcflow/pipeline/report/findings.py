@@ -11,7 +11,7 @@ from gcflow.pipeline.ledger.legend import LIMITS, MARKS, VERDICTS
 from gcflow.pipeline.report.images import Picture, svg_picture
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.report.words import number
+from gcflow.readable import number
 
 
 class Bar(NamedTuple):

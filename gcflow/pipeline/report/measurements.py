@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.report.charts import Chart, Series, chart
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.report.words import number
 from gcflow.pipeline.table import metric_label
+from gcflow.readable import number
 
 # Which measurement a record of metrics.json is of; the rest of it is the protocol.
 MEASURED = ("metric", "value", "run", "step", "weights", "sampler", "network_evaluations", "generation_seed")

@@ -15,9 +15,9 @@ from gcflow.pipeline.report.readings import right_end
 from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.run_pages import RunPage
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.report.words import duration, moment, number
 from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import metric_label
+from gcflow.readable import duration, moment, number
 
 HERO_METHODS = 3
 

@@ -4,7 +4,7 @@ import io
 
 import pandas as pd
 
-from gcflow.pipeline.report.words import number
+from gcflow.readable import number
 
 STEP = "training step"
 NOISE = "sigma"

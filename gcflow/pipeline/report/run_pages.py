@@ -13,8 +13,8 @@ from gcflow.pipeline.report.jobs import Job, read_jobs, training_seconds
 from gcflow.pipeline.report.measurements import Protocol, final_table, headline_of, metric_curves, protocols_of
 from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.tables import SortableTable
-from gcflow.pipeline.report.words import number
 from gcflow.pipeline.stages import Stages
+from gcflow.readable import number
 
 # Of the pictures of a run's steps, in characters of the page.
 STEPS_BUDGET = 60_000

@@ -4,12 +4,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gcflow import readable
 from gcflow.files import write_text
 from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.report import words
 from gcflow.pipeline.report.findings import ledger, theory_checks
 from gcflow.pipeline.report.jobs import environments
 from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table, shown_figures
@@ -41,8 +41,8 @@ def write_report(params: Params, scale: str) -> None:
     content = contents(params, scale)
     path = report_path(params.root)
     write_text(path, _render(content))
-    lacking = f", {words.plural(len(content['pending']), 'stage')} not there yet" if content["pending"] else ""
-    say(f"  {path}: {words.size(path.stat().st_size)}{lacking}")
+    lacking = f", {readable.plural(len(content['pending']), 'stage')} not there yet" if content["pending"] else ""
+    say(f"  {path}: {readable.size(path.stat().st_size)}{lacking}")
 
 
 def contents(params: Params, scale: str) -> dict[str, Any]:
@@ -98,6 +98,6 @@ def _render(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("number", "duration", "size", "moment", "plural", "value")
+        name: getattr(readable, name) for name in ("number", "duration", "size", "moment", "plural", "value")
     }
     return environment.get_template("page.html").render(content)

@@ -157,7 +157,7 @@ def prepare(
 @click.pass_context
 def features(context: click.Context, dataset: str, archives: Path, download: bool) -> None:
     params = _load(context)
-    from gcflow.pipeline.extractors import make_features
+    from gcflow.pipeline.features.networks import make_features
 
     make_features(params, dataset, archives, download)
 

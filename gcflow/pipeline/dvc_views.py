@@ -9,10 +9,10 @@ from typing import Any
 
 from gcflow.errors import GcflowError
 from gcflow.files import write_json, write_text
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import curve_path, run_folder, summary_path
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.schema import metric_names
 
 # DVC puts every point into its page, for every run and revision that it compares.
 MOST_POINTS = 200
@@ -100,7 +100,7 @@ def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
         for objective, chosen in by_objective.items():
             losses = {str(curve_path(run_folder(root, run), "loss")): "loss" for run in chosen}
             plot(f"{dataset}-loss-{objective}", f"{dataset}: loss ({objective})", "loss, log scale", losses)
-        metric = metric_names(entry.features.kind)[0]
+        metric = KINDS[entry.features.kind].distance.name
         distances = {str(curve_path(run_folder(root, run), "metrics")): metric for run in runs}
         plot(f"{dataset}-{metric}", f"{dataset}: {metric}", f"{metric}, log scale", distances)
     summaries = [str(summary_path(run_folder(root, run))) for dataset in datasets for run in params.runs(dataset)]

@@ -15,13 +15,13 @@ from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
 from gcflow.inception import PIXELS
-from gcflow.pipeline.comparison import Reference, load_references
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
 from gcflow.pipeline.job import tells_its_end
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.reference import Reference, load_references
 from gcflow.pipeline.schema import Evaluation
 from gcflow.pipeline.tracking.beside import Follower
 from gcflow.precision import set_precision
@@ -166,7 +166,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     folder, settings = run_folder(params.root, run), entry.evaluation
     dataset = load_near(data_folder(params.root, run.dataset), scratch_folder(), say)
     images = dataset.samples.dtype == torch.uint8
-    references = load_references(params, run.dataset, images, config.training.batch, device)
+    references = load_references(params, run.dataset, config.training.batch, device)
     loss = loss_curve(folder / "metrics.jsonl")
 
     plan, records = measurements(config, settings), []

@@ -20,8 +20,9 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
+from gcflow.pipeline import features
 from gcflow.pipeline.figures import figure_mistakes
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table, metric_names
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table
 from gcflow.register import Network, network
 from gcflow.sources import Mixture2d
 
@@ -203,8 +204,9 @@ class Params:
                 self._check_role(f"{where}.{block}.predictor", settings.predictor, name, (0,), "predictor")
 
     def _check_evaluation(self, where: str, entry: DatasetEntry) -> None:
+        taken = [metric.name for metric in features.KINDS[entry.features.kind].metrics]
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
-            if not name or set(name) - NAME_CHARACTERS or name in metric_names(entry.features.kind):
+            if not name or set(name) - NAME_CHARACTERS or name in taken:
                 raise self._fail(f"{where}.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
         splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
         if entry.evaluation.samples < splits:
@@ -219,7 +221,7 @@ class Params:
             raise self._fail(f"{where}.published", f"is {table.published!r}; known: {', '.join(published_tables())}")
         if table.paper is None:
             return
-        if entry.features.kind != "inception":
+        if not features.KINDS[entry.features.kind].published:
             problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
             raise self._fail(f"{where}.paper", problem)
         published = published_tables().get(table.published_entry, {}).get("datasets", {})

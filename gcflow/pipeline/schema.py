@@ -185,14 +185,6 @@ class SurrogateNetwork(Strict):
 Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
 
 
-def metric_names(kind: str) -> tuple[str, str, str]:
-    """How the Fréchet distance, the kernel distance and the score are called: FID only where it is Inception's."""
-    if kind == "inception":
-        return "fid", "kid", "is"
-    name = "coordinate" if kind == "identity" else kind
-    return f"{name}-fd", f"{name}-kd", f"{name}-score"
-
-
 @dataclass(frozen=True)
 class Evaluation(Strict):
     """What is generated to be compared.

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
 from html import escape
 from statistics import fmean, stdev, variance
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 from gcflow.errors import GcflowError
 from gcflow.files import opened_tensors, tensors_metadata, write_text
 from gcflow.pipeline import markdown
+from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
 from gcflow.pipeline.measurements import means, metrics_path, read_measured
 from gcflow.pipeline.params import Params, PublishedValue, Run, published_tables
-from gcflow.pipeline.schema import metric_names
 
-PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
 MISSING = "missing"
 # Column to text.
 Row = dict[str, str]
@@ -27,22 +25,6 @@ TEX = str.maketrans(
     | {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "×": r"$\times$", "²": "$^2$"}
     | {"μ": r"$\mu$", "Δ": r"$\Delta$"}
 )
-
-
-def metric_label(metric: str) -> tuple[str, float]:
-    """How a metric is shown: its name with the direction of better, and the factor of its values.
-
-    One of an extension, whose heading stands with its data set, is shown as it is.
-    """
-    of_inception = {"fid": ("FID ↓", 1.0), "kid": ("KID×10² ↓", 100.0), "is": ("IS ↑", 1.0)}
-    if metric in of_inception:
-        return of_inception[metric]
-    extractor, _, kind = metric.rpartition("-")
-    ours = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}
-    if not extractor or kind not in ours:
-        return metric, 1.0
-    label, factor = ours[kind]
-    return f"{extractor} {label}", factor
 
 
 def reported_values(params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
@@ -61,11 +43,11 @@ def reported_values(params: Params, run: Run, protocol: str) -> dict[str, list[f
     return {metric: [*curve[step].values()] for metric, curve in curves.items() if step in curve}
 
 
-def _with_all(metrics: Iterable[str], params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
+def _with_all(metrics: list[MetricName], params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
     values = reported_values(params, run, protocol)
     for metric in metrics:
-        if metric not in values:
-            raise GcflowError(f"{run.name}: evaluated without {metric}; run: gcflow evaluate {run.name}")
+        if metric.name not in values:
+            raise GcflowError(f"{run.name}: evaluated without {metric.name}; run: gcflow evaluate {run.name}")
     return values
 
 
@@ -91,13 +73,11 @@ def cell(values: list[list[float]]) -> str:
     return text
 
 
-def _metrics_shown(params: Params, dataset: str) -> dict[str, tuple[str, float]]:
-    """Metric to its heading and the factor of its values: those of the features, then those of extensions."""
+def _metrics_shown(params: Params, dataset: str) -> list[MetricName]:
+    """Those of the features, then those of extensions."""
     entry = params.dataset(dataset)
-    # Points have no classes to be scored by.
-    own = metric_names(entry.features.kind)[: 2 if entry.features.kind == "identity" else 3]
-    added = {name: heading for metric in entry.evaluation.metrics for name, heading in metric.columns.items()}
-    return {name: metric_label(name) for name in own} | {name: (heading, 1.0) for name, heading in added.items()}
+    added = (column for metric in entry.evaluation.metrics for column in metric.columns.items())
+    return [*KINDS[entry.features.kind].metrics, *(MetricName(name, heading) for name, heading in added)]
 
 
 def build_table(params: Params, dataset: str, name: str) -> list[Row]:
@@ -112,6 +92,7 @@ def build_table(params: Params, dataset: str, name: str) -> list[Row]:
     protocol = table.protocol or next(iter(entry.features.protocols))
     published = published_values(table.published_entry, table.paper)
     shown = _metrics_shown(params, dataset)
+    names = {metric.label: metric.name for metric in shown}
     rows: list[Row] = []
     for method in table.methods:
         runs = [Run(dataset, method, seed) for seed in entry.runs[method].seeds]
@@ -123,14 +104,13 @@ def build_table(params: Params, dataset: str, name: str) -> list[Row]:
             "seeds": str(len(runs)) if complete else f"{len(found)} of {len(runs)}",
         }
         scaled = {
-            metric: [[value * factor for value in run[metric]] for run in found]
-            for metric, (_, factor) in shown.items()
+            metric.name: [[value * metric.factor for value in run[metric.name]] for run in found] for metric in shown
         }
-        row |= {label: cell(scaled[metric]) if found else MISSING for metric, (label, _) in shown.items()}
+        row |= {metric.heading: cell(scaled[metric.name]) if found else MISSING for metric in shown}
         for metric, value in published.get(method, {}).items():
             row[f"published {metric}"] = value.text
             if not value.caveat:
-                ours = scaled[PUBLISHED_METRICS[metric]]
+                ours = scaled[names[metric]]
                 row[f"Δ {metric}"] = f"{fmean(map(fmean, ours)) - value.mean:+.2f}" if found else MISSING
         rows.append(row)
     heads = list(dict.fromkeys(head for row in rows for head in row))
@@ -187,19 +167,18 @@ def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, 
 
 def _real_data(record: dict[str, Any]) -> str:
     parts = []
-    for metric, value in record["real_half_against_half"].items():
-        label, factor = metric_label(metric)
-        parts.append(f"{label[:-2]} {value * factor:.2f}")
+    for name, value in record["real_half_against_half"].items():
+        metric = metric_name(name)
+        parts.append(f"{metric.label} {value * metric.factor:.2f}")
     return f"Real data, one random half of {record['count']} samples against the other: {', '.join(parts)}"
 
 
 def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protocol: str, record: dict[str, Any]) -> str:
     """How the numbers of methods under a protocol were made, in one or two sentences."""
     entry = params.dataset(dataset)
-    settings, kind = entry.features.protocols[protocol], entry.features.kind
+    settings, words = entry.features.protocols[protocol], KINDS[entry.features.kind].words
     if settings is None:
-        return f"Protocol {protocol}: {kind} features, these numbers are not FID."
-    network = "features of clean-fid's Inception" if kind == "inception" else "features of a random network, not FID"
+        return f"Protocol {protocol}: {words}, these numbers are not FID."
     first = {method: Run(dataset, method, entry.runs[method].seeds[0]) for method in methods}
     sizes = sorted({params.run_config(run.name).training.batch for run in first.values()})
     batch = f"each batch of {' or '.join(map(str, sizes))}"
@@ -210,7 +189,7 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
     }
     real = ", which went through float32 and were truncated to 8 bits" if settings.real_pixels == "round-trip" else ""
     return (
-        f"Protocol {protocol}: {network} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
+        f"Protocol {protocol}: {words} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
         f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split "
         f"({record['choice']}){real}, KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed "
         f"{settings.kid_seed}), score over {settings.score_splits} splits."
@@ -230,8 +209,8 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     protocol = table.protocol or next(iter(entry.features.protocols))
     rules, record = entry.features.protocols[protocol], _reference_record(params, dataset, protocol)
     best = rules is not None and rules.select == "best"
-    distance, _ = metric_label(metric_names(entry.features.kind)[0])
-    step = f"at the best step by {distance[:-2]} of the snapshots" if best else "at the last step"
+    distance = KINDS[entry.features.kind].distance.label
+    step = f"at the best step by {distance} of the snapshots" if best else "at the last step"
     where = ", where that step is the last" if best else ""
     note = (
         f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "

@@ -22,7 +22,7 @@ from gcflow.config import RunConfig, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.pipeline.evaluate import samplers
-from gcflow.pipeline.extractors import load_network
+from gcflow.pipeline.features.networks import load_features
 from gcflow.pipeline.folders import extractor_path, results_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
@@ -171,9 +171,9 @@ def bench_features(params: Params, dataset: str, data: Tensor, device: str) -> d
     settings, images = params.dataset(dataset).features, data[:IMAGES]
     if not isinstance(settings, Identity) and not extractor_path(params.root, dataset, settings.kind).exists():
         return {}
-    network: Callable[..., object] = load_network(params, dataset, device)
-    ways = {name: (protocol.resize,) if protocol else () for name, protocol in settings.protocols.items()}
-    return {name: rate(len(images), partial(network, images, *way), device) for name, way in ways.items()}
+    features = load_features(params, dataset, device)
+    ways = settings.protocols.items()
+    return {name: rate(len(images), partial(features, images, rules), device) for name, rules in ways}
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
 from gcflow.inception import FEATURES as INCEPTION_FEATURES
 from gcflow.objectives import mu_at
-from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.evaluate import measurements
+from gcflow.pipeline.features.inception import KID_POOL
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.graph import Graph, Job
 from gcflow.pipeline.params import Params, Run

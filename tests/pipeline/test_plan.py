@@ -21,7 +21,7 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.optimizers import make_optimizer
-from gcflow.pipeline.extractors import make_features
+from gcflow.pipeline.features.networks import make_features
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.reference import compute_reference

@@ -12,9 +12,10 @@ from projects import ROOT
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.evaluate import samplers
+from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.folders import reference_path, run_folder
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.table import build_table, metric_label, write_table
+from gcflow.pipeline.table import build_table, write_table
 from gcflow.weights import save_tensors
 
 FINAL = {0: [7.0, 7.2], 1: [7.4, 7.6], 2: [7.8, 8.0]}
@@ -268,6 +269,6 @@ def test_numbers_without_the_protocol_are_refused_with_the_command_that_makes_th
 
 
 def test_only_inceptions_distance_is_called_fid():
-    assert metric_label("fid")[0] == "FID ↓"
-    assert metric_label("surrogate-fd")[0] == "surrogate FD ↓"
-    assert metric_label("classifier-kd") == ("classifier KD×10² ↓", 100.0)
+    assert metric_name("fid").heading == "FID ↓"
+    assert metric_name("surrogate-fd").heading == "surrogate FD ↓"
+    assert metric_name("classifier-kd")[1:] == ("classifier KD×10² ↓", 100.0)

@@ -36,7 +36,7 @@ from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.objectives import Batch, coupled_endpoints
-from gcflow.pipeline.comparison import measured
+from gcflow.pipeline.features.contract import further_values
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 from gcflow.randomness import coupling_uniforms
@@ -327,7 +327,7 @@ def test_a_metric_that_gives_other_numbers_than_its_columns_is_refused(examples,
     metric = register.metric["precision-recall"]()
     monkeypatch.setattr(type(metric), "compare", lambda self, generated, real: {"precision": 1.0})
     with pytest.raises(GcflowError, match="precision-recall gives precision, but its columns are precision, recall"):
-        measured((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
+        further_values((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -335,7 +335,7 @@ def test_a_metric_that_gives_no_number_is_refused(examples, monkeypatch, value):
     metric = register.metric.of({"kind": "precision-recall", "neighbours": 1})
     monkeypatch.setattr(type(metric), "compare", lambda *_: {"precision": 1.0, "recall": value})
     with pytest.raises(GcflowError, match=f"metric precision-recall gives {value} for recall, not a number"):
-        measured((metric,), torch.zeros(2, 2), torch.zeros(2, 2))
+        further_values((metric,), torch.zeros(2, 2), torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(

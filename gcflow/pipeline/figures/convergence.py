@@ -5,11 +5,11 @@ from pathlib import Path
 from gcflow.pipeline.drawing.canvas import Drawing, Row, legend_below, one_panel, plain_ticks
 from gcflow.pipeline.drawing.curves import OVER_SEEDS, counted, draw_rows, over_seeds, renamed
 from gcflow.pipeline.drawing.looks import looks
+from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
 from gcflow.pipeline.measurements import means, metrics_path, read_measured
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Figure
-from gcflow.pipeline.table import metric_label
 
 UNITS = "squared feature distance"
 
@@ -44,7 +44,7 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     axes.set_yscale("log")
     plain_ticks(axes, "y")
     axes.set_xlabel("training step (optimizer updates)")
-    axes.set_ylabel(f"{metric_label(metric)[0]}\n({UNITS})")
+    axes.set_ylabel(f"{metric_name(metric).heading}\n({UNITS})")
     legend_below(canvas, axes, f"samples of {counts} function evaluation{'s' * (counts != '1')}; {OVER_SEEDS}")
     columns = {
         "method": "method",

@@ -4,19 +4,15 @@ All but the slope are natural logarithms, so that a difference of two runs is th
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import fmean, linear_regression
 from typing import Any
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.features import main_metric
 from gcflow.pipeline.measurements import Curve, Record, means, measured
 
 SLOPE_FROM = 1.0
-
-
-def main_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that claims are about, of those of a run; None if it is not among them."""
-    return next((metric for metric in metrics if metric == "fid" or metric.endswith("-fd")), None)
 
 
 def distance_curve(records: list[Record], source: str) -> Curve:
@@ -26,7 +22,7 @@ def distance_curve(records: list[Record], source: str) -> Curve:
         GcflowError: the records lack the metric, or hold a distance that has no logarithm.
     """
     curves = next(iter(measured(records).curves.values()), {})
-    metric = main_metric(curves)
+    metric = main_metric([*curves])
     if metric is None:
         problem = "has no fid, nor a metric that ends in -fd, of EMA weights; delete it and evaluate the run again"
         raise GcflowError(f"{source}: {problem}")

@@ -3,10 +3,10 @@
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.report.charts import Chart, Series, chart
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.table import metric_label
 from gcflow.readable import number
 
 # Which measurement a record of metrics.json is of; the rest of it is the protocol.
@@ -41,7 +41,7 @@ def final_table(records: list[Record]) -> SortableTable | None:
             groups.setdefault(tuple(record[key] for key in keys), []).append(record)
     rows = []
     for (protocol, metric, weights, sampler, evaluations), found in groups.items():
-        label, factor = metric_label(metric)
+        _, label, factor = metric_name(metric)
         values = [record["value"] * factor for record in found]
         mean = sum(values) / len(values)
         of_seeds = ", ".join(
@@ -78,7 +78,7 @@ def metric_curves(records: list[Record]) -> tuple[list[Chart], SortableTable | N
     charts, heads, columns = [], [Column("step")], []
     for protocol, metrics in next(iter(of_weights.values()), {}).items():
         for metric in metrics:
-            label, factor = metric_label(metric)
+            _, label, factor = metric_name(metric)
             title = f"{protocol}: {label}" if len(next(iter(of_weights.values()))) > 1 else label
             series = []
             for weights, found in of_weights.items():

@@ -7,6 +7,7 @@ import numpy as np
 
 from gcflow.files import expected_form
 from gcflow.pipeline.drawing.image_files import MAGNIFICATION, tile
+from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.figures import Caption, figure_kind
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.params import Params
@@ -16,7 +17,6 @@ from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.run_pages import RunPage
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
 from gcflow.pipeline.stages import Stages
-from gcflow.pipeline.table import metric_label
 from gcflow.readable import duration, moment, number
 
 HERO_METHODS = 3
@@ -158,9 +158,9 @@ def runs_table(pages: list[RunPage]) -> SortableTable:
 
 
 def _run_row(page: RunPage) -> list[Cell]:
-    metric, value = page.headline or (None, None)
-    label, factor = metric_label(metric) if metric else ("", 1.0)
-    scaled = None if value is None else value * factor
+    name, value = page.headline or ("", None)
+    metric = metric_name(name)
+    scaled = None if value is None else value * metric.factor
     steps = page.config["training"]["steps"] if page.config else None
     kind = {"evaluated": "supported", "not trained": "missing"}.get(page.state, "")
     return [
@@ -168,7 +168,7 @@ def _run_row(page: RunPage) -> list[Cell]:
         Cell(page.label, page.label),
         Cell(page.state, page.state, kind=kind),
         Cell("–" if steps is None else number(steps, 9), steps),
-        Cell("–" if scaled is None else f"{label} {number(scaled)}", scaled),
+        Cell("–" if scaled is None else f"{metric.heading} {number(scaled)}", scaled),
         Cell(duration(page.seconds), page.seconds),
         Cell(moment(page.ended), page.ended),
     ]

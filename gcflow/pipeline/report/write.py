@@ -6,6 +6,7 @@ from typing import Any
 
 from gcflow import readable
 from gcflow.files import write_text
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
@@ -80,7 +81,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "begun": min(begun, default=None),
         "ended": max(ended, default=None),
         "seconds": sum(page.seconds or 0.0 for page in runs),
-        "has_fid": any(params.dataset(dataset).features.kind == "inception" for dataset in stages.datasets),
+        "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
         "stages": [MadeBy(stage.name, stage.command, records.outputs(stage)) for stage in made],
         "pending": records.pending(made),
     }

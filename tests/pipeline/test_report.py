@@ -25,9 +25,9 @@ from workflows import duplicate
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.report.charts import Series, chart
+from gcflow.pipeline.report.figures import right_end
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
-from gcflow.pipeline.report.readings import right_end
 from gcflow.pipeline.report.write import write_report
 from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages

@@ -41,7 +41,7 @@ class SmallFeatures:
     sha256: str | None = None
 
     @torch.no_grad()
-    def __call__(self, samples: Tensor, _rules: InceptionProtocol | None = None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, samples: Tensor, rules: InceptionProtocol | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [n, F] and probabilities [n, K] or None."""
         if self.classifier is None:
             return samples.flatten(1), None
@@ -59,7 +59,7 @@ class SmallFeatures:
             values[kind.score.name] = class_score(probabilities)
         return values
 
-    def reference(self, data: Dataset, _rules: InceptionProtocol | None, name: str) -> tuple[Tensors, dict[str, Any]]:
+    def reference(self, data: Dataset, rules: InceptionProtocol | None, name: str) -> tuple[Tensors, dict[str, Any]]:
         """See `Features`: all features of the training data."""
         if len(data.samples) < FEWEST_REAL:
             raise GcflowError(f"{name}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with")
@@ -74,13 +74,13 @@ class SmallFeatures:
         return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
 
     def comparisons(
-        self, reference: Tensors, _rules: InceptionProtocol | None, _batch: int, metrics: tuple[Metric, ...]
+        self, reference: Tensors, rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
     ) -> Callable[[int], Comparison]:
         """See `Features`."""
         real = FeatureSet(reference["features"])
         return lambda _total: _SmallComparison(self, real, metrics)
 
-    def space(self, _rules: InceptionProtocol | None, _batch: int) -> dict[str, Any]:
+    def space(self, rules: InceptionProtocol | None, batch: int) -> dict[str, Any]:
         """See `Features`."""
         if self.images:
             return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}

@@ -8,15 +8,12 @@ import numpy as np
 from gcflow.files import expected_form
 from gcflow.pipeline.drawing.image_files import MAGNIFICATION, tile
 from gcflow.pipeline.features import metric_name
-from gcflow.pipeline.figures import Caption, figure_kind
-from gcflow.pipeline.folders import data_folder, results_folder
+from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.images import Picture, pixel_picture, svg_picture
-from gcflow.pipeline.report.readings import right_end
+from gcflow.pipeline.report.images import Picture, pixel_picture
 from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.run_pages import RunPage
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.stages import Stages
 from gcflow.readable import duration, moment, number
 
 HERO_METHODS = 3
@@ -40,21 +37,6 @@ class DataSet(NamedTuple):
     def firsts(self) -> list[RunPage]:
         """The first run of each method."""
         return list({page.run.method: page for page in reversed(self.runs)}.values())[::-1]
-
-
-class ShownFigure(NamedTuple):
-    """A figure with its caption. picture: None if it is not drawn yet. reading: where its curves end."""
-
-    dataset: str
-    name: str
-    title: str
-    kind: str
-    reproduces: str | None
-    picture: Picture | None
-    caption: Caption
-    reading: str
-    command: str
-    path: str
 
 
 class Hero(NamedTuple):
@@ -115,32 +97,6 @@ def hero(params: Params, datasets: list[DataSet]) -> Hero | None:
         if found.real and panels:
             return Hero(found.name, [("real data", found.real), *panels])
     return None
-
-
-def shown_figures(params: Params, stages: Stages, records: Records, dataset: str) -> list[ShownFigure]:
-    """The figures of a data set, with captions."""
-    found = []
-    for name, figure in params.dataset(dataset).figures.items():
-        kind = figure_kind(figure.kind)
-        path = results_folder(Path(), dataset) / "figures" / f"{name}.svg"
-        there, table = records.path(path), records.text(path.with_suffix(".csv"))
-        with expected_form(records.root / path.with_suffix(".csv")):
-            reading = right_end(table) if table and kind.of_curves else ""
-        found.append(
-            ShownFigure(
-                dataset,
-                name,
-                figure.title,
-                figure.kind,
-                figure.reproduces,
-                None if there is None else svg_picture(there),
-                kind.caption,
-                reading,
-                stages.figure(dataset, name).command,
-                str(path),
-            )
-        )
-    return found
 
 
 def runs_table(pages: list[RunPage]) -> SortableTable:

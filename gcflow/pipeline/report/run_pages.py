@@ -10,8 +10,8 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.report.charts import Chart, Series, chart
 from gcflow.pipeline.report.images import Picture, png_picture
 from gcflow.pipeline.report.jobs import Job, read_jobs, training_seconds
-from gcflow.pipeline.report.measurements import Protocol, final_table, headline_of, metric_curves, protocols_of
 from gcflow.pipeline.report.records import Output, Records
+from gcflow.pipeline.report.run_metrics import Protocol, final_table, headline_of, metric_curves, protocols_of
 from gcflow.pipeline.report.tables import SortableTable
 from gcflow.pipeline.stages import Stages
 from gcflow.readable import number

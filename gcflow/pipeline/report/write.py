@@ -11,9 +11,10 @@ from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.report.findings import ledger, theory_checks
+from gcflow.pipeline.report.claims import ledger, theory_checks
+from gcflow.pipeline.report.figures import shown_figures
 from gcflow.pipeline.report.jobs import environments
-from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table, shown_figures
+from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.run_pages import run_page
 from gcflow.pipeline.report.tables import result_tables

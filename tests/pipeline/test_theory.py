@@ -885,7 +885,7 @@ def test_every_check_is_said_and_those_that_fail_are_said_and_written_too(tmp_pa
     monkeypatch.setattr(theory_checks, "lemma_1", lambda *args: ([right], {"b": 2}))
     monkeypatch.setattr(theory_checks, "figure_1", lambda *args: ([], {"c": 3}))
     params = Params(write_project(tmp_path, document()) / "params.yaml")
-    theory.check_theory(params, "mixture2d", 1)
+    theory_checks.check_theory(params, "mixture2d", 1)
     found = read(tmp_path, "mixture2d")
     assert [(check["name"], check["holds"]) for check in found["checks"]] == [
         ("true on purpose", True),
@@ -987,7 +987,7 @@ def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(t
     assert stage.deps == ("results/mixture2d/ic/seed0/snapshots",)
     missing = r"results/mixture2d/ic/seed0/snapshots/00000040\.safetensors: no such file"
     with pytest.raises(GcflowError, match=missing):
-        theory.check_theory(params, "mixture2d", 1)
+        theory_checks.check_theory(params, "mixture2d", 1)
 
     state = initial_state(run, (2,))
     with torch.no_grad():

@@ -19,7 +19,7 @@ Curve = dict[int, dict[int, float]]
 
 
 class Measured(NamedTuple):
-    """What samples with the fewest network evaluations measure.
+    """The measurements of samples with the fewest network evaluations.
 
     evaluations: the fewest, per sample. curves: protocol to metric to its curve; the first ones are the main ones.
     """

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a bar on a terminal of one's own, a line now and then among other jobs."""
+"""Progress of a running job for a person: a bar on a terminal of one's own, a line now and then among other jobs."""
 
 import sys
 import time

@@ -9,8 +9,9 @@ import torch
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
-from gcflow.pipeline.features.contract import Comparison
+from gcflow.pipeline.features.inception import InceptionComparison
 from gcflow.pipeline.features.networks import load_features
+from gcflow.pipeline.features.small import SmallComparison
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
@@ -42,13 +43,13 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
 
 @dataclass(frozen=True)
 class Reference:
-    """What generated samples are compared with under one protocol.
+    """The other side of a comparison of generated samples, under one protocol.
 
     protocol: its name. compare: begins a comparison of so many samples. description: the protocol record.
     """
 
     protocol: str
-    compare: Callable[[int], Comparison]
+    compare: Callable[[int], SmallComparison | InceptionComparison]
     description: dict[str, Any]
 
 

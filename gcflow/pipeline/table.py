@@ -28,7 +28,7 @@ TEX = str.maketrans(
 
 
 def reported_values(params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
-    """What a table reports of a run: a value per generation seed of each metric, of EMA and the cheapest sampler.
+    """A run's part of a table: a value per generation seed of each metric, of EMA and the cheapest sampler.
 
     Of the last step, or, where the protocol says so, of the step that is best by its first metric.
 
@@ -174,7 +174,7 @@ def _real_data(record: dict[str, Any]) -> str:
 
 
 def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protocol: str, record: dict[str, Any]) -> str:
-    """How the numbers of methods under a protocol were made, in one or two sentences."""
+    """The making of numbers of methods under a protocol, in one or two sentences."""
     entry = params.dataset(dataset)
     settings, words = entry.features.protocols[protocol], KINDS[entry.features.kind].words
     if settings is None:

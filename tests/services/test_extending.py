@@ -36,7 +36,7 @@ from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.objectives import Batch, coupled_endpoints
-from gcflow.pipeline.features.contract import further_values
+from gcflow.pipeline.features import further_values
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 from gcflow.randomness import coupling_uniforms

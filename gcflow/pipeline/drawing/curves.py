@@ -1,4 +1,4 @@
-"""What figures of curves share: means over seeds, labels, and the units of noise."""
+"""Common parts of figures of curves: means over seeds, labels, and the units of noise."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +53,7 @@ def renamed(rows: Iterable[Row], columns: dict[str, str]) -> list[Row]:
 
 
 class Units(NamedTuple):
-    """Of noise levels, which is that of data: on an axis, and in the head of a CSV column."""
+    """The unit of noise levels, which is that of data: on an axis, and in the head of a CSV column."""
 
     axis: str
     column: str

@@ -3,7 +3,16 @@
 Only Inception's Fréchet distance is an FID. What computes them is in the files of this folder, which need torch.
 """
 
-from typing import NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from gcflow.config import kind_of
+from gcflow.errors import GcflowError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gcflow.register import Metric
 
 
 class MetricName(NamedTuple):
@@ -75,3 +84,22 @@ def main_metric(names: list[str]) -> str | None:
     """The Fréchet distance among metrics; None if it is not among them."""
     distances = [kind.distance.name for kind in KINDS.values()]
     return next((name for name in names if name in distances), None)
+
+
+def further_values(metrics: tuple["Metric", ...], generated: "Tensor", real: "Tensor") -> dict[str, float]:
+    """The numbers of further metrics on features [n, F] and [m, F].
+
+    Raises:
+        GcflowError: a metric gives other numbers than it has columns, or one that is not finite.
+    """
+    values: dict[str, float] = {}
+    for metric in metrics:
+        found = metric.compare(generated, real)
+        if found.keys() != metric.columns.keys():
+            got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
+            raise GcflowError(f"metric {kind_of(metric)} gives {got}, but its columns are {expected}")
+        values |= {name: float(found[name]) for name in metric.columns}
+        for name in metric.columns:
+            if not math.isfinite(values[name]):
+                raise GcflowError(f"metric {kind_of(metric)} gives {values[name]} for {name}, not a number")
+    return values

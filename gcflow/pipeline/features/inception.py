@@ -11,8 +11,7 @@ from gcflow.data import Dataset
 from gcflow.errors import GcflowError
 from gcflow.inception import PIXELS, REAL_PIXELS, Inception
 from gcflow.metrics import FeatureStatistics, InceptionScore, frechet_distance, kernel_inception_distance
-from gcflow.pipeline.features import KINDS
-from gcflow.pipeline.features.contract import Comparison, Tensors, further_values
+from gcflow.pipeline.features import KINDS, further_values
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.schema import FEWEST_REAL
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
@@ -35,11 +34,11 @@ class InceptionFeatures:
 
     @property
     def sha256(self) -> str:
-        """Of the network's file."""
+        """sha256 of the network's file."""
         return self.network.sha256
 
     def __call__(self, samples: Tensor, rules: InceptionProtocol | None = None) -> tuple[Tensor, Tensor]:
-        """See `Features`."""
+        """Features [n, F] and class probabilities [n, K] of uint8 images."""
         assert rules is not None
         return self.network(samples, rules.resize)
 
@@ -48,8 +47,14 @@ class InceptionFeatures:
         names = (metric.name for metric in KINDS[self.kind].metrics)
         return dict(zip(names, (distance, kernel, score), strict=True))
 
-    def reference(self, data: Dataset, rules: InceptionProtocol | None, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """See `Features`: mean, covariance and pool of the images that the protocol chooses."""
+    def reference(
+        self, data: Dataset, rules: InceptionProtocol | None, name: str
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Mean, covariance and pool of the real images that rules choose, to be stored, and their record.
+
+        Raises:
+            GcflowError: there are too few; `name` is of the data.
+        """
         assert rules is not None
         images, chosen = _chosen_images(data, rules, name)
         total, pixels = len(chosen), REAL_PIXELS[rules.real_pixels]
@@ -80,9 +85,9 @@ class InceptionFeatures:
         return {**first.tensors(), "kid_pool": pool}, record
 
     def comparisons(
-        self, reference: Tensors, rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
-    ) -> Callable[[int], Comparison]:
-        """See `Features`."""
+        self, reference: dict[str, Tensor], rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
+    ) -> Callable[[int], "InceptionComparison"]:
+        """Begins a comparison of so many samples, of a run with this training batch, with a stored reference."""
         assert rules is not None
         tensors = dict(reference)
         pool = tensors.pop("kid_pool").to(self.device)
@@ -90,7 +95,7 @@ class InceptionFeatures:
         return lambda total: InceptionComparison(self, protocol, statistics, pool, total, batch, metrics)
 
     def space(self, rules: InceptionProtocol | None, batch: int) -> dict[str, Any]:
-        """See `Features`."""
+        """The part of the protocol record that says how samples become features."""
         assert rules is not None
         scaled = f"none; each batch of {batch} scaled by its own minimum and maximum"
         real = {"stored": "as stored", "round-trip": "float32 in [-1, 1] and back, truncated"}
@@ -145,7 +150,7 @@ class InceptionComparison:
         self.waiting: list[Tensor] = []
 
     def update(self, output: Tensor) -> None:
-        """Takes images."""
+        """Takes images [n, C, H, W] as a model gives them, around [-1, 1] and not clipped."""
         if self.protocol.pixels != "batch-min-max":
             self._take(output)
             return

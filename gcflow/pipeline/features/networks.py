@@ -9,7 +9,6 @@ from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, sha256_of
 from gcflow.inception import INCEPTION_URL, Inception, write_surrogate
-from gcflow.pipeline.features.contract import Features
 from gcflow.pipeline.features.inception import InceptionFeatures
 from gcflow.pipeline.features.small import SmallFeatures, load_classifier, make_classifier
 from gcflow.pipeline.folders import data_folder, extractor_path
@@ -17,6 +16,8 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.published import find_published
 from gcflow.pipeline.schema import Classifier, Identity, InceptionNetwork, SurrogateNetwork
+
+Features = SmallFeatures | InceptionFeatures
 
 
 def make_features(params: Params, dataset: str, archives: Path, fetch: bool) -> None:

@@ -15,8 +15,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
 from gcflow.inception import PIXELS
 from gcflow.metrics import FeatureSet, class_score, frechet_distance, kernel_distance
-from gcflow.pipeline.features import KINDS
-from gcflow.pipeline.features.contract import Comparison, Tensors, further_values
+from gcflow.pipeline.features import KINDS, further_values
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.schema import FEWEST_REAL, Classifier
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
@@ -59,8 +58,14 @@ class SmallFeatures:
             values[kind.score.name] = class_score(probabilities)
         return values
 
-    def reference(self, data: Dataset, rules: InceptionProtocol | None, name: str) -> tuple[Tensors, dict[str, Any]]:
-        """See `Features`: all features of the training data."""
+    def reference(
+        self, data: Dataset, rules: InceptionProtocol | None, name: str
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All features of the real data, to be stored, and their record: count, split, one half against the other.
+
+        Raises:
+            GcflowError: there are too few; `name` is of the data.
+        """
         if len(data.samples) < FEWEST_REAL:
             raise GcflowError(f"{name}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with")
         features, probabilities = self(data.samples)
@@ -74,26 +79,28 @@ class SmallFeatures:
         return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
 
     def comparisons(
-        self, reference: Tensors, rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
-    ) -> Callable[[int], Comparison]:
-        """See `Features`."""
+        self, reference: dict[str, Tensor], rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
+    ) -> Callable[[int], "SmallComparison"]:
+        """Begins a comparison of so many samples with a stored reference."""
         real = FeatureSet(reference["features"])
-        return lambda _total: _SmallComparison(self, real, metrics)
+        return lambda _total: SmallComparison(self, real, metrics)
 
     def space(self, rules: InceptionProtocol | None, batch: int) -> dict[str, Any]:
-        """See `Features`."""
+        """The part of the protocol record that says how samples become features."""
         if self.images:
             return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}
         return {"clipping": "none", "quantisation": "none", "resize": "none"}
 
 
-class _SmallComparison:
+class SmallComparison:
+    """Keeps every sample, and compares them when all have come."""
+
     def __init__(self, features: SmallFeatures, reference: FeatureSet, metrics: tuple[Metric, ...]) -> None:
         self.features, self.reference, self.metrics = features, reference, metrics
         self.parts: list[Tensor] = []
 
     def update(self, output: Tensor) -> None:
-        """Takes samples."""
+        """Takes images [n, C, H, W] as a model gives them, around [-1, 1] and not clipped, or points [n, d]."""
         self.parts.append(PIXELS["clip"](output) if self.features.images else output)
 
     def values(self) -> dict[str, float]:

@@ -20,14 +20,14 @@ KINDS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 class Caption(NamedTuple):
-    """What stands below a figure. see: what to look for. made: from what, and how."""
+    """The text below a figure. see: what to look for. made: from what, and how."""
 
     see: str
     made: str
 
 
 class Inputs(NamedTuple):
-    """What a figure is made of.
+    """The inputs of a figure.
 
     files: that it reads, relative to the project's root. labels: methods whose labels it shows besides its own.
     """

@@ -19,13 +19,11 @@ def _runs(params: Params, dataset: str, method: str) -> list[Run]:
 
 
 def inputs(params: Params, dataset: str, figure: Figure) -> Inputs:
-    """The metrics of every run."""
     runs = (run for method in figure.methods for run in _runs(params, dataset, method))
     return Inputs([metrics_path(Path(), run) for run in runs])
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """A curve per method against training steps."""
     rows: list[Row] = []
     for method in figure.methods:
         label, metric, evaluations, curves = params.dataset(dataset).runs[method].label, "", 0, {}

@@ -22,7 +22,6 @@ ESTIMATES: dict[str, tuple[Line, str]] = {
 
 
 def mistakes(entry: DatasetEntry, name: str) -> Iterator[tuple[str, str]]:
-    """Methods that are no denoisers."""
     for method in entry.figures[name].methods:
         objective = entry.methods[method].objective
         if objective != "denoising":
@@ -30,13 +29,11 @@ def mistakes(entry: DatasetEntry, name: str) -> Iterator[tuple[str, str]]:
 
 
 def inputs(params: Params, dataset: str, figure: Figure) -> Inputs:
-    """The discrepancy of every run."""
     shown = (run for run in params.runs(dataset) if run.method in figure.methods)
     return Inputs([discrepancy_path(Path(), run) for run in shown])
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """A curve per method and estimate."""
     replicates, units = params.dataset(dataset).runs, noise_units(params, dataset)
     rows: list[Row] = []
     for method in figure.methods:

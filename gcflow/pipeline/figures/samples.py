@@ -28,7 +28,6 @@ def _grid_path(root: Path, params: Params, dataset: str, method: str) -> Path:
 
 
 def inputs(params: Params, dataset: str, figure: Figure) -> Inputs:
-    """The real data, and the grid of each method's first run."""
     real = [data_folder(Path(), dataset) / name for name in DATA_FILES]
     return Inputs(real + [_grid_path(Path(), params, dataset, method) for method in figure.methods])
 
@@ -44,7 +43,7 @@ def _grid(path: Path, shape: tuple[int, ...], count: int) -> np.ndarray:
 
 
 def _sample_rows(panel: str, file: Path, indices: np.ndarray, values: np.ndarray, side: int) -> list[Row]:
-    """Where each sample is drawn from: images by their hash, points by their coordinates."""
+    """The origin of each sample: images by their hash, points by their coordinates."""
     rows: list[Row] = []
     for place, (index, value) in enumerate(zip(indices, values, strict=False)):
         where = {"panel": panel, "file": file.as_posix(), "index in file": index}
@@ -57,7 +56,6 @@ def _sample_rows(panel: str, file: Path, indices: np.ndarray, values: np.ndarray
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """A panel of real data, and one per method."""
     from gcflow.data import load_dataset
 
     entry, folder = params.dataset(dataset), data_folder(params.root, dataset)

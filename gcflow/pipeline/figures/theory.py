@@ -100,19 +100,16 @@ def _lemma_1(curves: dict[str, Any]) -> Panel:
 
 
 def mistakes(entry: DatasetEntry, _name: str) -> Iterator[tuple[str, str]]:
-    """A theory block that leaves something out."""
     for key in ("horizons", "sigmas"):
         if not getattr(entry.theory, key):
             yield f"theory.{key}", "is [], but a figure of kind theory shows what they give"
 
 
 def inputs(_params: Params, dataset: str, _figure: Figure) -> Inputs:
-    """The curves of the theory."""
     return Inputs([theory_path(Path(), dataset)])
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """Two panels per horizon, one of Theorem 2, one of Lemma 1."""
     path = theory_path(params.root, dataset)
     document = read_json(path)
     with expected_form(path):

@@ -17,13 +17,11 @@ DRAWN_PATHS = 32
 
 
 def mistakes(entry: DatasetEntry, _name: str) -> Iterator[tuple[str, str]]:
-    """A theory block without paths."""
     if entry.theory and not entry.theory.paths:
         yield "theory.paths", "is 0, but a figure of kind trajectories draws them"
 
 
 def inputs(_params: Params, dataset: str, _figure: Figure) -> Inputs:
-    """The curves of the theory."""
     return Inputs([theory_path(Path(), dataset)])
 
 
@@ -37,7 +35,6 @@ def _path_rows(flow: str, sigmas: np.ndarray, paths: np.ndarray) -> list[Row]:
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """A panel per flow."""
     path = theory_path(params.root, dataset)
     document = read_json(path)
     with expected_form(path):

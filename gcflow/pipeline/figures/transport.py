@@ -38,7 +38,6 @@ def _path(root: Path, dataset: str) -> Path:
 
 
 def inputs(params: Params, dataset: str, _figure: Figure) -> Inputs:
-    """The costs, and the label of the predictor."""
     settings = params.dataset(dataset).transport
     return Inputs([_path(Path(), dataset)], (settings.predictor.method,) if settings else ())
 
@@ -74,7 +73,6 @@ def _rows(document: dict[str, Any], predictor: str) -> list[Row]:
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    """A curve or a line per coupling and batch size."""
     path = _path(params.root, dataset)
     document, units = read_json(path), noise_units(params, dataset)
     with expected_form(path):

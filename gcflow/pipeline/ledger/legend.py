@@ -1,4 +1,4 @@
-"""How verdicts are called and marked, how far the axis of effects reaches, and what the forest plot says."""
+"""Names and marks of verdicts, the ends of the axis of effects, and the caption of the forest plot."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Which claims are tested on which data sets, and from which files. The graph of stages takes its inputs from here."""
+"""The claims that are tested on each data set, and from which files. The graph of stages takes its inputs from here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def _pairs(params: Params, claim: RunsClaim, dataset: str) -> tuple[tuple[Run, R
 
 
 def _obstacles(params: Params, claim: RunsClaim, dataset: str, pairs: tuple[tuple[Run, Run], ...]) -> Iterator[str]:
-    """Why two methods cannot be compared on a data set; each is looked for only where those before it are not."""
+    """The reasons against comparing two methods on a data set; each is looked for where those before it are not."""
     entry, of_discrepancy = params.dataset(dataset), claim.statistic in DISCREPANCY_STATISTICS
     for method in (claim.lower, claim.higher):
         if method not in entry.methods:

@@ -1,4 +1,4 @@
-"""What was run, by what the runs themselves recorded: the front of the report, and its provenance."""
+"""The runs, by what they themselves recorded: the front of the report, and its provenance."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What the report is made of: recorded files alone, so that it is the same bytes wherever it is made from them."""
+"""The inputs of the report: recorded files alone, so that it is the same bytes wherever it is made from them."""
 
 import json
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ class Records:
         self.read = frozenset(stages.report().deps)
 
     def path(self, name: Path | str) -> Path | None:
-        """Where a file lies, if it is there."""
+        """The path of a file, if it is there."""
         path = self.root / name
         return path if path.exists() else None
 

@@ -14,7 +14,7 @@ MEASURED = ("metric", "value", "run", "step", "weights", "sampler", "network_eva
 
 
 class Protocol(NamedTuple):
-    """How numbers were made, as their records have it."""
+    """The making of numbers, as their records have it."""
 
     name: str
     record: dict[str, Any]

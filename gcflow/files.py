@@ -107,12 +107,21 @@ def tensors_metadata(file: Any) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file of ours, without its tensors; empty if it is not ours.
+
+    Raises:
+        GcflowError: the file is missing or damaged.
+    """
+    with opened_tensors(path, "np") as file:
+        return tensors_metadata(file)
+
+
 def tensors_header(path: Path) -> dict[str, Any]:
-    """What stands in the header of a safetensors file of ours; empty if it is damaged, missing or not ours."""
+    """The same; also empty if the file is damaged or missing."""
     try:
-        with opened_tensors(path, "np") as file:
-            return tensors_metadata(file)
-    except (GcflowError, ValueError):
+        return read_header(path)
+    except GcflowError:
         return {}
 
 

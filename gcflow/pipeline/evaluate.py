@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
+from gcflow.files import atomic_path, read_header, read_json, write_json
 from gcflow.inception import PIXELS
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
@@ -209,8 +209,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
 
 def _content_hash(path: Path) -> str:
     """What a snapshot says of its content, without reading it: who loads it makes sure that it is true."""
-    with opened_tensors(path, "pt") as file:
-        return str(tensors_metadata(file).get("content_sha256"))
+    return str(read_header(path).get("content_sha256"))
 
 
 def _write_samples(folder: Path, columns: int, grids: dict[int, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev, variance
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import opened_tensors, tensors_metadata, write_text
+from gcflow.files import read_header, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
@@ -158,8 +158,7 @@ def _html(rows: list[Row], title: str, note: str) -> str:
 
 def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
     path, rules = reference_path(params.root, dataset, protocol), params.dataset(dataset).features.protocols[protocol]
-    with opened_tensors(path, "np") as file:
-        record = tensors_metadata(file)
+    record = read_header(path)
     if rules is not None:
         rules.check_reference(path, record["protocol"], f"gcflow reference {dataset} {protocol}")
     return record

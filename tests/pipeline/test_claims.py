@@ -435,7 +435,7 @@ def test_a_check_of_an_inequality_counts_by_its_lead(root):
     assert (record["verdict"], record["worst"], record["margin"]) == ("supported", None, pytest.approx(5))
     assert "expected more than 1, tolerance 0.1" in record["text"]
     dump(root / "results/mixture2d/theory.json", {"checks": [check("Theorem 1", "odd", 3.0, 1.0, relation="~")]})
-    with pytest.raises(GcflowError, match=r"theory\.json: is not what gcflow theory mixture2d writes"):
+    with pytest.raises(GcflowError, match=r"theory\.json: not what gcflow theory mixture2d writes"):
         ledger(root)
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import typing
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,20 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from gcflow.pipeline.report.captions import CAPTIONS, FOREST
 from markupsafe import escape
 from PIL import Image
 from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import duplicate
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.figures import KINDS, figure_kind
+from gcflow.pipeline.ledger.legend import CAPTION
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.report.charts import Series, chart
 from gcflow.pipeline.report.figures import right_end
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
 from gcflow.pipeline.report.write import write_report
-from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages
 from gcflow.readable import moment, number
 
@@ -138,10 +137,6 @@ def test_the_stage_reads_all_that_others_make_but_snapshots(project):
     assert left
     assert {Path(out).name for out in left} == {"snapshots"}
     assert set(stages.report().deps) <= made
-
-
-def test_every_kind_of_figure_has_a_caption():
-    assert set(CAPTIONS) == set(typing.get_args(Figure.__annotations__["kind"]))
 
 
 def test_the_order_of_curves_is_read_off_at_their_right_end():
@@ -416,7 +411,9 @@ def test_options_are_shown_as_json_and_no_words_in_marks_of_code(project):
     text = report(project).read_text()
     manifest = json.loads((project / "data/mixture2d/manifest.json").read_text())
     assert escape(json.dumps(manifest["options"], ensure_ascii=False)) in text
-    assert not [caption for caption in (*CAPTIONS.values(), FOREST) if "`" in " ".join(caption)]
+    assert not [
+        caption for caption in (*(figure_kind(name).caption for name in KINDS), CAPTION) if "`" in " ".join(caption)
+    ]
 
 
 def test_the_first_page_tells_what_a_verdict_of_each_kind_needs(visit):
@@ -545,7 +542,7 @@ def test_jobs_share_the_seconds_of_the_steps_that_they_trained():
     assert (first.steps, first.seconds) == ((0, 10), 1.0)
     assert (second.steps, second.seconds) == ((10, 20), 0.5)
     assert first.environment.code == "aaaaaaaaaaaa, with uncommitted changes"
-    assert second.environment.code == "no git ROOT"
+    assert second.environment.code == "no git repository"
     assert moment(first.begun) == "2026-01-01 00:00 UTC"
     assert (first.slurm_job, second.slurm_job) == ("–", "7")
 

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from gcflow.files import atomic_path
 from gcflow.pipeline.drawing.looks import Line, Look
 
@@ -72,8 +70,7 @@ def save_data(rows: list[Row], path: Path) -> None:
 
 
 def _cell(value: Any) -> Any:
-    # Numpy's numbers of half the precision are no `float`.
-    if isinstance(value, float | np.floating):
+    if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
     return value
 
@@ -92,6 +89,8 @@ def draw_curve(
 
     line: instead of the look's own. marker: whether each point is marked.
     """
+    import numpy as np
+
     axes.plot(
         x,
         y,

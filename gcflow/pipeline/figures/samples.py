@@ -3,18 +3,19 @@
 import hashlib
 import textwrap
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from gcflow.errors import GcflowError
 from gcflow.files import expected_form
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, PLANE, POINT, Drawing, Row, new_figure
-from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.looks import GREY, looks
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
 from gcflow.pipeline.folders import DATA_FILES, data_folder, run_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Figure
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST_PANEL = 1.8
 MOST_COLUMNS = 4
@@ -32,7 +33,9 @@ def inputs(params: Params, dataset: str, figure: Figure) -> Inputs:
     return Inputs(real + [_grid_path(Path(), params, dataset, method) for method in figure.methods])
 
 
-def _grid(path: Path, shape: tuple[int, ...], count: int) -> np.ndarray:
+def _grid(path: Path, shape: tuple[int, ...], count: int) -> "np.ndarray":
+    import numpy as np
+
     if not path.exists():
         raise GcflowError(f"{path}: no such file; run gcflow evaluate first")
     with expected_form(path):
@@ -42,13 +45,13 @@ def _grid(path: Path, shape: tuple[int, ...], count: int) -> np.ndarray:
     return values
 
 
-def _sample_rows(panel: str, file: Path, indices: np.ndarray, values: np.ndarray, side: int) -> list[Row]:
+def _sample_rows(panel: str, file: Path, indices: "np.ndarray", values: "np.ndarray", side: int) -> list[Row]:
     """The origin of each sample: images by their hash, points by their coordinates."""
     rows: list[Row] = []
     for place, (index, value) in enumerate(zip(indices, values, strict=False)):
         where = {"panel": panel, "file": file.as_posix(), "index in file": index}
         if values.ndim == 2:
-            rows.append(where | dict(zip(POINT, value, strict=True)))
+            rows.append(where | dict(zip(POINT, value.tolist(), strict=True)))
         else:
             pixels = hashlib.sha256(value.tobytes()).hexdigest()
             rows.append(where | {"row": place // side, "column": place % side, "sha256 of pixels": pixels})
@@ -56,7 +59,10 @@ def _sample_rows(panel: str, file: Path, indices: np.ndarray, values: np.ndarray
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
+    import numpy as np
+
     from gcflow.data import load_dataset
+    from gcflow.pipeline.drawing.image_files import tile
 
     entry, folder = params.dataset(dataset), data_folder(params.root, dataset)
     real, side = load_dataset(folder).samples, entry.evaluation.grid

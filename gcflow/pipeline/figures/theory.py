@@ -6,8 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gcflow.files import expected_form, read_json
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, Drawing, Row, draw_curve, legend_below, new_figure, plain_ticks
 from gcflow.pipeline.drawing.looks import BLACK, DOTTED, GC, IC, Look, other_looks
@@ -46,6 +44,8 @@ class Panel:
 
     def draw(self, axes: "Axes") -> None:
         """Draws them on logarithmic axes."""
+        import numpy as np
+
         for series, (look, x, y, error) in self.curves.items():
             draw_curve(axes, look, x, y, series)
             if np.isfinite(error).any():
@@ -58,7 +58,7 @@ class Panel:
 
 
 def _without_error(look: Look, x: Any, y: Any) -> tuple[Look, Any, Any, Any]:
-    return look, x, y, np.full(len(x), np.nan)
+    return look, x, y, [float("nan")] * len(x)
 
 
 def _theorem_1(curves: dict[str, Any]) -> list[Panel]:
@@ -67,7 +67,8 @@ def _theorem_1(curves: dict[str, Any]) -> list[Panel]:
     distances = {name: curve for name, curve in curves.items() if isinstance(curve, dict)}
     styled = list(zip(islice(other_looks(), len(distances)), distances.items(), strict=True))
     gaps = {
-        name: (look, x, np.abs(np.array(curve["ratio"]) - 1), curve["standard_error"]) for look, (name, curve) in styled
+        name: (look, x, [abs(ratio - 1) for ratio in curve["ratio"]], curve["standard_error"])
+        for look, (name, curve) in styled
     }
     gradients = {name: _without_error(look, x, curve["gradient_difference"]) for look, (name, curve) in styled}
     return [
@@ -93,8 +94,8 @@ def _lemma_1(curves: dict[str, Any]) -> Panel:
     """The derivative of the cost by differences, and the right side."""
     x = curves["sigmas"]
     drawn = {
-        "right side": _without_error(Look(GC.colour, ""), x, -np.array(curves["right_side"])),
-        "differences": _without_error(Look(BLACK, "o", ""), x, -np.array(curves["derivative"])),
+        "right side": _without_error(Look(GC.colour, ""), x, [-slope for slope in curves["right_side"]]),
+        "differences": _without_error(Look(BLACK, "o", ""), x, [-slope for slope in curves["derivative"]]),
     }
     return Panel("Lemma 1: differences, right side (line)", LEVEL, "−c′(t) (data units)", drawn)
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from gcflow.files import expected_form, read_json
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, PLANE, POINT, Drawing, Row, new_figure
@@ -12,6 +11,9 @@ from gcflow.pipeline.figures import Caption, FigureKind, Inputs
 from gcflow.pipeline.folders import theory_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import DatasetEntry, Figure
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DRAWN_PATHS = 32
 
@@ -25,7 +27,7 @@ def inputs(_params: Params, dataset: str, _figure: Figure) -> Inputs:
     return Inputs([theory_path(Path(), dataset)])
 
 
-def _path_rows(flow: str, sigmas: np.ndarray, paths: np.ndarray) -> list[Row]:
+def _path_rows(flow: str, sigmas: "np.ndarray", paths: "np.ndarray") -> list[Row]:
     """A row per noise level of each path; paths: [levels, B, 2]."""
     return [
         {"flow": flow, "path": number, "sigma [data units]": sigma, **dict(zip(POINT, state, strict=True))}
@@ -35,6 +37,8 @@ def _path_rows(flow: str, sigmas: np.ndarray, paths: np.ndarray) -> list[Row]:
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
+    import numpy as np
+
     path = theory_path(params.root, dataset)
     document = read_json(path)
     with expected_form(path):

@@ -4,8 +4,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gcflow.files import expected_form, read_json
 from gcflow.pipeline.drawing.canvas import Drawing, Row, draw_curve, legend_below, one_panel, plain_ticks
 from gcflow.pipeline.drawing.curves import noise_units, renamed
@@ -73,6 +71,8 @@ def _rows(document: dict[str, Any], predictor: str) -> list[Row]:
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
+    import numpy as np
+
     path = _path(params.root, dataset)
     document, units = read_json(path), noise_units(params, dataset)
     with expected_form(path):

@@ -157,7 +157,7 @@ def prepare(
 @click.pass_context
 def features(context: click.Context, dataset: str, archives: Path, download: bool) -> None:
     params = _load(context)
-    from gcflow.pipeline.extractors import make_features
+    from gcflow.pipeline.features.networks import make_features
 
     make_features(params, dataset, archives, download)
 
@@ -398,7 +398,7 @@ def discrepancy(context: click.Context, run: str, device: str) -> None:
 def theory(context: click.Context, dataset: str, threads: int) -> None:
     params = _load(context)
     params.dataset(dataset)
-    from gcflow.pipeline.theory import check_theory
+    from gcflow.pipeline.theory_checks import check_theory
 
     check_theory(params, dataset, threads)
 

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gcflow.errors import GcflowError
+from gcflow.readable import one_line
 
 
 def _sync(path: Path) -> None:
@@ -82,6 +83,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
+def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
+    """Turns what a file of another form leads to into an error that names it, and what writes it."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError) as error:
+        problem = one_line(f"{type(error).__name__}: {error}")
+        raise GcflowError(f"{path}: not what {made_by} writes ({problem}); delete it to make it again") from None
+
+
+@contextmanager
 def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
     """A safetensors file, open for reading; `framework` is `pt` or `np` (which does without torch).
 
@@ -103,12 +114,21 @@ def tensors_metadata(file: Any) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file of ours, without its tensors; empty if it is not ours.
+
+    Raises:
+        GcflowError: the file is missing or damaged.
+    """
+    with opened_tensors(path, "np") as file:
+        return tensors_metadata(file)
+
+
 def tensors_header(path: Path) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file of ours; empty if it is damaged, missing or not ours."""
+    """The same; also empty if the file is damaged or missing."""
     try:
-        with opened_tensors(path, "np") as file:
-            return tensors_metadata(file)
-    except (GcflowError, ValueError):
+        return read_header(path)
+    except GcflowError:
         return {}
 
 

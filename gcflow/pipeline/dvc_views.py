@@ -9,9 +9,10 @@ from typing import Any
 
 from gcflow.errors import GcflowError
 from gcflow.files import write_json, write_text
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import curve_path, run_folder, summary_path
+from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.schema import metric_names
 
 # DVC puts every point into its page, for every run and revision that it compares.
 MOST_POINTS = 200
@@ -40,24 +41,20 @@ def loss_curve(path: Path) -> list[Row]:
     return [{"step": stretch[-1][0], "loss": fmean(loss for _, loss in stretch)} for stretch in stretches]
 
 
-def metric_curves(records: list[dict[str, Any]], sampler: str, evaluations: int) -> dict[str, list[Row]]:
-    """Protocol to a row per step: the metrics of EMA weights with a sampler, means over generation seeds.
+def metric_curves(records: list[Record]) -> dict[str, list[Row]]:
+    """Protocol to a row per step: the metrics of EMA weights by the cheapest sampler, means over generation seeds.
 
     Args:
-        records: of metrics.json, steps ascending.
-        sampler: its name.
-        evaluations: its passes of the network per sample.
+        records: of metrics.json.
     """
-    values: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for record in records:
-        drawn = (record["weights"], record["sampler"], record["network_evaluations"])
-        if drawn == ("ema", sampler, evaluations):
-            of_step = values.setdefault(record["protocol"], {}).setdefault(record["step"], {})
-            of_step.setdefault(record["metric"], []).append(record["value"])
-    return {
-        protocol: [{"step": step} | {name: fmean(all_) for name, all_ in row.items()} for step, row in steps.items()]
-        for protocol, steps in values.items()
-    }
+    found: dict[str, list[Row]] = {}
+    for protocol, curves in measured(records).curves.items():
+        of_metrics = {metric: means(curve) for metric, curve in curves.items()}
+        steps = next(iter(of_metrics.values()))
+        found[protocol] = [
+            {"step": step} | {metric: curve[step] for metric, curve in of_metrics.items()} for step in steps
+        ]
+    return found
 
 
 def write_views(root: Path, run: Run, loss: list[Row], curves: dict[str, list[Row]]) -> None:
@@ -103,7 +100,7 @@ def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
         for objective, chosen in by_objective.items():
             losses = {str(curve_path(run_folder(root, run), "loss")): "loss" for run in chosen}
             plot(f"{dataset}-loss-{objective}", f"{dataset}: loss ({objective})", "loss, log scale", losses)
-        metric = metric_names(entry.features.kind)[0]
+        metric = KINDS[entry.features.kind].distance.name
         distances = {str(curve_path(run_folder(root, run), "metrics")): metric for run in runs}
         plot(f"{dataset}-{metric}", f"{dataset}: {metric}", f"{metric}, log scale", distances)
     summaries = [str(summary_path(run_folder(root, run))) for dataset in datasets for run in params.runs(dataset)]

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, opened_tensors, read_json, tensors_metadata, write_json
+from gcflow.files import atomic_path, read_header, read_json, write_json
 from gcflow.inception import PIXELS
-from gcflow.pipeline.comparison import Reference, load_references
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
 from gcflow.pipeline.job import tells_its_end
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.reference import Reference, load_references
 from gcflow.pipeline.schema import Evaluation
 from gcflow.precision import set_precision
 from gcflow.preconditioning import PreconditionedNetwork
@@ -165,7 +165,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
     folder, settings = run_folder(params.root, run), entry.evaluation
     dataset = load_near(data_folder(params.root, run.dataset), scratch_folder(), say)
     images = dataset.samples.dtype == torch.uint8
-    references = load_references(params, run.dataset, images, config.training.batch, device)
+    references = load_references(params, run.dataset, config.training.batch, device)
     loss = loss_curve(folder / "metrics.jsonl")
 
     plan, records = measurements(config, settings), []
@@ -198,7 +198,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
                         finished.keep_grid(step, stored[: settings.grid**2].numpy())
                     finished.add(key, measured)
                 records += finished.records[key]
-        curves = metric_curves(records, main.name, main.evaluations)
+        curves = metric_curves(records)
         _write_samples(folder, settings.grid, {step: finished.grid(step) for step in shown})
         write_views(params.root, run, loss, curves)
         write_json(folder / "evaluation" / "metrics.json", records)
@@ -207,8 +207,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
 
 def _content_hash(path: Path) -> str:
     """What a snapshot says of its content, without reading it: who loads it makes sure that it is true."""
-    with opened_tensors(path, "pt") as file:
-        return str(tensors_metadata(file).get("content_sha256"))
+    return str(read_header(path).get("content_sha256"))
 
 
 def _write_samples(folder: Path, columns: int, grids: dict[int, np.ndarray]) -> None:

@@ -1,22 +1,10 @@
 """`gcflow figure`: a picture from the runs' own files as PNG and SVG, and the numbers that it shows as CSV."""
 
-from collections.abc import Callable
-
 from gcflow.errors import GcflowError
-from gcflow.pipeline.drawing import curves, pictures, theory, transport
 from gcflow.pipeline.drawing.canvas import Drawing, save_data, save_figure
+from gcflow.pipeline.figures import figure_kind
 from gcflow.pipeline.folders import FIGURE_FORMATS, figure_path
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.schema import Figure
-
-KINDS: dict[str, Callable[[Params, str, Figure], Drawing]] = {
-    "convergence": curves.convergence,
-    "discrepancy": curves.discrepancy,
-    "samples": pictures.samples,
-    "theory": theory.theory,
-    "trajectories": pictures.trajectories,
-    "transport": transport.transport,
-}
 
 
 def draw_figure(params: Params, dataset: str, name: str) -> Drawing:
@@ -28,7 +16,7 @@ def draw_figure(params: Params, dataset: str, name: str) -> Drawing:
     figures = params.dataset(dataset).figures
     if name not in figures:
         raise GcflowError(f"{params.path}: datasets.{dataset}.figures has no {name!r}; known: {', '.join(figures)}")
-    return KINDS[figures[name].kind](params, dataset, figures[name])
+    return figure_kind(figures[name].kind).draw(params, dataset, figures[name])
 
 
 def write_figure(params: Params, dataset: str, name: str) -> None:
@@ -41,6 +29,6 @@ def write_figure(params: Params, dataset: str, name: str) -> None:
     for suffix in FIGURE_FORMATS:
         path = figure_path(params.root, dataset, name, suffix)
         if suffix == "csv":
-            save_data(drawing.data, path)
+            save_data(drawing.rows, path)
         else:
             save_figure(drawing.canvas, path)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.params import Run
 
 TABLE_FORMATS = ("md", "csv", "tex", "html")
@@ -22,9 +23,8 @@ def results_folder(root: Path, dataset: str) -> Path:
 
 
 def extractor_path(root: Path, dataset: str, kind: str) -> Path:
-    """The network in whose features samples are compared: `classifier`, `inception` or `surrogate`."""
-    suffix = "safetensors" if kind == "classifier" else "pt"
-    return results_folder(root, dataset) / "features" / f"{kind}.{suffix}"
+    """The network in whose features samples are compared, of a kind that has one."""
+    return results_folder(root, dataset) / "features" / f"{kind}.{KINDS[kind].network}"
 
 
 def reference_path(root: Path, dataset: str, protocol: str) -> Path:

@@ -20,6 +20,7 @@ from gcflow.files import write_json
 from gcflow.pipeline.folders import end_path
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params, Run
+from gcflow.readable import one_line
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Params, str, P], None]
@@ -153,7 +154,7 @@ def _tell_end(params: Params, run: Run, verb: str, error: BaseException | None) 
         "job": verb,
         "state": "done" if error is None else "interrupted" if interrupted else "failed",
         "exit_code": 0 if error is None else getattr(error, "exit_code", 2 if isinstance(error, OSError) else 1),
-        "error": " ".join(f"{kind}{error or ''}".split()),
+        "error": one_line(f"{kind}{error or ''}"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": digest(to_dict(params.run_config(run.name))),
     }

@@ -24,7 +24,9 @@ from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.networks import Network
 from gcflow.options import mistakes, suggestion
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, Figure, RunsClaim, Table, metric_names
+from gcflow.pipeline import features
+from gcflow.pipeline.figures import figure_mistakes
+from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table
 from gcflow.pipeline.sweeps import expand_sweeps
 from gcflow.register import network
 from gcflow.sources import Mixture2d
@@ -86,8 +88,9 @@ class Params:
                     raise self._fail(key, f"is {levels}, expected levels between {low:g} and {high:g}")
             for method in entry.methods:
                 self._check_method(name, method)
-            for figure_name, figure in entry.figures.items():
-                self._check_figure(f"datasets.{name}", figure_name, figure)
+            for figure in entry.figures:
+                for key, problem in figure_mistakes(entry, figure):
+                    raise self._fail(f"datasets.{name}.{key}", problem)
         if self.claims:
             self._check_claims(self.claims)
 
@@ -214,8 +217,9 @@ class Params:
                 self._check_role(f"{where}.{block}.predictor", settings.predictor, name, (0,), "predictor")
 
     def _check_evaluation(self, where: str, entry: DatasetEntry) -> None:
+        taken = [metric.name for metric in features.KINDS[entry.features.kind].metrics]
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
-            if not re.fullmatch("[a-z0-9-]+", name) or name in metric_names(entry.features.kind):
+            if not re.fullmatch("[a-z0-9-]+", name) or name in taken:
                 raise self._fail(f"{where}.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
         splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
         if entry.evaluation.samples < splits:
@@ -231,7 +235,7 @@ class Params:
             raise self._fail(f"{where}.published", problem)
         if table.paper is None:
             return
-        if entry.features.kind != "inception":
+        if not features.KINDS[entry.features.kind].published:
             problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
             raise self._fail(f"{where}.paper", problem)
         published = published_tables().get(table.published_entry, {}).get("datasets", {})
@@ -248,30 +252,6 @@ class Params:
                 if method not in known:
                     problem = f"is {method!r}, which names no method of any data set; {_known(method, known)}"
                     raise self._fail(f"claims.entries.{name}.{side}", problem)
-
-    def _check_figure(self, where: str, name: str, figure: Figure) -> None:
-        entry = self.dataset(where.removeprefix("datasets."))
-        blocks = {
-            "transport": ("transport", entry.transport),
-            "discrepancy": ("discrepancy", entry.discrepancy),
-            "theory": ("theory", entry.theory),
-            "trajectories": ("theory", entry.theory),
-        }
-        block, value = blocks.get(figure.kind, ("", figure))
-        if value is None:
-            raise self._fail(f"{where}.{block}", f"is missing, but a figure of kind {figure.kind} needs it")
-        if figure.kind == "trajectories" and entry.theory and not entry.theory.paths:
-            raise self._fail(f"{where}.theory.paths", "is 0, but a figure of kind trajectories draws them")
-        if figure.kind == "theory" and entry.theory:
-            for key in ("horizons", "sigmas"):
-                if not getattr(entry.theory, key):
-                    raise self._fail(f"{where}.theory.{key}", "is [], but a figure of kind theory shows what they give")
-        if figure.kind == "discrepancy":
-            for method in figure.methods:
-                criterion = entry.methods[method].criterion
-                if not criterion.denoises:
-                    key = f"{where}.figures.{name}.methods"
-                    raise self._fail(key, f"names {method!r}, whose objective is {criterion.kind}, not denoising")
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"

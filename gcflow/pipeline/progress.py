@@ -1,12 +1,13 @@
-"""What a person sees while a job runs: a bar on a terminal of one's own, a line now and then among other jobs."""
+"""Progress of a running job for a person: a bar on a terminal of one's own, a line now and then among other jobs."""
 
 import sys
 import time
-from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
+
+from gcflow.readable import clock, duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -44,8 +45,8 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif kind is None:
-            seconds = time.monotonic() - self.begun
-            say(f"  {self.name:<30} done: {self.done} {self.unit}s in {seconds:.0f} s  {self.detail}")
+            taken = duration(time.monotonic() - self.begun)
+            say(f"  {self.name:<30} done: {self.done} {self.unit}s in {taken}  {self.detail}")
 
     def update(self, done: int, detail: str = "") -> None:
         """Reports that `done` of `total` units are finished, with e.g. loss and images/s as `detail`."""
@@ -59,5 +60,5 @@ class Progress:
             return
         self.spoken = now
         left = (now - self.begun) / max(1, done - self.start) * (self.total - done)
-        clock = timedelta(seconds=round(left))
-        say(f"  {self.name:<30} {self.unit} {done}/{self.total} ({done / self.total:.0%})  {detail}  {clock} left")
+        share = f"{self.unit} {done}/{self.total} ({done / self.total:.0%})"
+        say(f"  {self.name:<30} {share}  {detail}  {clock(left)} left")

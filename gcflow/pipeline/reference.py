@@ -1,27 +1,22 @@
-"""`gcflow reference`: the features of the real data, computed once per protocol."""
+"""`gcflow reference`: what is kept of the real data, once per protocol, and generated samples compared with it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from gcflow.data import Dataset
+from gcflow.config import to_dict
 from gcflow.errors import GcflowError
-from gcflow.inception import REAL_PIXELS, Inception
-from gcflow.metrics import FeatureSet, FeatureStatistics, InceptionScore, frechet_distance, kernel_inception_distance
-from gcflow.pipeline.comparison import KID_POOL
-from gcflow.pipeline.extractors import SmallExtractor, load_network
+from gcflow.extensions import origins
+from gcflow.pipeline.features.inception import InceptionComparison
+from gcflow.pipeline.features.networks import load_features
+from gcflow.pipeline.features.small import SmallComparison
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.progress import Progress, say
-from gcflow.pipeline.schema import FEWEST_REAL, metric_names
-from gcflow.pipeline.schema import Protocol as InceptionProtocol
-from gcflow.randomness import generator
+from gcflow.pipeline.progress import say
 from gcflow.scratch import load_near, scratch_folder
-from gcflow.weights import save_tensors
-
-# Even, so that images of the two halves alternate throughout.
-REFERENCE_BATCH = 500
+from gcflow.weights import load_tensors, save_tensors
 
 
 def compute_reference(params: Params, dataset: str, protocol: str | None = None, device: str = "cpu") -> None:
@@ -33,92 +28,58 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     Raises:
         GcflowError: no such protocol, or fewer images than it needs.
     """
-    settings = params.dataset(dataset).features
+    settings, folder = params.dataset(dataset).features, data_folder(params.root, dataset)
     protocol = protocol or next(iter(settings.protocols))
     if protocol not in settings.protocols:
         known = ", ".join(settings.protocols)
         raise GcflowError(f"{params.path}: datasets.{dataset}.features.protocols has no {protocol!r}; known: {known}")
     torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
-    data = load_near(data_folder(params.root, dataset), scratch_folder(), say)
-    network = load_network(params, dataset, device)
+    data = load_near(folder, scratch_folder(), say)
+    features = load_features(params, dataset, device)
+    tensors, record = features.reference(data, settings.protocols[protocol], str(folder))
     path = reference_path(params.root, dataset, protocol)
-    if isinstance(network, SmallExtractor):
-        if len(data.samples) < FEWEST_REAL:
-            folder = data_folder(params.root, dataset)
-            raise GcflowError(
-                f"{folder}: {len(data.samples)} samples, at least {FEWEST_REAL} are needed to compare with"
-            )
-        tensors, record = _small_reference(network, data)
-    else:
-        rules = settings.protocols[protocol]
-        assert rules is not None
-        images, chosen = _chosen_images(params, dataset, data, rules)
-        names = metric_names(settings.kind)
-        tensors, record = _inception_reference(network, images, chosen, rules, names, dataset, device)
-    save_tensors(path, tensors, record | {"data_sha256": data.sha256, "extractor_sha256": network.sha256})
+    save_tensors(path, tensors, record | {"data_sha256": data.sha256, "extractor_sha256": features.sha256})
 
 
-def _small_reference(extractor: SmallExtractor, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    features, probabilities = extractor(data.samples)
-    order = torch.randperm(len(features), generator=generator(0, "halves"))
-    first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    halves = extractor.compare(
-        features[first],
-        probabilities[first] if probabilities is not None else None,
-        FeatureSet(features[second]),
-    )
-    return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
+@dataclass(frozen=True)
+class Reference:
+    """The other side of a comparison of generated samples, under one protocol.
 
-
-def _chosen_images(params: Params, dataset: str, data: Dataset, rules: InceptionProtocol) -> tuple[Tensor, Tensor]:
-    """The images of the split, and the numbers of those that are taken, in the order in which they are.
-
-    That order is random: prepared data may be sorted by class, and the score is of contiguous splits.
+    protocol: its name. compare: begins a comparison of so many samples. description: the protocol record.
     """
-    images = data.samples if rules.split == "train" else data.held_out
-    wanted = rules.reference_images
-    if len(images) < (least := max(wanted or FEWEST_REAL, rules.score_splits)):
-        raise GcflowError(
-            f"{data_folder(params.root, dataset)}: the {rules.split} split has {len(images)} images, the protocol asks "
-            f"for {'' if wanted else 'at least '}{least}; change features.protocols or prepare more"
-        )
-    order = torch.randperm(len(images), generator=generator(rules.reference_seed, "reference"))
-    return images, order[:wanted]
+
+    protocol: str
+    compare: Callable[[int], SmallComparison | InceptionComparison]
+    description: dict[str, Any]
 
 
-def _inception_reference(
-    network: Inception,
-    images: Tensor,
-    chosen: Tensor,
-    rules: InceptionProtocol,
-    names: tuple[str, str, str],
-    name: str,
-    device: str,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    total, pixels = len(chosen), REAL_PIXELS[rules.real_pixels]
-    first, second, score = FeatureStatistics(), FeatureStatistics(), InceptionScore(total, rules.score_splits)
-    parts = []
-    with Progress(f"{name} reference", total, unit="image") as progress:
-        for start in range(0, total, REFERENCE_BATCH):
-            numbers = chosen[start : start + REFERENCE_BATCH]
-            features, probabilities = network(pixels(images[numbers]), rules.resize)
-            # The order is random, so every second image is a random half.
-            first.update(features[0::2])
-            second.update(features[1::2])
-            score.update(probabilities)
-            parts.append(features[: max(0, KID_POOL - start)].cpu())
-            progress.update(start + len(numbers))
-    pool = torch.cat(parts)
-    kid, _ = kernel_inception_distance(
-        pool[0::2].to(device), pool[1::2].to(device), rules.kid_subsets, rules.kid_subset_size, rules.kid_seed
-    )
-    against = dict(zip(names, (frechet_distance(first, second), kid, score.value[0]), strict=True))
-    first.merge(second)
-    record = {
-        "count": total,
-        "split": rules.split,
-        "choice": "all" if total == len(images) else f"random of {len(images)}, seed {rules.reference_seed}",
-        "protocol": rules.reference_settings,
-        "real_half_against_half": against,
-    }
-    return {**first.tensors(), "kid_pool": pool}, record
+def load_references(params: Params, dataset: str, batch: int, device: str) -> list[Reference]:
+    """The references of every protocol of a data set, for samples of a run with this training batch.
+
+    Raises:
+        GcflowError: one is missing, damaged, or was made by another network or for another protocol.
+    """
+    settings, features = params.dataset(dataset).features, load_features(params, dataset, device)
+    metrics = params.dataset(dataset).evaluation.metrics
+    found = []
+    for name, rules in settings.protocols.items():
+        path = reference_path(params.root, dataset, name)
+        tensors, record = load_tensors(path)
+        again = f"gcflow reference {dataset} {name}"
+        if record["extractor_sha256"] != features.sha256:
+            raise GcflowError(f"{path}: made with another {settings.kind}; run {again}")
+        if rules is not None:
+            rules.check_reference(path, record["protocol"], again)
+        description = {
+            "protocol": name,
+            "extractor_sha256": features.sha256,
+            "reference": record["count"],
+            "reference_split": record["split"],
+        }
+        if "choice" in record:
+            description["reference_choice"] = record["choice"]
+        description |= features.space(rules, batch)
+        if metrics:
+            description["metrics"] = [{**to_dict(metric), **origins(metric)} for metric in metrics]
+        found.append(Reference(name, features.comparisons(tensors, rules, batch, metrics), description))
+    return found

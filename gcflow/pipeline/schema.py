@@ -4,7 +4,7 @@ docs/params.md and params.schema.json are written from here (`make keys`).
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from gcflow.errors import GcflowError
 from gcflow.metrics import Metric
 from gcflow.networks import Network
 from gcflow.options import Count, Options, require
+from gcflow.pipeline import figures
 from gcflow.sources import Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
@@ -32,6 +33,11 @@ SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
 Level = Annotated[float, Field(gt=0)]
 Open = Annotated[float, Field(gt=0, lt=1)]
+if TYPE_CHECKING:
+    FigureKindName = str
+else:
+    FigureKindName = Literal[figures.KINDS]
+Reproduces = Annotated[str, Field(pattern="^(table|figure)[0-9]+$")]
 
 
 class MethodEntry(MethodConfig):
@@ -165,14 +171,6 @@ class SurrogateNetwork(Options):
 Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
 
 
-def metric_names(kind: str) -> tuple[str, str, str]:
-    """How the Fréchet distance, the kernel distance and the score are called: FID only where it is Inception's."""
-    if kind == "inception":
-        return "fid", "kid", "is"
-    name = "coordinate" if kind == "identity" else kind
-    return f"{name}-fd", f"{name}-kd", f"{name}-score"
-
-
 class Evaluation(Options):
     """What is generated to be compared."""
 
@@ -257,7 +255,7 @@ class Table(Options):
 
     title: str = Field(description="above the table")
     methods: tuple[str, ...] = Field(description="whose runs it shows; a swept method means all of its sweep")
-    reproduces: Annotated[str, Field(pattern="^(table|figure)[0-9]+$")] | None = Field(
+    reproduces: Reproduces | None = Field(
         default=None,
         description="which table of the paper it answers, `table1`; the workflow has a target of that name",
     )
@@ -281,22 +279,15 @@ class Table(Options):
 class Figure(Options):
     """A figure."""
 
-    kind: Literal["convergence", "samples", "transport", "discrepancy", "trajectories", "theory"] = Field(
-        description="how it is drawn"
-    )
+    kind: FigureKindName = Field(description="how it is drawn: a file of `gcflow/pipeline/figures`")
     title: str = Field(description="above the figure")
     methods: tuple[str, ...] = Field(
         default=(), description="whose runs it shows, where its kind shows runs; a swept method means all of its sweep"
     )
-    reproduces: Annotated[str, Field(pattern="^(table|figure)[0-9]+$")] | None = Field(
+    reproduces: Reproduces | None = Field(
         default=None,
         description="which figure of the paper it answers, `figure5`; the workflow has a target of that name",
     )
-
-    def __post_init__(self) -> None:
-        needs = self.kind in ("convergence", "samples", "discrepancy")
-        expected = f"{'some' if needs else 'none'} for {self.kind}"
-        require(needs == bool(self.methods), "methods", list(self.methods), expected)
 
 
 class DatasetEntry(Options):

@@ -14,6 +14,7 @@ from gcflow.config import RunReference
 from gcflow.extensions import origins
 from gcflow.files import write_text
 from gcflow.pipeline.dvc_views import view_definitions
+from gcflow.pipeline.figures import figure_kind
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
     DATA_FILES,
@@ -261,29 +262,13 @@ class Stages:
 
     def figure(self, dataset: str, name: str) -> Stage:
         """A figure, from the files that its kind shows."""
-        entry = self.params.dataset(dataset)
-        content = entry.figures[name]
-        keys = (*self._keys(dataset, f"figures.{name}"), *self._shown(dataset, content.methods))
-        if content.kind == "convergence":
-            deps = self._metrics(dataset, content.methods)
-        elif content.kind == "samples":
-            firsts = (Run(dataset, method, entry.runs[method].seeds[0]) for method in content.methods)
-            grids = (str(run_folder(self.root, run) / "evaluation" / "samples.npy") for run in firsts)
-            deps = (*self._data(dataset), *grids)
-        elif content.kind == "transport":
-            deps = self.transport(dataset).outs
-            assert entry.transport is not None
-            keys = (*keys, *self._shown(dataset, (entry.transport.predictor.method,)))
-        elif content.kind == "discrepancy":
-            shown = (run for run in self.denoisers(dataset) if run.method in content.methods)
-            deps = tuple(str(discrepancy_path(self.root, run)) for run in shown)
-        else:
-            deps = self.theory(dataset).outs
+        content = self.params.dataset(dataset).figures[name]
+        inputs = figure_kind(content.kind).inputs(self.params, dataset, content)
         return Stage(
             f"figure-{dataset}-{name}",
             f"gcflow figure {dataset} {name}",
-            deps,
-            keys,
+            tuple(map(str, inputs.files)),
+            (*self._keys(dataset, f"figures.{name}"), *self._shown(dataset, (*content.methods, *inputs.labels))),
             tuple(str(figure_path(self.root, dataset, name, suffix)) for suffix in FIGURE_FORMATS),
         )
 

@@ -1,21 +1,23 @@
 """`gcflow table`: reported metrics of a list of methods, with their deviation over seeds, in four formats."""
 
-from collections.abc import Iterable
+import csv
+import io
+import math
 from html import escape
+from statistics import fmean, stdev, variance
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from gcflow.errors import GcflowError
-from gcflow.files import opened_tensors, read_json, tensors_metadata, write_text
+from gcflow.files import read_header, write_text
 from gcflow.pipeline import markdown
-from gcflow.pipeline.folders import reference_path, results_folder, run_folder
+from gcflow.pipeline.features import KINDS, MetricName, metric_name
+from gcflow.pipeline.folders import reference_path, results_folder
+from gcflow.pipeline.measurements import means, metrics_path, read_measured
 from gcflow.pipeline.params import Params, PublishedValue, Run, published_tables
-from gcflow.pipeline.schema import metric_names
 
-PUBLISHED_METRICS = {"FID": "fid", "KID×10²": "kid", "IS": "is"}
 MISSING = "missing"
+# Column to text.
+Row = dict[str, str]
 TEX = str.maketrans(
     {symbol: f"\\{symbol}" for symbol in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -25,61 +27,27 @@ TEX = str.maketrans(
 )
 
 
-def metric_label(metric: str) -> tuple[str, float]:
-    """How a metric is shown: its name with the direction of better, and the factor of its values.
+def reported_values(params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
+    """A run's part of a table: a value per generation seed of each metric, of EMA and the cheapest sampler.
 
-    One of an extension, whose heading stands with its data set, is shown as it is.
-    """
-    of_inception = {"fid": ("FID ↓", 1.0), "kid": ("KID×10² ↓", 100.0), "is": ("IS ↑", 1.0)}
-    if metric in of_inception:
-        return of_inception[metric]
-    extractor, _, kind = metric.rpartition("-")
-    ours = {"fd": ("FD ↓", 1.0), "kd": ("KD×10² ↓", 100.0), "score": ("score ↑", 1.0)}
-    if not extractor or kind not in ours:
-        return metric, 1.0
-    label, factor = ours[kind]
-    return f"{extractor} {label}", factor
-
-
-def run_metrics(params: Params, run: Run, protocol: str | None = None) -> pd.DataFrame:
-    """Every record of a run's evaluation under a protocol, by default the first; one row each.
+    Of the last step, or, where the protocol says so, of the step that is best by its first metric.
 
     Raises:
         GcflowError: the run is not evaluated, or not under this protocol.
     """
-    path = run_folder(params.root, run) / "evaluation" / "metrics.json"
-    records = read_json(path)
-    protocol = protocol or next(iter(params.dataset(run.dataset).features.protocols))
-    chosen = [record for record in records if record["protocol"] == protocol] if isinstance(records, list) else []
-    if not chosen:
-        raise GcflowError(f"{path}: has no records of protocol {protocol}; run gcflow evaluate {run.name}")
-    return pd.DataFrame.from_records(chosen)
-
-
-def reported_values(params: Params, run: Run, protocol: str) -> pd.DataFrame:
-    """What a table reports of a run: EMA, the cheapest sampler; a row per generation seed, a column per metric.
-
-    Of the last step, or, where the protocol says so, of the step that is best by its first metric.
-    """
-    records = run_metrics(params, run, protocol)
-    chosen = records[
-        (records["weights"] == "ema") & (records["network_evaluations"] == records["network_evaluations"].min())
-    ]
+    _, curves = read_measured(params, run, protocol)
+    main = means(next(iter(curves.values())))
     settings = params.dataset(run.dataset).features.protocols[protocol]
-    step = chosen["step"].max()
-    if settings is not None and settings.select == "best":
-        first = chosen[chosen["metric"] == chosen["metric"].iloc[0]]
-        step = first.groupby("step")["value"].mean().idxmin()
-    return chosen[chosen["step"] == step].pivot_table(
-        index="generation_seed", columns="metric", values="value", sort=False
-    )
+    best = settings is not None and settings.select == "best"
+    step = min(main, key=lambda step: main[step]) if best else max(main)
+    return {metric: [*curve[step].values()] for metric, curve in curves.items() if step in curve}
 
 
-def _with_all(metrics: Iterable[str], params: Params, run: Run, protocol: str) -> pd.DataFrame:
+def _with_all(metrics: list[MetricName], params: Params, run: Run, protocol: str) -> dict[str, list[float]]:
     values = reported_values(params, run, protocol)
     for metric in metrics:
-        if metric not in values:
-            raise GcflowError(f"{run.name}: evaluated without {metric}; run: gcflow evaluate {run.name}")
+        if metric.name not in values:
+            raise GcflowError(f"{run.name}: evaluated without {metric.name}; run: gcflow evaluate {run.name}")
     return values
 
 
@@ -91,38 +59,31 @@ def published_values(entry: str, paper: str | None) -> dict[str, dict[str, Publi
     return {name: {metric: PublishedValue(*value) for metric, value in row.items()} for name, row in methods}
 
 
-def cell(means: list[float], spreads: list[float]) -> str:
+def cell(values: list[list[float]]) -> str:
     """`mean ± std over training seeds (std over generation seeds)`; what has a single seed has no deviation.
 
-    Args:
-        means: over generation seeds, one per training seed.
-        spreads: standard deviations over generation seeds, one per training seed; nan for a single one.
+    The latter is the root mean square of each training seed's. values: per training seed, one per generation seed.
     """
-    text = f"{np.mean(means):.2f}"
-    if len(means) > 1:
-        text += f" ± {np.std(means, ddof=1):.2f}"
-    if not np.isnan(spreads).any():
-        text += f" ({np.sqrt(np.mean(np.square(spreads))):.2f})"
+    means_of_runs = [fmean(of_run) for of_run in values]
+    text = f"{fmean(means_of_runs):.2f}"
+    if len(values) > 1:
+        text += f" ± {stdev(means_of_runs):.2f}"
+    if all(len(of_run) > 1 for of_run in values):
+        text += f" ({math.sqrt(fmean(variance(of_run) for of_run in values)):.2f})"
     return text
 
 
-def _metrics_shown(params: Params, dataset: str) -> dict[str, tuple[str, float]]:
-    """Metric to its heading and the factor of its values: those of the features, then those of extensions."""
+def _metrics_shown(params: Params, dataset: str) -> list[MetricName]:
+    """Those of the features, then those of extensions."""
     entry = params.dataset(dataset)
-    # Points have no classes to be scored by.
-    own = metric_names(entry.features.kind)[: 2 if entry.features.kind == "identity" else 3]
-    added = {name: heading for metric in entry.evaluation.metrics for name, heading in metric.columns.items()}
-    return {name: metric_label(name) for name in own} | {name: (heading, 1.0) for name, heading in added.items()}
+    added = (column for metric in entry.evaluation.metrics for column in metric.columns.items())
+    return [*KINDS[entry.features.kind].metrics, *(MetricName(name, heading) for name, heading in added)]
 
 
-def _is_evaluated(params: Params, run: Run) -> bool:
-    return (run_folder(params.root, run) / "evaluation" / "metrics.json").exists()
+def build_table(params: Params, dataset: str, name: str) -> list[Row]:
+    """The rows of a table as text, one per method; published numbers, and differences to them, have their own columns.
 
-
-def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
-    """The table as text cells, a row per method; published numbers and the difference to them in columns of their own.
-
-    A method of which no run is evaluated shows as missing.
+    All rows have the columns of the first. A method of which no run is evaluated shows as missing.
     """
     entry = params.dataset(dataset)
     if name not in entry.tables:
@@ -131,58 +92,73 @@ def build_table(params: Params, dataset: str, name: str) -> pd.DataFrame:
     protocol = table.protocol or next(iter(entry.features.protocols))
     published = published_values(table.published_entry, table.paper)
     shown = _metrics_shown(params, dataset)
-    rows = []
+    names = {metric.label: metric.name for metric in shown}
+    rows: list[Row] = []
     for method in table.methods:
-        seeds = entry.runs[method].seeds
-        runs = [Run(dataset, method, seed) for seed in seeds]
-        found = [_with_all(shown, params, run, protocol) for run in runs if _is_evaluated(params, run)]
-        complete = len(found) == len(seeds)
+        runs = [Run(dataset, method, seed) for seed in entry.runs[method].seeds]
+        evaluated = [run for run in runs if metrics_path(params.root, run).exists()]
+        found = [_with_all(shown, params, run, protocol) for run in evaluated]
+        complete = len(found) == len(runs)
         row = {
             "method": entry.runs[method].label,
-            "seeds": str(len(seeds)) if complete else f"{len(found)} of {len(seeds)}",
+            "seeds": str(len(runs)) if complete else f"{len(found)} of {len(runs)}",
         }
-        means: dict[str, float] = {}
-        for metric, (label, factor) in shown.items():
-            values = [run[metric] * factor for run in found]
-            averages = [float(value.mean()) for value in values]
-            row[label] = cell(averages, [float(value.std()) for value in values]) if values else MISSING
-            means[metric] = float(np.mean(averages)) if values else np.nan
+        scaled = {
+            metric.name: [[value * metric.factor for value in run[metric.name]] for run in found] for metric in shown
+        }
+        row |= {metric.heading: cell(scaled[metric.name]) if found else MISSING for metric in shown}
         for metric, value in published.get(method, {}).items():
             row[f"published {metric}"] = value.text
             if not value.caveat:
-                gap = means[PUBLISHED_METRICS[metric]] - value.mean
-                row[f"Δ {metric}"] = MISSING if np.isnan(gap) else f"{gap:+.2f}"
+                ours = scaled[names[metric]]
+                row[f"Δ {metric}"] = f"{fmean(map(fmean, ours)) - value.mean:+.2f}" if found else MISSING
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    return [{head: row.get(head, "") for head in heads} for row in rows]
 
 
-def _rows(frame: pd.DataFrame) -> list[list[str]]:
-    return [list(frame.columns), *frame.to_numpy().tolist()]
+def _lines(rows: list[Row]) -> list[list[str]]:
+    return [[*rows[0]], *([*row.values()] for row in rows)]
 
 
-def _tex(frame: pd.DataFrame, caption: str) -> str:
-    lines = [" & ".join(cell.translate(TEX) for cell in row) + r" \\" for row in _rows(frame)]
+def _csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_lines(rows))
+    return text.getvalue()
+
+
+def _tex(rows: list[Row], caption: str) -> str:
+    lines = [" & ".join(cell.translate(TEX) for cell in line) + r" \\" for line in _lines(rows)]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
-    columns = "l" + "r" * (len(frame.columns) - 1)
+    columns = "l" + "r" * (len(rows[0]) - 1)
     tabular = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     return f"% {caption.translate(TEX)}\n{tabular}"
 
 
-def _html(frame: pd.DataFrame, title: str, note: str) -> str:
+def _html_cells(tag: str, cells: list[str]) -> str:
+    return "".join(f"      <{tag}>{escape(cell, quote=False)}</{tag}>\n" for cell in cells)
+
+
+def _html(rows: list[Row], title: str, note: str) -> str:
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
         "table{border-collapse:collapse}th,td{padding:.35rem .9rem;text-align:right;border-bottom:1px solid #ddd}"
         "th:first-child,td:first-child{text-align:left}p{max-width:46rem;color:#555}"
     )
-    table = frame.to_html(index=False, border=0)
+    heads, *body = _lines(rows)
+    lines = "".join(f"    <tr>\n{_html_cells('td', line)}    </tr>\n" for line in body)
+    table = (
+        '<table class="dataframe">\n  <thead>\n    <tr style="text-align: right;">\n'
+        f"{_html_cells('th', heads)}    </tr>\n  </thead>\n  <tbody>\n"
+        f"{lines}  </tbody>\n</table>"
+    )
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
 
 
 def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
     path, rules = reference_path(params.root, dataset, protocol), params.dataset(dataset).features.protocols[protocol]
-    with opened_tensors(path, "np") as file:
-        record = tensors_metadata(file)
+    record = read_header(path)
     if rules is not None:
         rules.check_reference(path, record["protocol"], f"gcflow reference {dataset} {protocol}")
     return record
@@ -190,19 +166,18 @@ def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, 
 
 def _real_data(record: dict[str, Any]) -> str:
     parts = []
-    for metric, value in record["real_half_against_half"].items():
-        label, factor = metric_label(metric)
-        parts.append(f"{label[:-2]} {value * factor:.2f}")
+    for name, value in record["real_half_against_half"].items():
+        metric = metric_name(name)
+        parts.append(f"{metric.label} {value * metric.factor:.2f}")
     return f"Real data, one random half of {record['count']} samples against the other: {', '.join(parts)}"
 
 
 def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protocol: str, record: dict[str, Any]) -> str:
-    """How the numbers of methods under a protocol were made, in one or two sentences."""
+    """The making of numbers of methods under a protocol, in one or two sentences."""
     entry = params.dataset(dataset)
-    settings, kind = entry.features.protocols[protocol], entry.features.kind
+    settings, words = entry.features.protocols[protocol], KINDS[entry.features.kind].words
     if settings is None:
-        return f"Protocol {protocol}: {kind} features, these numbers are not FID."
-    network = "features of clean-fid's Inception" if kind == "inception" else "features of a random network, not FID"
+        return f"Protocol {protocol}: {words}, these numbers are not FID."
     first = {method: Run(dataset, method, entry.runs[method].seeds[0]) for method in methods}
     sizes = sorted({params.run_config(run.name).training.batch for run in first.values()})
     batch = f"each batch of {' or '.join(map(str, sizes))}"
@@ -213,7 +188,7 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
     }
     real = ", which went through float32 and were truncated to 8 bits" if settings.real_pixels == "round-trip" else ""
     return (
-        f"Protocol {protocol}: {network} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
+        f"Protocol {protocol}: {words} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
         f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split "
         f"({record['choice']}){real}, KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed "
         f"{settings.kid_seed}), score over {settings.score_splits} splits."
@@ -228,13 +203,13 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     Raises:
         GcflowError: a run lacks a metric, or the reference is missing, or was made with other settings.
     """
-    frame, entry = build_table(params, dataset, name), params.dataset(dataset)
+    rows, entry = build_table(params, dataset, name), params.dataset(dataset)
     table, settings = entry.tables[name], entry.evaluation
     protocol = table.protocol or next(iter(entry.features.protocols))
     rules, record = entry.features.protocols[protocol], _reference_record(params, dataset, protocol)
     best = rules is not None and rules.select == "best"
-    distance, _ = metric_label(metric_names(entry.features.kind)[0])
-    step = f"at the best step by {distance[:-2]} of the snapshots" if best else "at the last step"
+    distance = KINDS[entry.features.kind].distance.label
+    step = f"at the best step by {distance} of the snapshots" if best else "at the last step"
     where = ", where that step is the last" if best else ""
     note = (
         f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
@@ -245,9 +220,9 @@ def write_table(params: Params, dataset: str, name: str) -> None:
         note += f" {table.note}"
     if published_values(table.published_entry, table.paper):
         note += f" Published: {published_tables()[table.published_entry]['source']}"
-        note += "; Δ is ours minus published." if any(str(head).startswith("Δ") for head in frame) else "."
+        note += "; Δ is ours minus published." if any(head.startswith("Δ") for head in rows[0]) else "."
     folder = results_folder(params.root, dataset) / "tables"
-    write_text(folder / f"{name}.md", f"{markdown.table(_rows(frame))}\n\n{note}\n")
-    write_text(folder / f"{name}.csv", frame.assign(protocol=protocol).to_csv(index=False))
-    write_text(folder / f"{name}.tex", _tex(frame, note))
-    write_text(folder / f"{name}.html", _html(frame, table.title, note))
+    write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{note}\n")
+    write_text(folder / f"{name}.csv", _csv([{**row, "protocol": protocol} for row in rows]))
+    write_text(folder / f"{name}.tex", _tex(rows, note))
+    write_text(folder / f"{name}.html", _html(rows, table.title, note))

@@ -22,13 +22,14 @@ from gcflow.config import RunConfig, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.pipeline.evaluate import samplers
-from gcflow.pipeline.extractors import load_network
+from gcflow.pipeline.features.networks import load_features
 from gcflow.pipeline.folders import extractor_path, results_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Identity
 from gcflow.precision import set_precision, tune
 from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.readable import scaled, size
 from gcflow.sampling import Sampler, generate
 from gcflow.tools.plan import pass_operations, passes_per_sample
 from gcflow.training import Helpers, initial_state, train
@@ -170,9 +171,9 @@ def bench_features(params: Params, dataset: str, data: Tensor, device: str) -> d
     settings, images = params.dataset(dataset).features, data[:IMAGES]
     if not isinstance(settings, Identity) and not extractor_path(params.root, dataset, settings.kind).exists():
         return {}
-    network: Callable[..., object] = load_network(params, dataset, device)
-    ways = {name: (protocol.resize,) if protocol else () for name, protocol in settings.protocols.items()}
-    return {name: rate(len(images), partial(network, images, *way), device) for name, way in ways.items()}
+    features = load_features(params, dataset, device)
+    ways = settings.protocols.items()
+    return {name: rate(len(images), partial(features, images, rules), device) for name, rules in ways}
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -255,7 +256,7 @@ def show(document: dict[str, Any]) -> None:
     """Prints the measurements as a table."""
     say(f"{'training':<18} {'steps/s':>9} {'images/s':>10} {'/ first':>8} {'of peak':>8} {'memory':>9}")
     for method, row in document["train"]["methods"].items():
-        memory = f"{row['peak_memory_bytes'] / 2**30:.1f} GiB" if row["peak_memory_bytes"] else "-"
+        memory = size(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else "-"
         say(
             f"{method:<18} {1 / row['seconds_per_step']:>9.4g} {row['images_per_second']:>10.4g} "
             f"{row['step_over_first']:>8.3f} {row['share_of_peak']:>8.1%} {memory:>9}"
@@ -263,5 +264,5 @@ def show(document: dict[str, Any]) -> None:
     for title, what in (("sampling", "sampling"), ("evaluation", "features")):
         for name, value in document[f"{title}_images_per_second"].items():
             say(f"{what} {name:<18} {value:>10.4g} images/s")
-    say(f"peak, of a matrix product: {document['train']['peak_operations_per_second'] / 1e12:.3g} TFLOP/s")
-    say(f"memory of this process: {document['peak_process_bytes'] / 2**30:.1f} GiB")
+    say(f"peak, of a matrix product: {scaled(document['train']['peak_operations_per_second'], 'FLOP/s')}")
+    say(f"memory of this process: {size(document['peak_process_bytes'])}")

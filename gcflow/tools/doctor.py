@@ -17,6 +17,7 @@ from typing import NamedTuple
 import click
 
 from gcflow.errors import GcflowError
+from gcflow.readable import one_line, size
 
 ANSWER_SECONDS = 15.0
 COLOURS = {"✓": "green", "!": "yellow", "✗": "red"}
@@ -54,15 +55,6 @@ def checks(path: Path, target: str, scale: str, archives: Path, chosen: str) -> 
     # What a params.yaml with mistakes needs is not known.
     for valid in asked:
         yield from valid.checks(target)
-
-
-def size(count: float) -> str:
-    """Bytes, for people."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def said(*command: str) -> str:
@@ -289,7 +281,7 @@ def look(check: Check) -> list[tuple[str, str]]:
             # What a stage takes as an option, a workflow takes from its environment.
             text = str(error).replace("give --download", "set GCFLOW_DOWNLOAD=1")
             return [(mark, line.replace("; ", "\n    → ", 1)) for line in text.splitlines()]
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         absent = error.name if isinstance(error, ImportError) else None
         return [(mark, f"{text}\n    → python -m pip install {absent.partition('.')[0]}" if absent else text)]
 

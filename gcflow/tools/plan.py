@@ -23,12 +23,13 @@ from gcflow.config import RunConfig, without_dropout
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
 from gcflow.inception import FEATURES as INCEPTION_FEATURES
-from gcflow.pipeline.comparison import KID_POOL
 from gcflow.pipeline.evaluate import measurements
+from gcflow.pipeline.features.inception import KID_POOL
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.graph import Graph, Job
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.run_state import KEPT_CHECKPOINTS
+from gcflow.readable import duration, scaled, size
 from gcflow.weights import ModelSpec, spec_of
 
 # Of one image of 299 x 299; torchvision counts 5.71e9 products and as many sums.
@@ -36,8 +37,6 @@ INCEPTION_OPERATIONS = 11.4e9
 # Numbers that an optimizer keeps of each parameter.
 MOMENTS = {"lion": 1, "adam": 2, "radam": 2}
 COUNTED = ("train", "evaluate", "reference", "transport", "discrepancy")
-FLOP = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP")
-BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @cache
@@ -201,7 +200,8 @@ class Speed:
             sampling = rate * int(sampler.rpartition("-")[2]) * document["train"]["operations_per_pass"]
             machine = document["machine"]
             source = (
-                f"{scaled(next(iter(methods.values())), FLOP)}/s in training, {scaled(sampling, FLOP)}/s in sampling, "
+                f"{scaled(next(iter(methods.values())), 'FLOP/s')} in training, "
+                f"{scaled(sampling, 'FLOP/s')} in sampling, "
                 f"{document['training']['precision']} on {machine['gpu'] or machine['cpu']} ({path})"
             )
             images = document["evaluation_images_per_second"]
@@ -311,31 +311,13 @@ def _longest_chain(jobs: dict[str, dict[str, Any]]) -> float | None:
     return max(ends.values(), default=0.0)
 
 
-def scaled(value: float, units: tuple[str, ...]) -> str:
-    """A number in the largest of BYTES or of FLOP in which it is at least 1."""
-    base, power = 1024 if units is BYTES else 1000, 0
-    while abs(value) >= base and power < len(units) - 1:
-        value, power = value / base, power + 1
-    return f"{value:.4g} {units[power]}" if value else "0"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in the unit of its size."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.3g} s" if seconds else "0"
-    hours = seconds / 3600
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:,.{1 if hours < 10 else 0}f} h"
-
-
 def text(found: dict[str, Any]) -> str:
     """A plan as a person reads it."""
     table = [("", "runs", "jobs", "done", "FLOP", f"{found['device']} time", "left", "disk")]
     for title, row in found["rows"].items():
         counted = (str(row[key]) for key in ("runs", "jobs", "done"))
-        times = (duration(row[key]) for key in ("seconds", "seconds_left"))
-        table.append((title, *counted, scaled(row["operations"], FLOP), *times, scaled(row["bytes"], BYTES)))
+        times = ("unknown" if row[key] is None else duration(row[key]) for key in ("seconds", "seconds_left"))
+        table.append((title, *counted, scaled(row["operations"], "FLOP"), *times, size(row["bytes"])))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in table]
     lines += ["A job that several rows need is counted in each, in the total once.", "", *_remarks(found)]
@@ -359,7 +341,7 @@ def _remarks(found: dict[str, Any]) -> Iterator[str]:
         yield f"How many images {dataset} has is not known before it is prepared; their bytes are left out."
     if total["bytes_left"]:
         fits = "" if total["bytes_left"] < found["free_bytes"] else ": THIS DOES NOT FIT"
-        needed, free = (scaled(count, BYTES) for count in (total["bytes_left"], found["free_bytes"]))
+        needed, free = (size(count) for count in (total["bytes_left"], found["free_bytes"]))
         yield f"Disk: {needed} to be written, the last checkpoints of each run included; {free} are free{fits}."
     yield "Not counted: preparing data, starting, distances between features, theory, tables, figures."
 

@@ -21,6 +21,7 @@ from gcflow.pipeline.folders import data_folder, end_path, run_folder
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Lease, newest_lease
 from gcflow.pipeline.params import Params, Run
+from gcflow.readable import clock, one_line
 
 # The most urgent first: where there is not room for all runs, these are shown.
 COLOURS = {
@@ -195,12 +196,6 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss."""
-    whole = round(max(0.0, seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
 def _cells(standing: Standing) -> tuple[str, ...]:
     speed, left, notes = standing.images_per_second, standing.seconds_left, [standing.detail]
     if standing.attempt > 1 and standing.step < standing.steps:
@@ -215,7 +210,7 @@ def _cells(standing: Standing) -> tuple[str, ...]:
         f"{speed:.4g}" if speed is not None else "",
         clock(left) if left is not None else "",
         # A line of text on a terminal, whatever an error has in it.
-        "".join(c if c.isprintable() else " " for c in "; ".join(filter(None, notes))),
+        one_line("; ".join(filter(None, notes))),
     )
 
 

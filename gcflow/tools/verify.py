@@ -25,6 +25,7 @@ from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.versions import LOCK, cache_folder, locked_stages
+from gcflow.readable import duration, plural, size
 from gcflow.weights import load_tensors
 
 MEGABYTE = 10**6
@@ -98,7 +99,7 @@ class Report:
             lines += [f"{len(names)} {text}: {_few(names)}"] if names else []
         whole = "all whole" if self.files else "nothing is here"
         verdict = f"{len(self.findings)} not whole" if self.findings else whole
-        read = f"{self.files} files, {self.bytes / 1e9:.2f} GB in {self.seconds:.1f} s"
+        read = f"{plural(self.files, 'file')}, {size(self.bytes)} in {duration(self.seconds)}"
         return "\n".join([*lines, f"{self.target}: {read}: {verdict}"])
 
 

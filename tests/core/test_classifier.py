@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcflow.classifier import FEATURES, ImageClassifier, MaxPool, split, train_classifier
-from gcflow.pipeline import extractors
-from gcflow.pipeline.extractors import SmallExtractor
+from gcflow.pipeline.features import small
+from gcflow.pipeline.features.small import SmallFeatures
 
 
 def stripes(count=80):
@@ -111,10 +111,10 @@ def test_the_pooling_is_torchs(shape, training):
 
 @pytest.mark.parametrize("at_once", [1, 7, 100])
 def test_features_and_probabilities_do_not_depend_on_how_many_images_are_classified_at_once(at_once, monkeypatch):
-    monkeypatch.setattr(extractors, "CLASSIFIED", at_once)
+    monkeypatch.setattr(small, "CLASSIFIED", at_once)
     classifier, _ = trained(epochs=2)
     images, _ = stripes()
-    features, probabilities = SmallExtractor("classifier", "", classifier)(images)
+    features, probabilities = SmallFeatures("classifier", True, classifier)(images)
     torch.testing.assert_close(features, classifier.features(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(probabilities, classifier(images).softmax(1), rtol=1e-4, atol=1e-5)
 

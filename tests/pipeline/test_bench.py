@@ -8,7 +8,7 @@ import torch
 from projects import gcflow, prepare_data, tiny_params, write_project
 
 import gcflow as package
-from gcflow.pipeline.extractors import make_features
+from gcflow.pipeline.features.networks import make_features
 from gcflow.pipeline.params import Params, Run
 from gcflow.tools.bench import Trainer, bench_features, peak_rate
 from gcflow.tools.plan import passes_per_sample

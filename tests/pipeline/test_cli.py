@@ -27,7 +27,7 @@ from torch import zeros
 
 from gcflow.cli import main
 from gcflow.files import sha256_of
-from gcflow.pipeline.extractors import make_features
+from gcflow.pipeline.features.networks import make_features
 from gcflow.pipeline.params import Params
 from gcflow.weights import load_tensors, save_tensors
 

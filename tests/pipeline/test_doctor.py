@@ -285,7 +285,7 @@ def test_a_missing_archive_says_where_it_can_be_had(tmp_path, data, named):
 def test_an_archive_that_is_there_is_shown_with_its_size(tmp_path):
     root = project(tmp_path)
     (root / "archives" / "photos.zip").write_bytes(bytes(2048))
-    assert asked(root).data("photos") == f"not prepared yet, {root / 'archives' / 'photos.zip'} has 2 KiB"
+    assert asked(root).data("photos") == f"not prepared yet, {root / 'archives' / 'photos.zip'} has 2.05\u00a0kB"
 
 
 def test_inceptions_weights_are_looked_for_and_loaded(tmp_path):

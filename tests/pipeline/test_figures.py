@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,14 @@ from matplotlib.text import Text
 from projects import ROOT, contents, error_line, gcflow, prepare_data, tiny_params, write_project
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline import figures
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH
 from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.looks import COLOURS, GC, IC, looks, other_looks
-from gcflow.pipeline.figure import KINDS, draw_figure, write_figure
+from gcflow.pipeline.figure import draw_figure, write_figure
+from gcflow.pipeline.figures import KINDS
 from gcflow.pipeline.params import Params
+from gcflow.pipeline.schema import Figure
 
 STEPS, SIGMAS = [20, 40], [0.1, 1.0, 10.0]
 # data set/figure: the first file that is missed when nothing but data is there.
@@ -185,6 +189,22 @@ def test_every_kind_of_figure_is_tested_here():
     datasets = document()["datasets"]
     kinds = {datasets[dataset]["figures"][name]["kind"] for dataset, name in (f.split("/") for f in FIGURES)}
     assert kinds == set(KINDS)
+
+
+def test_the_kind_of_the_documentation_is_one_file(project, tmp_path, monkeypatch):
+    section = (ROOT / "docs/extending.md").read_text().partition("## A kind of figure")[2]
+    (tmp_path / "bars.py").write_text(re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1])
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
+    params, figure = Params(project / "params.yaml"), Figure(kind="convergence", title="Costs")
+    bars = figures.figure_kind("bars")
+    assert bars.inputs(params, "digits", figure).files == [Path("results/digits/transport.json")]
+    drawn = bars.draw(params, "digits", figure)
+    assert (
+        {row["coupling"]: row["cost"] for row in drawn.rows}["ot"]
+        == drawn.canvas.axes[0].patches[1].get_height()
+        == 5.0
+    )
+    assert bars.block == "transport"
 
 
 # What they look like.

@@ -13,11 +13,10 @@ from gcflow.data import load_dataset
 from gcflow.inception import PIXELS, Inception, float_round_trip, write_surrogate
 from gcflow.metrics import FeatureStatistics, class_score, frechet_distance, kernel_inception_distance
 from gcflow.pipeline import evaluate
-from gcflow.pipeline.comparison import load_references
 from gcflow.pipeline.evaluate import evaluate_run
 from gcflow.pipeline.folders import extractor_path, reference_path, snapshot
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.reference import compute_reference
+from gcflow.pipeline.reference import compute_reference, load_references
 from gcflow.randomness import generator
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import load_run_model, load_tensors, save_tensors
@@ -168,7 +167,7 @@ def test_every_metric_is_that_of_the_generated_images_under_its_protocol(
 
 def test_scaled_batches_do_not_depend_on_how_many_images_are_generated_at_once(trained):
     params = Params(trained / "params.yaml")
-    (reference,) = (r for r in load_references(params, "noise", True, 8, "cpu") if r.protocol == "authors")
+    (reference,) = (r for r in load_references(params, "noise", 8, "cpu") if r.protocol == "authors")
     images = 3 * torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     found = []
     for sizes in ([20, 20, 10], [50], [8] * 6 + [2], [1] * 50):
@@ -178,7 +177,7 @@ def test_scaled_batches_do_not_depend_on_how_many_images_are_generated_at_once(t
         found.append(comparison.values())
     for values in found:
         assert values == pytest.approx(found[0], rel=1e-4)
-    other = load_references(params, "noise", True, 50, "cpu")[1].compare(50)
+    other = load_references(params, "noise", 50, "cpu")[1].compare(50)
     other.update(images)
     assert other.values()["surrogate-fd"] != pytest.approx(found[0]["surrogate-fd"], rel=1e-2)
 

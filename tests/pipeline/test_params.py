@@ -577,7 +577,17 @@ def wrong_types(key: Key, value: Any) -> list[Any]:
         wrong = [True, 3, "text", [1]]
     if key[-1] == "watch_every":
         wrong.remove(3)
-    optional = ("gradient_clip", "step", "paper", "reproduces", "transport", "init", "huber_c", "stage_every")
+    optional = (
+        "gradient_clip",
+        "watch_every",
+        "step",
+        "paper",
+        "reproduces",
+        "transport",
+        "init",
+        "huber_c",
+        "stage_every",
+    )
     if key[-1] not in optional and key[-2:] != ("predictor", "seed"):
         wrong.append(None)
     return wrong
@@ -773,7 +783,8 @@ methods.ect.preconditioning: consistency
     -> methods.ect.preconditioning is 'consistency', expected edm, vp or ve, because the boundary of ect
 methods.denoiser.preconditioning: consistency
     -> methods.denoiser.preconditioning is 'consistency', expected edm, vp or ve
-methods.denoiser.training: {} -> methods.denoiser.training.schedule.kind is 'ict', expected edm, because objective is denoising
+methods.denoiser.training: {}
+    -> methods.denoiser.training.schedule.kind is 'ict', expected edm, because objective is denoising
 methods.denoiser.training: {schedule: {kind: ect}}
     -> methods.denoiser.training.schedule.kind is 'ect', expected edm, because objective is denoising
 methods.gc.training: {schedule: {kind: edm}}
@@ -804,7 +815,8 @@ methods.denoiser-gc.mu: [0.0, 1.5] -> methods.denoiser-gc.mu.1 is 1.5, expected 
 methods.denoiser-gc.coupling: ot -> methods.denoiser-gc.mu is 0.5, expected no value unless coupling is gc
 methods.denoiser-gc.preconditioning: consistency
     -> methods.denoiser-gc.preconditioning is 'consistency', expected edm, vp or ve
-methods.denoiser-gc.training: {} -> methods.denoiser-gc.training.schedule.kind is 'ict', expected edm, because objective is denoising
+methods.denoiser-gc.training: {}
+    -> methods.denoiser-gc.training.schedule.kind is 'ict', expected edm, because objective is denoising
 methods.denoiser-gc.mu_from_step: 40
     -> methods.denoiser-gc.mu_from_step is 40, expected less than training.steps, 40
 methods.denoiser-gc.network: {architecture: ddpm++, channels: 16, multipliers: [1, 2], blocks: [1, 2, 3]}

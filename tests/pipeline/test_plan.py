@@ -21,21 +21,20 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.optimizers import make_optimizer
-from gcflow.pipeline.extractors import make_features
+from gcflow.pipeline.features.networks import make_features
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.reference import compute_reference
 from gcflow.pipeline.stages import Stages
+from gcflow.readable import duration
 from gcflow.tools.plan import (
     INCEPTION_OPERATIONS,
     MOMENTS,
     Counts,
     Speed,
-    duration,
     pass_operations,
     passes_per_sample,
     plan,
-    scaled,
     text,
 )
 
@@ -294,7 +293,7 @@ def test_times_are_operations_over_what_was_measured(tmp_path):
     assert seconds["prepare-digits"] == seconds["table-digits-table1"] == 0
     assert found["rows"]["digits"]["seconds"] == pytest.approx(sum(seconds.values()))
     assert "CPU time" in shown
-    assert "Speed of digits: 1 MFLOP/s in training, 100 kFLOP/s in sampling, float32 on a CPU" in shown
+    assert "Speed of digits: 1\u00a0MFLOP/s in training, 100\u00a0kFLOP/s in sampling, float32 on a CPU" in shown
     _, shown = planned(measured(root, gpu="a GPU"), "digits")
     assert "GPU time" in shown
     assert f"on a GPU ({root}/results/digits/bench.json)" in shown
@@ -428,15 +427,3 @@ def test_what_does_not_fit_and_what_is_not_known_are_said(tmp_path):
     assert found["jobs"]["prepare-digits"]["bytes"] == 0
     assert "DOES NOT FIT" not in text(found)
     assert "DOES NOT FIT" in text(found | {"free_bytes": 1000})
-
-
-def test_amounts_are_shown_in_the_unit_of_their_size():
-    assert [scaled(n, ("B", "KiB", "MiB", "GiB", "TiB")) for n in (0, 999)] == ["0", "999 B"]
-    assert [duration(n) for n in (None, 0, 12.34, 600, 7200, 1.8e6)] == [
-        "unknown",
-        "0",
-        "12.3 s",
-        "10 min",
-        "2.0 h",
-        "500 h",
-    ]

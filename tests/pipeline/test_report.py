@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import typing
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,16 +21,16 @@ from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_
 from workflows import duplicate
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.figures import KINDS, figure_kind
+from gcflow.pipeline.ledger.legend import CAPTION
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.captions import CAPTIONS, FOREST
 from gcflow.pipeline.report.charts import Series, chart
+from gcflow.pipeline.report.figures import right_end
 from gcflow.pipeline.report.images import png_picture, stored_png
 from gcflow.pipeline.report.jobs import read_jobs
-from gcflow.pipeline.report.readings import right_end
-from gcflow.pipeline.report.words import duration, moment, number, size
 from gcflow.pipeline.report.write import write_report
-from gcflow.pipeline.schema import Figure
 from gcflow.pipeline.stages import Stages
+from gcflow.readable import moment, number
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECTIONS = ("/", "/claims", "/tables", "/figures", "/samples", "/theory", "/runs", "/provenance")
@@ -138,10 +137,6 @@ def test_the_stage_reads_all_that_others_make_but_snapshots(project):
     assert left
     assert {Path(out).name for out in left} == {"snapshots"}
     assert set(stages.report().deps) <= made
-
-
-def test_every_kind_of_figure_has_a_caption():
-    assert set(CAPTIONS) == set(typing.get_args(Figure.__annotations__["kind"]))
 
 
 def test_the_order_of_curves_is_read_off_at_their_right_end():
@@ -416,7 +411,9 @@ def test_options_are_shown_as_json_and_no_words_in_marks_of_code(project):
     text = report(project).read_text()
     manifest = json.loads((project / "data/mixture2d/manifest.json").read_text())
     assert escape(json.dumps(manifest["options"], ensure_ascii=False)) in text
-    assert not [caption for caption in (*CAPTIONS.values(), FOREST) if "`" in " ".join(caption)]
+    assert not [
+        caption for caption in (*(figure_kind(name).caption for name in KINDS), CAPTION) if "`" in " ".join(caption)
+    ]
 
 
 def test_the_first_page_tells_what_a_verdict_of_each_kind_needs(visit):
@@ -545,7 +542,7 @@ def test_jobs_share_the_seconds_of_the_steps_that_they_trained():
     assert (first.steps, first.seconds) == ((0, 10), 1.0)
     assert (second.steps, second.seconds) == ((10, 20), 0.5)
     assert first.environment.code == "aaaaaaaaaaaa, with uncommitted changes"
-    assert second.environment.code == "no git ROOT"
+    assert second.environment.code == "no git repository"
     assert moment(first.begun) == "2026-01-01 00:00 UTC"
     assert (first.slurm_job, second.slurm_job) == ("–", "7")
 
@@ -583,27 +580,6 @@ def test_curves_are_drawn_where_their_points_are():
     many = chart("Loss", [Series("a", [(float(x), x % 7 + 1.0) for x in range(1000)])], may_be_logarithmic=False)
     assert many.note == "one of 5 logged points"
     assert "circle" not in many.svg
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"), (2.5, "2.5"), (-0.81, "−0.81"), (12345.6, "12\u00a0346"), (0.00012, "0.00012"), (1e-7, "1·10⁻⁷"),
-        (99999.6, "100\u00a0000"), (float("nan"), "nan"), (None, "–"),
-    ],
-)  # fmt: skip
-def test_numbers_are_written_for_people(value, text):
-    assert number(value) == text
-
-
-def test_durations_and_sizes_have_units():
-    assert [duration(x) for x in (None, 5.0, 90.0, 5400.0)] == ["–", "5\u00a0s", "1.5\u00a0min", "1.5\u00a0h"]
-    # The unit is of the rounded number.
-    assert [duration(x) for x in (59.4, 59.7, 3596.0, 3599.0)] == [
-        "59\u00a0s", "1.0\u00a0min", "59.9\u00a0min", "1.0\u00a0h",
-    ]  # fmt: skip
-    assert [size(x) for x in (999, 999_499, 999_999)] == ["999\u00a0bytes", "999\u00a0kB", "1\u00a0MB"]
-    assert [size(x) for x in (12, 1500, 2_340_000)] == ["12\u00a0bytes", "1.5\u00a0kB", "2.34\u00a0MB"]
 
 
 def test_it_is_in_both_graphs(finished):

@@ -44,7 +44,7 @@ from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Holder, newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.tools import status
-from gcflow.tools.status import Standing, Survey, clock, show, table
+from gcflow.tools.status import Standing, Survey, show, table
 
 RUN = "digits/ic/0"
 ENDLESS = 1_000_000
@@ -586,13 +586,3 @@ def test_any_terminal_is_large_enough(root, columns, lines):
         if lines == 8 and columns >= 60:
             # Nothing but what is wrong has room.
             assert all("failed" in line or not line.startswith("imagenet32") for line in shown)
-
-
-def test_a_duration_is_hours_minutes_and_seconds():
-    assert [clock(seconds) for seconds in (-1.0, 0.4, 61, 3600, 360_000)] == [
-        "0:00:00",
-        "0:00:00",
-        "0:01:01",
-        "1:00:00",
-        "100:00:00",
-    ]

@@ -19,7 +19,7 @@ from workflows import clone, snakemake
 from gcflow.cli import main
 from gcflow.errors import GcflowError
 from gcflow.oracles import GaussianMixture, velocity
-from gcflow.pipeline import theory
+from gcflow.pipeline import theory_checks
 from gcflow.pipeline.figure import write_figure
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages, dvc_document
@@ -821,7 +821,7 @@ def small(patch):
     patch.setattr(velocity_discrepancy, "INNER_NODES", 24)
     patch.setattr(generator_augmented_discrepancy, "__defaults__", (24,))
     patch.setattr(velocity_discrepancy, "LIMIT_NODES", 20)
-    patch.setattr(theory, "CLOSED_FORM_INTERVALS", 4096)
+    patch.setattr(theory_checks, "CLOSED_FORM_INTERVALS", 4096)
     patch.setattr(trajectories, "SPACING", 0.8)
     patch.setattr(trajectories, "LEVELS", 5)
 
@@ -881,12 +881,12 @@ def test_the_theory_of_a_mixture_has_figure_1_and_no_closed_forms(project):
 def test_every_check_is_said_and_those_that_fail_are_said_and_written_too(tmp_path, monkeypatch, capfd):
     wrong = Check("Theorem 2", "broken on purpose", 2.0, 1.0, 0.5, "made up")
     right = Check("Lemma 1", "true on purpose", 1.0, 1.0, 0.5, "made up")
-    monkeypatch.setattr(theory, "theorem_1", lambda *args, **more: ([], {}))
-    monkeypatch.setattr(theory, "theorem_2", lambda *args: ([wrong], {"a": 1}))
-    monkeypatch.setattr(theory, "lemma_1", lambda *args: ([right], {"b": 2}))
-    monkeypatch.setattr(theory, "figure_1", lambda *args: ([], {"c": 3}))
+    monkeypatch.setattr(theory_checks, "theorem_1", lambda *args, **more: ([], {}))
+    monkeypatch.setattr(theory_checks, "theorem_2", lambda *args: ([wrong], {"a": 1}))
+    monkeypatch.setattr(theory_checks, "lemma_1", lambda *args: ([right], {"b": 2}))
+    monkeypatch.setattr(theory_checks, "figure_1", lambda *args: ([], {"c": 3}))
     params = Params(write_project(tmp_path, document()) / "params.yaml")
-    theory.check_theory(params, "mixture2d", 1)
+    theory_checks.check_theory(params, "mixture2d", 1)
     found = read(tmp_path, "mixture2d")
     assert [(check["name"], check["holds"]) for check in found["checks"]] == [
         ("true on purpose", True),
@@ -988,7 +988,7 @@ def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(t
     assert stage.deps == ("results/mixture2d/ic/seed0/snapshots",)
     missing = r"results/mixture2d/ic/seed0/snapshots/00000040\.safetensors: no such file"
     with pytest.raises(GcflowError, match=missing):
-        theory.check_theory(params, "mixture2d", 1)
+        theory_checks.check_theory(params, "mixture2d", 1)
 
     state = initial_state(run, (2,))
     with torch.no_grad():

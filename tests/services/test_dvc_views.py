@@ -84,12 +84,12 @@ def test_metrics_show_has_a_row_per_run_with_the_means_over_generation_seeds(pro
 def test_protocols_are_kept_apart_where_there_are_several(tmp_path):
     drawn = {"weights": "ema", "sampler": "consistency", "network_evaluations": 1}
     records = [
-        {"protocol": protocol, "metric": "fid", "step": step, "value": value, **drawn}
-        for protocol, step, value in (("clean", 20, 9.0), ("legacy", 20, 8.0), ("clean", 40, 5.0), ("clean", 40, 7.0),
-                                      ("legacy", 40, 4.0))
+        {"protocol": protocol, "metric": "fid", "step": step, "generation_seed": seed, "value": value, **drawn}
+        for protocol, step, seed, value in (("clean", 20, 0, 9.0), ("legacy", 20, 0, 8.0), ("clean", 40, 0, 5.0),
+                                            ("clean", 40, 1, 7.0), ("legacy", 40, 0, 4.0))
     ]  # fmt: skip
     noise = [{**records[2], "weights": "raw", "value": 99.0}, {**records[2], "network_evaluations": 2, "value": 99.0}]
-    curves = metric_curves([*records, *noise], "consistency", 1)
+    curves = metric_curves([*records, *noise])
     write_views(tmp_path, Run("set", "gc", 3), [{"step": 40, "loss": 1.0}], curves)
     folder = run_folder(tmp_path, "set/gc/3") / "evaluation"
     assert json.loads((folder / "summary.json").read_text()) == {"clean": {"fid": 6.0}, "legacy": {"fid": 4.0}}

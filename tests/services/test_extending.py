@@ -45,7 +45,7 @@ from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.objectives import Batch
-from gcflow.pipeline.comparison import measured
+from gcflow.pipeline.features import further_values
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
 from gcflow.preparation import prepare
@@ -346,7 +346,7 @@ def test_a_metric_that_gives_other_numbers_than_its_columns_is_refused(examples,
     metric = register.metric["precision-recall"]()
     monkeypatch.setattr(type(metric), "compare", lambda self, generated, real: {"precision": 1.0})
     with pytest.raises(GcflowError, match="precision-recall gives precision, but its columns are precision, recall"):
-        measured((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
+        further_values((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -354,7 +354,7 @@ def test_a_metric_that_gives_no_number_is_refused(examples, monkeypatch, value):
     metric = register.metric.of({"kind": "precision-recall", "neighbours": 1})
     monkeypatch.setattr(type(metric), "compare", lambda *_: {"precision": 1.0, "recall": value})
     with pytest.raises(GcflowError, match=f"metric precision-recall gives {value} for recall, not a number"):
-        measured((metric,), torch.zeros(2, 2), torch.zeros(2, 2))
+        further_values((metric,), torch.zeros(2, 2), torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""How figures look, and the kinds of figures. Most need no torch, so they do not import it."""
+"""The looks of figures, and the sheets that they are drawn on."""

@@ -1,15 +1,14 @@
 """Sheets to draw on in the one style, curves with their errors, and files that are the same for the same picture."""
 
+import csv
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from gcflow.files import atomic_path
 from gcflow.pipeline.drawing.looks import Line, Look
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,15 +17,21 @@ STYLE = Path(__file__).with_name("print.mplstyle")
 PAGE_WIDTH = 6.8
 PANEL_HEIGHT = 2.9
 LEGEND_LINE = 0.18
+# Of points: the labels of their axes, and the heads of their CSV columns.
+PLANE = {"xlabel": "x₁ (data units)", "ylabel": "x₂ (data units)"}
+POINT = ("x1 [data units]", "x2 [data units]")
 # matplotlib writes the time into these formats unless told not to.
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+Row = dict[str, Any]
+
+
 class Drawing(NamedTuple):
-    """A figure and the numbers that it shows, a row for each point."""
+    """A figure and the numbers that it shows, a row for each point; all have the columns of the first."""
 
     canvas: "Figure"
-    data: "pd.DataFrame"
+    rows: list[Row]
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -56,10 +61,18 @@ def save_figure(figure: "Figure", path: Path) -> None:
         figure.savefig(temporary, format=suffix, metadata=UNDATED.get(suffix))
 
 
-def save_data(data: "pd.DataFrame", path: Path) -> None:
-    """Writes a table as CSV, with ten digits of each number."""
-    with atomic_path(path) as temporary:
-        data.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+def save_data(rows: list[Row], path: Path) -> None:
+    """Writes rows as CSV, with ten digits of each number; nothing for None and nan."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.10g}"
+    return value
 
 
 def draw_curve(
@@ -76,6 +89,8 @@ def draw_curve(
 
     line: instead of the look's own. marker: whether each point is marked.
     """
+    import numpy as np
+
     axes.plot(
         x,
         y,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gcflow.pipeline.drawing.canvas import new_figure
+from gcflow.pipeline.drawing.canvas import PLANE, new_figure
 from gcflow.pipeline.drawing.looks import BLUE
 
 MAGNIFICATION = 4
@@ -40,6 +40,6 @@ def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
         image.save(path, format="PNG")
         return
     figure = new_figure(3.3, 3.3)
-    axes = figure.add_subplot(aspect="equal", xlabel="x₁ (data units)", ylabel="x₂ (data units)")
+    axes = figure.add_subplot(aspect="equal", **PLANE)
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color=BLUE)
     figure.savefig(path, format="png")

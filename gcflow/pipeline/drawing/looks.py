@@ -1,4 +1,4 @@
-"""How each method looks in every figure: its colour, marker and line."""
+"""The look of each method in every figure: its colour, marker and line."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ DASH_DOTTED: Line = (0, (5, 1.5, 1, 1.5))
 
 @dataclass(frozen=True)
 class Look:
-    """Of a curve. filled: the markers."""
+    """The look of a curve. filled: the markers."""
 
     colour: str
     marker: str

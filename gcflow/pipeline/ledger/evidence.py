@@ -1,16 +1,15 @@
-"""What each claim's test measures on a data set, from the stages' files, before other tests are looked at.
+"""The measurement of each claim's test on a data set, from the stages' files, before other tests are looked at.
 
 Every effect is the side that the claim says is lower minus the other, so that a negative one supports the claim.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_json
+from gcflow.files import expected_form, read_json
 from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, run_file
 from gcflow.pipeline.ledger.run_statistics import run_statistic
 from gcflow.pipeline.params import Params
@@ -29,7 +28,7 @@ RELATIONS: tuple[Literal["="], Literal["<"], Literal[">"]] = ("=", "<", ">")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one test found, whatever other tests there are.
+    """The outcome of one test, whatever other tests there are.
 
     contrast: what is claimed to be lower than what. unit: of replication. replicates: units of each side. values: what
     was compared, by side; for runs, seed to statistic. estimates: what was compared as means with standard errors; none
@@ -48,7 +47,7 @@ class Evidence:
 
     @property
     def scale(self) -> str:
-        """What the effect is a difference of."""
+        """The terms of which the effect is a difference."""
         if self.base is not None:
             return "costs"
         return "slopes" if self.statistic == "discrepancy-slope" else "natural logarithms"
@@ -76,14 +75,9 @@ class Files:
             self.documents[file] = read_json(self.root / file)
         return self.documents[file]
 
-    @contextmanager
-    def expected(self, file: str) -> Iterator[None]:
+    def expected(self, file: str) -> AbstractContextManager[None]:
         """Turns what a file of another form leads to into an error that names it."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            problem = f"is not what {self.makers[file]} writes ({type(error).__name__}: {error}); run it again"
-            raise GcflowError(f"{self.root / file}: {problem}") from None
+        return expected_form(self.root / file, self.makers[file])
 
 
 def compare_runs(params: Params, files: Files, plan: Plan, claim: RunsClaim) -> Evidence:
@@ -169,7 +163,7 @@ def _check(found: dict[str, Any]) -> Check:
 
 
 def lead_in_tolerances(check: Check) -> float:
-    """How far measured lies from expected, in tolerances; for an inequality negative on the wrong side."""
+    """Distance of measured from expected, in tolerances; for an inequality negative on the wrong side."""
     gap = check.measured - check.expected
     size = abs(gap) / check.tolerance if check.tolerance > 0 else math.inf if gap else 0.0
     return -size if gap and check.relation == ("<" if gap > 0 else ">") else size

@@ -86,7 +86,7 @@ def _draw(axes: "Axes", finding: Finding, line: float) -> None:
     look = LOOKS[finding.verdict]
 
     def place(effect: float) -> tuple[float, str]:
-        """Where an effect is drawn, and with which marker."""
+        """The place and the marker of an effect."""
         ratio = evidence.ratio(effect)
         ratio = float(np.exp(effect)) if ratio is None else ratio
         low, high = LIMITS

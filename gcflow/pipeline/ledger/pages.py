@@ -37,7 +37,7 @@ small{display:block}details p{margin:.4rem 0;overflow-wrap:anywhere}
 
 
 def introduction(judgement: Judgement) -> str:
-    """How to read the ledger."""
+    """The ledger's guide for its reader."""
     confidence = f"{100 * judgement.settings.confidence:g} %"
     risk = f"{1 - judgement.settings.confidence:.2g}"
     return (

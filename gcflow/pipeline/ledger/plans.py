@@ -1,10 +1,11 @@
-"""Which claims are tested on which data sets, and from which files. The graph of stages takes its inputs from here."""
+"""The claims that are tested on each data set, and from which files. The graph of stages takes its inputs from here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcflow.pipeline.folders import discrepancy_path, results_folder, run_folder, theory_path
+from gcflow.pipeline.folders import discrepancy_path, results_folder, theory_path
+from gcflow.pipeline.measurements import metrics_path
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claim, RunsClaim, TransportClaim
 
@@ -38,7 +39,7 @@ def run_file(claim: RunsClaim, run: Run) -> str:
     """The file with a run's statistic, relative to the root."""
     if claim.statistic in DISCREPANCY_STATISTICS:
         return str(discrepancy_path(Path(), run))
-    return str(run_folder(Path(), run) / "evaluation" / "metrics.json")
+    return str(metrics_path(Path(), run))
 
 
 def _plan(params: Params, name: str, claim: Claim, dataset: str) -> Plan:
@@ -65,7 +66,7 @@ def _pairs(params: Params, claim: RunsClaim, dataset: str) -> tuple[tuple[Run, R
 
 
 def _obstacles(params: Params, claim: RunsClaim, dataset: str, pairs: tuple[tuple[Run, Run], ...]) -> Iterator[str]:
-    """Why two methods cannot be compared on a data set; each is looked for only where those before it are not."""
+    """The reasons against comparing two methods on a data set; each is looked for where those before it are not."""
     entry, of_discrepancy = params.dataset(dataset), claim.statistic in DISCREPANCY_STATISTICS
     for method in (claim.lower, claim.higher):
         if method not in entry.methods:

@@ -4,55 +4,44 @@ All but the slope are natural logarithms, so that a difference of two runs is th
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import fmean, linear_regression
 from typing import Any
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.features import main_metric
+from gcflow.pipeline.measurements import Curve, Record, means, measured
 
-Curve = dict[int, dict[int, float]]
 SLOPE_FROM = 1.0
 
 
-def main_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that claims are about, of those of a run; None if it is not among them."""
-    return next((metric for metric in metrics if metric == "fid" or metric.endswith("-fd")), None)
-
-
-def distance_curve(records: list[dict[str, Any]], source: str) -> Curve:
-    """Step to generation seed to the distance of EMA samples with the fewest network evaluations, by step.
-
-    Of several protocols the first counts.
+def distance_curve(records: list[Record], source: str) -> Curve:
+    """The distance of EMA samples with the fewest network evaluations, under the first of several protocols.
 
     Raises:
         GcflowError: the records lack the metric, or hold a distance that has no logarithm.
     """
-    records = [record for record in records if record["protocol"] == records[0]["protocol"]]
-    metric = main_metric(record["metric"] for record in records)
+    curves = next(iter(measured(records).curves.values()), {})
+    metric = main_metric([*curves])
     if metric is None:
-        raise GcflowError(f"{source}: has no fid, nor a metric that ends in -fd; delete it and evaluate the run again")
-    chosen = [r for r in records if r["metric"] == metric and r["weights"] == "ema"]
-    fewest = min((r["network_evaluations"] for r in chosen), default=0)
-    curve: Curve = {}
-    for record in sorted(chosen, key=lambda r: r["step"]):
-        if record["network_evaluations"] == fewest:
-            _require_logarithm(record["value"], f"{source}: {metric} at step {record['step']}")
-            curve.setdefault(record["step"], {})[record["generation_seed"]] = record["value"]
-    if not curve:
-        raise GcflowError(f"{source}: has no {metric} of EMA weights; delete it and evaluate the run again")
-    return curve
+        problem = "has no fid, nor a metric that ends in -fd, of EMA weights; delete it and evaluate the run again"
+        raise GcflowError(f"{source}: {problem}")
+    for step, values in curves[metric].items():
+        for value in values.values():
+            _require_logarithm(value, f"{source}: {metric} at step {step}")
+    return curves[metric]
 
 
 def _final(curve: Curve) -> float:
-    return math.log(fmean(curve[max(curve)].values()))
+    return math.log(means(curve)[max(curve)])
 
 
 def _start(curve: Curve) -> float:
-    return math.log(fmean(curve[min(curve)].values()))
+    return math.log(means(curve)[min(curve)])
 
 
 def _area(curve: Curve) -> float:
-    return fmean(math.log(fmean(values.values())) for values in curve.values())
+    return fmean(map(math.log, means(curve).values()))
 
 
 def _rise(curve: Curve) -> float:

@@ -7,6 +7,7 @@ from gcflow.pipeline.ledger.evidence import Evidence
 from gcflow.pipeline.ledger.legend import Verdict
 from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding
 from gcflow.pipeline.schema import Claims
+from gcflow.readable import NO_BREAK, minus, short
 from gcflow.significance import MOST_SEEDS
 from gcflow.theory.check import Check
 
@@ -26,7 +27,6 @@ UNITS = {"ot": "batches of OT"} | dict.fromkeys(ENDPOINTS, "pairs of GC")
 LEAST_P = 1e-4
 # In per cent: what floating point leaves of nothing.
 ROUNDING = 1e-9
-NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,13 @@ def rows(judgement: Judgement) -> list[Row]:
     ]
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and a true minus sign."""
-    return f"{value:.{digits}g}".replace("-", "−")
-
-
 def effect_words(evidence: Evidence) -> str:
     """`−12 % [−20 %, −3 %]`, or as factors where a percentage would be large, or a plain difference of slopes."""
     found = evidence.comparison
     parts = [found.effect] if found.low is None or found.high is None else [found.effect, found.low, found.high]
     ratios = [ratio for part in parts if (ratio := evidence.ratio(part)) is not None]
     if not ratios:
-        shown = [f"{part:+.2f}".replace("-", "−") for part in parts]
+        shown = [minus(f"{part:+.2f}") for part in parts]
     elif max(ratios) >= 2:
         shown = [f"×{ratio:.2g}" if ratio < 1000 else f"×{ratio:.0e}" for ratio in ratios]
     else:
@@ -76,7 +71,7 @@ def _percent(ratio: float) -> str:
     if abs(percentage) < ROUNDING:
         return f"0{NO_BREAK}%"
     decimals = max(1, -math.floor(math.log10(abs(percentage)))) if abs(percentage) < 10 else 0
-    return f"{percentage:+.{decimals}f}{NO_BREAK}%".replace("-", "−")
+    return minus(f"{percentage:+.{decimals}f}{NO_BREAK}%")
 
 
 def _p(value: float) -> str:
@@ -104,13 +99,13 @@ def _basis(evidence: Evidence, settings: Claims) -> str:
     interval = f"{100 * settings.confidence:g} % interval of this comparison alone"
     if found.count is not None:
         return (
-            f"Over {found.count} seeds, paired: mean difference of {evidence.scale} {number(found.effect)}, standard "
-            f"deviation {number(found.std or 0.0)}; as an effect {shown} ({interval})."
+            f"Over {found.count} seeds, paired: mean difference of {evidence.scale} {short(found.effect)}, standard "
+            f"deviation {short(found.std or 0.0)}; as an effect {shown} ({interval})."
         )
     units = " and ".join(f"{count} {UNITS[side]}" for side, count in evidence.replicates.items())
     return (
-        f"Over {units}: difference of {evidence.scale} {number(found.effect)}, standard error "
-        f"{number(found.standard_error or 0.0)}; as an effect {shown} ({interval})."
+        f"Over {units}: difference of {evidence.scale} {short(found.effect)}, standard error "
+        f"{short(found.standard_error or 0.0)}; as an effect {shown} ({interval})."
     )
 
 
@@ -149,7 +144,7 @@ def _needed(finding: Finding, settings: Claims) -> str:
     if found.count == 1:
         source = (
             ", if their differences vary as in the other comparisons of this statistic: pooled standard deviation "
-            f"{number(finding.assumed_std)}"
+            f"{short(finding.assumed_std)}"
         )
     return f"about {finding.seeds_needed} seeds would decide it {terms}{source}."
 
@@ -167,9 +162,9 @@ def _theory_row(finding: TheoryFinding) -> Row:
     plan, checks = finding.plan, finding.checks
     effect = f"{sum(check.holds for check in checks)} of {len(checks)} checks hold"
     if finding.worst is not None:
-        effect += f"; off by at most {number(finding.worst, 2)} tolerances"
+        effect += f"; off by at most {short(finding.worst, 2)} tolerances"
     if finding.margin is not None:
-        effect += f"; apart by at least {number(finding.margin, 2)} tolerances"
+        effect += f"; apart by at least {short(finding.margin, 2)} tolerances"
     words = (plan.name, plan.claim.place, plan.claim.claim, plan.dataset, "numerical checks", effect)
     return Row(*words, finding.verdict, " ".join(map(_check_words, checks)), f"{plan.files[0]}.")
 
@@ -177,6 +172,6 @@ def _theory_row(finding: TheoryFinding) -> Row:
 def _check_words(check: Check) -> str:
     relation = {"=": "expected", "<": "expected less than", ">": "expected more than"}[check.relation]
     return (
-        f"{check.name}: measured {number(check.measured, 4)}, {relation} {number(check.expected, 4)}, tolerance "
-        f"{number(check.tolerance, 2)} ({check.reason}): {'holds' if check.holds else 'fails'}."
+        f"{check.name}: measured {short(check.measured, 4)}, {relation} {short(check.expected, 4)}, tolerance "
+        f"{short(check.tolerance, 2)} ({check.reason}): {'holds' if check.holds else 'fails'}."
     )

@@ -43,7 +43,7 @@ def _summary(words: list[Row]) -> str:
 
 
 def ledger_document(judgement: Judgement, words: list[Row]) -> dict[str, Any]:
-    """What claims.json holds: a record per tested claim and data set, and why the others were not tested."""
+    """The content of claims.json: a record per tested claim and data set, and why the others were not tested."""
     records = [_record(found, row, judgement) for found, row in zip(judgement.findings, words, strict=True)]
     return {
         "confidence": judgement.settings.confidence,

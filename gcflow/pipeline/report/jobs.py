@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Environment(NamedTuple):
-    """Where and with what a job ran."""
+    """The machine and the code of a job."""
 
     host: str
     device: str
@@ -17,7 +17,7 @@ class Environment(NamedTuple):
 
     @property
     def versions(self) -> str:
-        """Of the two packages that decide what is computed."""
+        """The versions of the two packages that decide what is computed."""
         return f"gcflow {self.gcflow}, torch {self.torch}"
 
 
@@ -32,7 +32,7 @@ class Job(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What ran in an environment. runs: how many had a job in it. seconds: spent in their training steps."""
+    """The jobs of an environment. runs: how many had a job in it. seconds: spent in their training steps."""
 
     environment: Environment
     runs: int

@@ -1,26 +1,22 @@
-"""What was run, by what the runs themselves recorded: the front of the report, and its provenance."""
+"""The runs, by what they themselves recorded: the front of the report, and its provenance."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gcflow.files import expected_form
 from gcflow.pipeline.drawing.image_files import MAGNIFICATION, tile
-from gcflow.pipeline.drawing.inputs import expected
-from gcflow.pipeline.folders import data_folder, results_folder
+from gcflow.pipeline.features import metric_name
+from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.report.captions import CAPTIONS, Caption
-from gcflow.pipeline.report.images import Picture, pixel_picture, svg_picture
-from gcflow.pipeline.report.readings import right_end
+from gcflow.pipeline.report.images import Picture, pixel_picture
 from gcflow.pipeline.report.records import Output, Records
 from gcflow.pipeline.report.run_pages import RunPage
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.report.words import duration, moment, number
-from gcflow.pipeline.stages import Stages
-from gcflow.pipeline.table import metric_label
+from gcflow.readable import duration, moment, number
 
 HERO_METHODS = 3
-CURVES = ("convergence", "discrepancy", "transport")
 
 
 class DataSet(NamedTuple):
@@ -43,21 +39,6 @@ class DataSet(NamedTuple):
         return list({page.run.method: page for page in reversed(self.runs)}.values())[::-1]
 
 
-class ShownFigure(NamedTuple):
-    """A figure with its caption. picture: None if it is not drawn yet. reading: where its curves end."""
-
-    dataset: str
-    name: str
-    title: str
-    kind: str
-    reproduces: str | None
-    picture: Picture | None
-    caption: Caption
-    reading: str
-    command: str
-    path: str
-
-
 class Hero(NamedTuple):
     """Samples of a few methods for the front page. panels: of a label and a picture."""
 
@@ -77,7 +58,7 @@ def data_set(params: Params, records: Records, name: str, runs: list[RunPage]) -
     """A data set with its runs."""
     manifest = data_folder(Path(), name) / "manifest.json"
     record = records.json(manifest)
-    with expected(records.root / manifest):
+    with expected_form(records.root / manifest):
         known: dict[str, Any] = {"source": "", "count": 0, "shape": []} if record is None else record
         source, count, shape = str(known["source"]), int(known["count"]), list(known["shape"])
     return DataSet(
@@ -100,7 +81,7 @@ def _real(params: Params, records: Records, dataset: str) -> Picture | None:
     if path is None:
         return None
     side = params.dataset(dataset).evaluation.grid
-    with expected(path):
+    with expected_form(path):
         images = np.load(path, mmap_mode="r")
         spread = np.linspace(0, len(images) - 1, side**2).round().astype(int)
         return pixel_picture(tile(np.asarray(images[spread]), side), MAGNIFICATION)
@@ -118,31 +99,6 @@ def hero(params: Params, datasets: list[DataSet]) -> Hero | None:
     return None
 
 
-def shown_figures(params: Params, stages: Stages, records: Records, dataset: str) -> list[ShownFigure]:
-    """The figures of a data set, with captions."""
-    found = []
-    for name, figure in params.dataset(dataset).figures.items():
-        path = results_folder(Path(), dataset) / "figures" / f"{name}.svg"
-        there, table = records.path(path), records.text(path.with_suffix(".csv"))
-        with expected(records.root / path.with_suffix(".csv")):
-            reading = right_end(table) if table and figure.kind in CURVES else ""
-        found.append(
-            ShownFigure(
-                dataset,
-                name,
-                figure.title,
-                figure.kind,
-                figure.reproduces,
-                None if there is None else svg_picture(there),
-                CAPTIONS[figure.kind],
-                reading,
-                stages.figure(dataset, name).command,
-                str(path),
-            )
-        )
-    return found
-
-
 def runs_table(pages: list[RunPage]) -> SortableTable:
     """Every run with its state and its first metric."""
     columns = [
@@ -158,9 +114,9 @@ def runs_table(pages: list[RunPage]) -> SortableTable:
 
 
 def _run_row(page: RunPage) -> list[Cell]:
-    metric, value = page.headline or (None, None)
-    label, factor = metric_label(metric) if metric else ("", 1.0)
-    scaled = None if value is None else value * factor
+    name, value = page.headline or ("", None)
+    metric = metric_name(name)
+    scaled = None if value is None else value * metric.factor
     steps = page.config["training"]["steps"] if page.config else None
     kind = {"evaluated": "supported", "not trained": "missing"}.get(page.state, "")
     return [
@@ -168,7 +124,7 @@ def _run_row(page: RunPage) -> list[Cell]:
         Cell(page.label, page.label),
         Cell(page.state, page.state, kind=kind),
         Cell("–" if steps is None else number(steps, 9), steps),
-        Cell("–" if scaled is None else f"{label} {number(scaled)}", scaled),
+        Cell("–" if scaled is None else f"{metric.heading} {number(scaled)}", scaled),
         Cell(duration(page.seconds), page.seconds),
         Cell(moment(page.ended), page.ended),
     ]

@@ -1,12 +1,11 @@
-"""What the report is made of: recorded files alone, so that it is the same bytes wherever it is made from them."""
+"""The inputs of the report: recorded files alone, so that it is the same bytes wherever it is made from them."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.files import read_json, sha256_of
-from gcflow.pipeline.drawing.inputs import expected
+from gcflow.files import expected_form, read_json, sha256_of
 from gcflow.pipeline.stages import Stage, Stages
 
 # Snakemake's own mark inside directories that its rules write.
@@ -43,7 +42,7 @@ class Records:
         self.read = frozenset(stages.report().deps)
 
     def path(self, name: Path | str) -> Path | None:
-        """Where a file lies, if it is there."""
+        """The path of a file, if it is there."""
         path = self.root / name
         return path if path.exists() else None
 
@@ -65,7 +64,7 @@ class Records:
         path = self.path(name)
         if path is None:
             return None
-        with expected(path):
+        with expected_form(path):
             return path.read_text(encoding="utf-8")
 
     def lines(self, name: Path | str) -> list[dict[str, Any]]:
@@ -75,7 +74,7 @@ class Records:
             GcflowError: a line is not JSON.
         """
         text = self.text(name) or ""
-        with expected(self.root / name):
+        with expected_form(self.root / name):
             return [json.loads(line) for line in text.splitlines()]
 
     def outputs(self, stage: Stage) -> list[Output]:

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.pipeline.drawing.inputs import expected
+from gcflow.files import expected_form
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.report.charts import Chart, Series, chart
 from gcflow.pipeline.report.images import Picture, png_picture
 from gcflow.pipeline.report.jobs import Job, read_jobs, training_seconds
-from gcflow.pipeline.report.measurements import Protocol, final_table, headline_of, metric_curves, protocols_of
 from gcflow.pipeline.report.records import Output, Records
+from gcflow.pipeline.report.run_metrics import Protocol, final_table, headline_of, metric_curves, protocols_of
 from gcflow.pipeline.report.tables import SortableTable
-from gcflow.pipeline.report.words import number
 from gcflow.pipeline.stages import Stages
+from gcflow.readable import number
 
 # Of the pictures of a run's steps, in characters of the page.
 STEPS_BUDGET = 60_000
@@ -89,15 +89,15 @@ def run_page(params: Params, stages: Stages, records: Records, run: Run) -> RunP
     samples = records.path(folder / "evaluation" / "samples.png")
     steps, known = _steps(records, folder)
     config = document.get("config")
-    with expected(records.root / folder / "config.json"):
+    with expected_form(records.root / folder / "config.json"):
         batch = None if config is None else config["training"]["batch"]
         facts = [] if config is None else _facts(config)
-    with expected(records.root / folder / "metrics.jsonl"):
+    with expected_form(records.root / folder / "metrics.jsonl"):
         seconds = training_seconds(lines, batch)
         charts, constants = _training(lines)
-    with expected(records.root / folder / "jobs.json"):
+    with expected_form(records.root / folder / "jobs.json"):
         done = read_jobs(jobs, lines, batch)
-    with expected(records.root / folder / "evaluation" / "metrics.json"):
+    with expected_form(records.root / folder / "evaluation" / "metrics.json"):
         rows = final_table(measured)
         headline = headline_of(measured)
         curves, table = metric_curves(measured)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.pipeline.drawing.inputs import expected
+from gcflow.files import expected_form
 from gcflow.pipeline.folders import results_folder
 from gcflow.pipeline.params import Params, PublishedValue, published_tables
 from gcflow.pipeline.report.records import Records
@@ -70,7 +70,7 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
             tuple((str(seed), f"/run/{dataset}/{method}/{seed}") for seed in entry.runs[method].seeds)
             for method in settings.methods
         ]
-        with expected(records.root / folder / f"{name}.csv"):
+        with expected_form(records.root / folder / f"{name}.csv"):
             table = None if text is None else _table(settings.title, text, links)
         paper = published_tables().get(settings.published_entry, {})
         labels = {method: replicates.label for method, replicates in entry.runs.items()}

@@ -4,16 +4,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gcflow import readable
 from gcflow.files import write_text
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import report_path
-from gcflow.pipeline.ledger.legend import LIMITS, VERDICTS
+from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.report import words
-from gcflow.pipeline.report.captions import FOREST
-from gcflow.pipeline.report.findings import ledger, theory_checks
+from gcflow.pipeline.report.claims import ledger, theory_checks
+from gcflow.pipeline.report.figures import shown_figures
 from gcflow.pipeline.report.jobs import environments
-from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table, shown_figures
+from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.run_pages import run_page
 from gcflow.pipeline.report.tables import result_tables
@@ -42,8 +43,8 @@ def write_report(params: Params, scale: str) -> None:
     content = contents(params, scale)
     path = report_path(params.root)
     write_text(path, _render(content))
-    lacking = f", {words.plural(len(content['pending']), 'stage')} not there yet" if content["pending"] else ""
-    say(f"  {path}: {words.size(path.stat().st_size)}{lacking}")
+    lacking = f", {readable.plural(len(content['pending']), 'stage')} not there yet" if content["pending"] else ""
+    say(f"  {path}: {readable.size(path.stat().st_size)}{lacking}")
 
 
 def contents(params: Params, scale: str) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "ledger": ledger(records),
         "verdicts": VERDICTS,
         "limits": LIMITS,
-        "forest_caption": FOREST,
+        "forest_caption": CAPTION,
         "tables": [table for dataset in stages.datasets for table in result_tables(params, records, dataset)],
         "figures": [
             figure for dataset in stages.datasets for figure in shown_figures(params, stages, records, dataset)
@@ -81,7 +82,7 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "begun": min(begun, default=None),
         "ended": max(ended, default=None),
         "seconds": sum(page.seconds or 0.0 for page in runs),
-        "has_fid": any(params.dataset(dataset).features.kind == "inception" for dataset in stages.datasets),
+        "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
         "stages": [MadeBy(stage.name, stage.command, records.outputs(stage)) for stage in made],
         "pending": records.pending(made),
     }
@@ -99,6 +100,6 @@ def _render(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("number", "duration", "size", "moment", "plural", "value")
+        name: getattr(readable, name) for name in ("number", "duration", "size", "moment", "plural", "value")
     }
     return environment.get_template("page.html").render(content)

@@ -5,13 +5,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.pipeline.drawing.inputs import expected
+from gcflow.files import expected_form
 from gcflow.pipeline.folders import claims_path, theory_path
 from gcflow.pipeline.ledger.legend import LIMITS, MARKS, VERDICTS
 from gcflow.pipeline.report.images import Picture, svg_picture
 from gcflow.pipeline.report.records import Records
 from gcflow.pipeline.report.tables import Cell, Column, SortableTable
-from gcflow.pipeline.report.words import number
+from gcflow.readable import number
 
 
 class Bar(NamedTuple):
@@ -75,7 +75,7 @@ def ledger(records: Records) -> Ledger | None:
     if document is None:
         return None
     forest = records.path(claims_path(Path(), "svg"))
-    with expected(records.root / name):
+    with expected_form(records.root / name):
         claims = [_claim(record) for record in document["records"]]
         untested: dict[str, list[tuple[str, str]]] = {}
         for entry in document["not_tested"]:
@@ -146,7 +146,7 @@ def theory_checks(records: Records, dataset: str) -> TheoryChecks | None:
         Column("holds", numeric=False),
         Column("where the tolerance comes from", numeric=False, prose=True),
     ]
-    with expected(records.root / name):
+    with expected_form(records.root / name):
         rows = [_check(check) for check in document["checks"]]
         held = sum(bool(check["holds"]) for check in document["checks"])
     caption = f"{dataset}: {held} of {len(rows)} checks hold"

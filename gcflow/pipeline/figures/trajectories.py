@@ -1,0 +1,86 @@
+"""Pairs and flows of the same data and noises on a mixture, with straightness and crossings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gcflow.files import expected_form, read_json
+from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, PLANE, POINT, Drawing, Row, new_figure
+from gcflow.pipeline.drawing.looks import BLACK, GC, GREY, IC, other_looks
+from gcflow.pipeline.figures import Caption, FigureKind, Inputs
+from gcflow.pipeline.folders import theory_path
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.schema import DatasetEntry, Figure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DRAWN_PATHS = 32
+
+
+def mistakes(entry: DatasetEntry, _name: str) -> Iterator[tuple[str, str]]:
+    if entry.theory and not entry.theory.paths:
+        yield "theory.paths", "is 0, but a figure of kind trajectories draws them"
+
+
+def inputs(_params: Params, dataset: str, _figure: Figure) -> Inputs:
+    return Inputs([theory_path(Path(), dataset)])
+
+
+def _path_rows(flow: str, sigmas: "np.ndarray", paths: "np.ndarray") -> list[Row]:
+    """A row per noise level of each path; paths: [levels, B, 2]."""
+    return [
+        {"flow": flow, "path": number, "sigma [data units]": sigma, **dict(zip(POINT, state, strict=True))}
+        for number, path in enumerate(paths.swapaxes(0, 1))
+        for sigma, state in zip(sigmas, path, strict=True)
+    ]
+
+
+def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
+    import numpy as np
+
+    path = theory_path(params.root, dataset)
+    document = read_json(path)
+    with expected_form(path):
+        curves = document["curves"]["Figure 1"]
+        sigmas, flows = np.array(curves["sigmas"]), curves["paths"]
+        states = {name: np.array(content["states"]) for name, content in flows.items()}
+        titles = {
+            name: f"{name[0].upper()}{name[1:]}\nstraightness {content['straightness']:.3f}\n"
+            f"{content['crossing_pairs']} pairs of {states[name].shape[1]} paths cross"
+            for name, content in flows.items()
+        }
+        rows = [row for name, paths in states.items() for row in _path_rows(name, sigmas, paths[:, :DRAWN_PATHS])]
+    colours = {"independent pairs": IC.colour, "PF-ODE": next(other_looks()).colour}
+    colours |= dict.fromkeys(("trained GC pairs", "GC flow"), GC.colour)
+    across, down = np.ptp(np.concatenate([paths[:, :DRAWN_PATHS] for paths in states.values()], axis=1), axis=(0, 1))
+    canvas = new_figure(PAGE_WIDTH, (PAGE_WIDTH - 0.9) / len(states) * down / across + 1.1)
+    grid = canvas.subplots(1, len(states), sharex=True, sharey=True, squeeze=False)
+    for axes, (name, paths) in zip(grid.flat, states.items(), strict=True):
+        drawn = paths[:, :DRAWN_PATHS]
+        axes.plot(drawn[..., 0], drawn[..., 1], color=colours.get(name, BLACK), linewidth=0.8, alpha=0.8)
+        for ends, colour in ((drawn[0], GREY), (drawn[-1], BLACK)):
+            axes.scatter(ends[:, 0], ends[:, 1], s=7, color=colour, zorder=3)
+        axes.set(aspect="equal", **PLANE)
+        axes.label_outer()
+        axes.set_title(titles[name], fontsize=8, loc="center")
+    canvas.suptitle(figure.title)
+    return Drawing(canvas, rows)
+
+
+KIND = FigureKind(
+    inputs,
+    draw,
+    Caption(
+        "Straight paths that cross little are easy to follow in one step. Independent pairs are straight and cross "
+        "most; compare how much straightness the ODE of the probability flow and the generator-augmented flow give up "
+        "to cross less. Straightness is chord over arc, 1 for straight lines; two paths that meet in the plane count "
+        "once.",
+        "From the same data and noises on a distribution whose velocity is known. Both flows have the same starts and "
+        "are integrated in float64 by gcflow theory, the generator-augmented one with exact endpoints; trained GC "
+        "pairs, where there are some, have those that the EMA of a trained model predicts at the largest noise. The "
+        "first 32 of the paths are drawn, all are counted.",
+    ),
+    block="theory",
+    mistakes=mistakes,
+)

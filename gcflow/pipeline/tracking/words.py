@@ -67,7 +67,7 @@ def weights_of(params: Params, files: RunFiles, md5: str) -> dict[str, str]:
     return {
         "path": str(run_folder(params.root, run).relative_to(params.root) / "weights.safetensors"),
         "md5": md5,
-        "fetch": f"dvc pull train-{run.dataset}-{run.method}-{run.seed}",
+        "fetch": f"dvc pull train@{run.dataset}-{run.method}-{run.seed}",
         "sample": f"gcflow sample {run_folder(params.root, run).relative_to(params.root)}/weights.safetensors",
     }
 

@@ -111,7 +111,9 @@ def test_a_subset_is_planned_by_name_and_what_it_leaves_out_is_said(folder):
     assert jobs["evaluate"] == jobs["train"] == 8, output
     assert not {"table", "claims", "report"} & set(jobs)
     assert re.search(
-        r"^Left out, since they show other runs, too: table-cifar10-table1, .*, report$", output, re.MULTILINE
+        r"^Left out, since they show other runs, too: transport-cifar10, table-cifar10-table1, .*, report$",
+        output,
+        re.MULTILINE,
     )
 
 

@@ -26,13 +26,12 @@ test-all: test  ## then the longer ones: with Snakemake, DVC, MLflow servers, Sl
 	pytest -n 3 --dist loadfile -m "$(OTHERS)"
 
 .PHONY: lint
-lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint, and dvc.yaml against params.yaml
+lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint
 	ruff check .
 	ruff format --check .
 	mypy
 	snakefmt --check Snakefile workflow
 	python workflow/lint.py
-	gcflow stages --check
 
 .PHONY: format
 format: .venv/complete  ## ruff and snakefmt in place

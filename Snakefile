@@ -23,3 +23,5 @@ rule all:
         PAPERS_VIEWS,
         "results/tracking.json",
     localrule: True
+    message:
+        "all"

@@ -31,6 +31,21 @@ def dvc(folder: Path, *arguments: str, check: bool = True, env: dict[str, str] |
     return run(folder, sys.executable, "-m", "dvc", *arguments, check=check, env=env)
 
 
+def dvc_stages(folder: Path) -> dict[str, tuple[str, set[str], set[str], set[str]]]:
+    """The stages that DVC itself makes of dvc.yaml: name to command, dependencies, keys of params.yaml, outputs."""
+    from dvc.dependency import ParamsDependency
+    from dvc.repo import Repo
+
+    stages = {}
+    with Repo(str(folder)) as repo:
+        for stage in repo.index.stages:
+            params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            deps = {dep.def_path for dep in stage.deps if dep not in params}
+            keys = {key for dep in params for key in dep.params}
+            stages[stage.name] = (stage.cmd, deps, keys, {out.def_path for out in stage.outs})
+    return stages
+
+
 def commit(folder: Path, message: str) -> None:
     """Commits everything that git does not ignore."""
     run(folder, "git", "add", "--all")

@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.dvc_stages import write_dvc_yaml
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.scheduler import PROFILE, opened
-from gcflow.pipeline.stages import Stage, Stages, write_dvc_yaml
+from gcflow.pipeline.stages import Stage, Stages
 from gcflow.pipeline.versions import Versions
 
 MIRROR = "results/tracking.json"

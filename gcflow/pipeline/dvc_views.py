@@ -1,4 +1,4 @@
-"""What `dvc metrics` and `dvc plots` show of the runs: small files of each, and the definitions in dvc.yaml."""
+"""What `dvc metrics` and `dvc plots` show of the runs: small files of each, and the definitions of the plots."""
 
 import csv
 import io
@@ -83,14 +83,14 @@ def _write_curve(path: Path, run: Run, rows: list[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
-    """The `metrics` and `plots` of dvc.yaml for some data sets: per data set its losses, by objective, and its FD."""
+def plot_definitions(params: Params, datasets: list[str]) -> list[dict[str, Any]]:
+    """The `plots` of dvc.yaml for some data sets: per data set its losses, by objective, and its distance."""
     root = Path()
-    plots: dict[str, dict[str, Any]] = {}
+    plots: list[dict[str, Any]] = []
 
     def plot(name: str, title: str, y_label: str, files: dict[str, str]) -> None:
         labels = {"title": title, "x_label": "training step", "y_label": y_label}
-        plots[name] = {**labels, "template": TEMPLATE, "x": "step", "y": files}
+        plots.append({name: {**labels, "template": TEMPLATE, "x": "step", "y": files}})
 
     for dataset in datasets:
         entry, runs = params.dataset(dataset), list(params.runs(dataset))
@@ -103,5 +103,4 @@ def view_definitions(params: Params, datasets: list[str]) -> dict[str, Any]:
         metric = KINDS[entry.features.kind].distance.name
         distances = {str(curve_path(run_folder(root, run), "metrics")): metric for run in runs}
         plot(f"{dataset}-{metric}", f"{dataset}: {metric}", f"{metric}, log scale", distances)
-    summaries = [str(summary_path(run_folder(root, run))) for dataset in datasets for run in params.runs(dataset)]
-    return {"metrics": summaries, "plots": [{name: definition} for name, definition in plots.items()]}
+    return plots

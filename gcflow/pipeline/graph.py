@@ -1,4 +1,4 @@
-"""The graph of jobs: what each needs, which jobs a target consists of, and which of them are done."""
+"""What a target consists of: the stages of all scales, which others each needs, and which of them are done."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -8,69 +8,34 @@ from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
-from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.stages import Stage, Stages
-
-RUN_KINDS = ("train", "evaluate", "discrepancy")
-# One each for all data sets of a scale.
-OF_SCALE = ("claims", "report")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage as a job. needs: names of the stages whose files it reads.
-
-    kind: the verb. dataset: None for a ledger, a report or a public model. item: what it makes of the data set: a
-    protocol, a table, a figure. run: of train, evaluate and discrepancy.
-    """
-
-    stage: Stage
-    kind: str
-    dataset: str | None
-    item: str
-    run: Run | None
-    needs: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The stage's."""
-        return self.stage.name
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.stages import OF_SCALE, Stage, Stages
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Every stage of params.yaml as a job, in an order in which they could run.
+    """Every stage of params.yaml, in an order in which they could run.
 
-    scale: whose stages `all` means, and whose views come first.
+    scale: whose stages `all` means, and whose views come first. jobs: by name. needs: of each those whose files it
+    reads.
     """
 
     params: Params
     scale: str
-    jobs: dict[str, Job] = field(init=False)
+    jobs: dict[str, Stage] = field(init=False)
+    needs: dict[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        stages = [stage for stage in Stages(self.params, "all") if stage.name not in OF_SCALE]
-        stages += [self._stages.claims()] if self.params.claims else []
-        stages.append(self._stages.report())
+        stages = [stage for stage in Stages(self.params, "all") if stage.kind not in OF_SCALE]
+        stages += [stage for stage in self._stages if stage.kind in OF_SCALE]
         maker = {out: stage.name for stage in stages for out in stage.outs}
-        jobs = {}
-        for stage in stages:
-            needs = tuple(dict.fromkeys(maker[dep] for dep in stage.deps if dep in maker))
-            jobs[stage.name] = self._job(stage, needs)
-        object.__setattr__(self, "jobs", jobs)
+        needs = {s.name: tuple(dict.fromkeys(maker[dep] for dep in s.deps if dep in maker)) for s in stages}
+        object.__setattr__(self, "jobs", {stage.name: stage for stage in stages})
+        object.__setattr__(self, "needs", needs)
 
     @cached_property
     def _stages(self) -> Stages:
         return Stages(self.params, self.scale)
-
-    def _job(self, stage: Stage, needs: tuple[str, ...]) -> Job:
-        _, kind, *words = stage.command.split()
-        if kind in (*OF_SCALE, "pretrained"):
-            return Job(stage, kind, None, words[-1], None, needs)
-        if kind in RUN_KINDS:
-            run = self.params.parse_run(words[0])
-            return Job(stage, kind, run.dataset, "", run, needs)
-        return Job(stage, kind, words[0], words[1] if len(words) > 1 else "", None, needs)
 
     @cached_property
     def views(self) -> dict[str, list[str]]:
@@ -86,7 +51,7 @@ class Graph:
         """These jobs and all that they need, in an order in which they could run."""
         wanted, open_ends = set(names), list(names)
         while open_ends:
-            new = set(self.jobs[open_ends.pop()].needs) - wanted
+            new = set(self.needs[open_ends.pop()]) - wanted
             wanted |= new
             open_ends += new
         return [name for name in self.jobs if name in wanted]
@@ -118,12 +83,12 @@ class Graph:
         found: set[str] = set()
         for name in names:
             job = self.jobs[name]
-            exists = all((self.params.root / out).exists() for out in job.stage.outs)
-            if exists and found.issuperset(job.needs) and (job.kind != "train" or self._is_current(job)):
+            exists = all((self.params.root / out).exists() for out in job.outs)
+            if exists and found.issuperset(self.needs[name]) and (job.kind != "train" or self._is_current(job)):
                 found.add(name)
         return found
 
-    def _is_current(self, job: Job) -> bool:
+    def _is_current(self, job: Stage) -> bool:
         assert job.run is not None
         run, root = job.run, self.params.root
         record = run_folder(root, run) / "config.json"

@@ -193,10 +193,10 @@ class Asked:
             elif job.kind == "features" and job.dataset:
                 yield Check(f"features {job.dataset}", partial(self.features, job.dataset))
         runs = [job.run for job in jobs if job.kind == "train" and job.run]
-        made = {out for job in jobs for out in job.stage.outs}
+        made = {out for job in jobs for out in job.outs}
         for file in sorted({file for run in runs for file in self.params.needed_files(run).values()} - made):
             yield Check(f"model {file}", partial(self.weights, self.params.root / file))
-        yield Check("Snakemake", partial(self.snakemake, [job.stage.outs[0] for job in jobs]))
+        yield Check("Snakemake", partial(self.snakemake, [job.outs[0] for job in jobs]))
         yield Check("MLflow", self.tracking, needed=False)
 
     def data(self, name: str) -> str:

@@ -26,9 +26,10 @@ from gcflow.inception import FEATURES as INCEPTION_FEATURES
 from gcflow.pipeline.evaluate import measurements
 from gcflow.pipeline.features.inception import KID_POOL
 from gcflow.pipeline.folders import data_folder, results_folder
-from gcflow.pipeline.graph import Graph, Job
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.run_state import KEPT_CHECKPOINTS
+from gcflow.pipeline.stages import Stage
 from gcflow.readable import duration, scaled, size
 from gcflow.weights import ModelSpec, spec_of
 
@@ -117,7 +118,7 @@ class Counts:
         source = self.params.dataset(dataset).data
         return source.count or 0, getattr(source, "held_out_images", 0)
 
-    def reference_images(self, job: Job) -> int:
+    def reference_images(self, job: Stage) -> int:
         """Real images that a protocol takes."""
         assert job.dataset is not None
         rules = self.params.dataset(job.dataset).features.protocols[job.item]
@@ -125,7 +126,7 @@ class Counts:
         available = held_out if rules and rules.split == "held-out" else count
         return (rules and rules.reference_images) or available
 
-    def work(self, job: Job) -> Work:
+    def work(self, job: Stage) -> Work:
         """The passes of networks in a job. Features cost no operations unless they are Inception's."""
         if job.dataset is None or job.kind not in COUNTED:
             return Work()
@@ -152,7 +153,7 @@ class Counts:
         each = 1 + (1 + config.method.mu_range[1] if config.method.pairing.predicts else 0)
         return Work(sampling=each * entry.discrepancy.samples * len(entry.discrepancy.sigmas) * one)
 
-    def disk(self, job: Job) -> int:
+    def disk(self, job: Stage) -> int:
         """Bytes that a job leaves: data, snapshots and the last checkpoints, references. The rest is small."""
         if job.dataset is None:
             return 0
@@ -255,7 +256,7 @@ def plan(params: Params, target: str, scale: str, gpus: int = 1, tflops: float |
         jobs[name] = {
             "kind": job.kind,
             "dataset": job.dataset,
-            "needs": list(job.needs),
+            "needs": list(graph.needs[name]),
             "done": name in done,
             "operations": work.operations,
             "seconds": seconds,

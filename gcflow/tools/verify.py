@@ -20,10 +20,11 @@ from gcflow.config import digest
 from gcflow.errors import GcflowError
 from gcflow.files import read_json
 from gcflow.pipeline.folders import run_folder
-from gcflow.pipeline.graph import Graph, Job
+from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
+from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.versions import LOCK, cache_folder, locked_stages
 from gcflow.readable import duration, plural, size
 from gcflow.weights import load_tensors
@@ -149,7 +150,7 @@ class _Verification:
 
     def __init__(self, params: Params, scale: str) -> None:
         self.root, self.graph = params.root, Graph(params, scale)
-        self.makers = {out: job.name for job in self.graph.jobs.values() for out in job.stage.outs}
+        self.makers = {out: job.name for job in self.graph.jobs.values() for out in job.outs}
         self.locked, self.cache = locked_stages(self.root), cache_folder(self.root)
         self.claims: dict[str, list[Claim]] = {}
         self.owners: dict[str, str] = {}
@@ -157,12 +158,12 @@ class _Verification:
         self.busy: dict[str, str] = {}
         self.absent: list[str] = []
 
-    def collect(self, job: Job) -> None:
+    def collect(self, job: Stage) -> None:
         """Notes the files of a stage and who knows a hash of them; finds those that are missing."""
         if self._is_trained(job.name):
             return
         recorded = {out["path"]: out.get("md5") for out in self.locked.get(job.name, {}).get("outs", [])}
-        outs: dict[str, str | None] = dict.fromkeys(job.stage.outs) | recorded
+        outs: dict[str, str | None] = dict.fromkeys(job.outs) | recorded
         there = [out for out in outs if (self.root / out).exists()]
         self.absent += [] if there else [job.name]
         for out in outs if there else ():
@@ -172,7 +173,7 @@ class _Verification:
                 self._collect_folder(job.name, out, outs[out])
             else:
                 self._add(out, job.name, outs[out])
-        for dep in job.stage.deps:
+        for dep in job.deps:
             if dep not in self.makers and dep.endswith(".safetensors") and (self.root / dep).exists():
                 self._add(dep, "", None)
         # What a damaged manifest says does not count.
@@ -244,9 +245,9 @@ class _Verification:
         stages = dict.fromkeys(owner for name in names if (owner := self.owners.get(name, stage)))
         touched, readers = {*names, *(str(Path(name).parent) for name in names)}, []
         for job in self.graph.jobs.values():
-            if touched.intersection(job.stage.deps):
+            if touched.intersection(job.deps):
                 readers.append(job.name)
-                touched.update(job.stage.outs)
+                touched.update(job.outs)
         self.findings.append(Finding(kind, names, reasons, list(stages), readers))
 
 
@@ -268,7 +269,7 @@ def _own_reason(path: Path) -> str | None:
     return None
 
 
-def _state(root: Path, job: Job) -> Path:
+def _state(root: Path, job: Stage) -> Path:
     assert job.run
     return run_folder(root, job.run) / "state"
 

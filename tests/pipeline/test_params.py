@@ -197,7 +197,7 @@ def test_a_denoiser_of_predicted_endpoints_needs_the_run_or_the_file_of_its_pred
     assert "results/digits/gc-frozen/seed0/snapshots" in stage.deps
     assert stage.slice(params)["datasets.digits.methods.denoiser-gc"]["mu_from_step"] == 10
     order = [stage.name for stage in Stages(params)]
-    assert order.index("train-digits-gc-frozen-0") < order.index("train-digits-denoiser-gc-0")
+    assert order.index("train@digits-gc-frozen-0") < order.index("train@digits-denoiser-gc-0")
     filed = load(folder, with_denoiser({"predictor": {"file": "consistency.safetensors"}}))
     assert filed.needed_runs(run) == {}
     assert filed.needed_files(run) == {"predictor": "consistency.safetensors"}

@@ -56,12 +56,12 @@ def test_every_target_of_the_paper_is_a_closed_set_of_jobs(shipped):
     for target in (*shipped.views, *shipped.params.datasets, *kinds.values()):
         names = shipped.target(target)
         for place, name in enumerate(names):
-            assert set(shipped.jobs[name].needs) <= set(names[:place])
+            assert set(shipped.needs[name]) <= set(names[:place])
 
 
 def test_a_view_needs_what_its_runs_need(tmp_path):
     graph = Graph(Params(write_project(tmp_path) / "params.yaml"), "embedded")
-    assert graph.target("train-digits-cd-0") == ["prepare-digits", "train-digits-denoiser-0", "train-digits-cd-0"]
+    assert graph.target("train@digits-cd-0") == ["prepare-digits", "train@digits-denoiser-0", "train@digits-cd-0"]
     table = graph.target("table-digits-table1")
     assert set(table) == {
         "prepare-digits",
@@ -77,12 +77,12 @@ def test_an_unknown_target_is_refused_with_those_that_are_known(tmp_path):
     document = tiny_params()
     document["datasets"]["digits"]["tables"]["table1"]["reproduces"] = "table1"
     root = write_project(tmp_path, document)
-    result = gcflow(root, "plan", "train-digits-cd-1", check=False)
+    result = gcflow(root, "plan", "train@digits-cd-1", check=False)
     assert result.returncode == 2
     line = error_line(result.stderr)
     assert "views table1" in line
     assert "data sets digits, mixture2d" in line
-    assert "train-digits-cd-0" in line
+    assert "train@digits-cd-0" in line
 
 
 def test_a_graph_without_claims_has_none(tmp_path):
@@ -109,9 +109,9 @@ def done(root):
 
 
 def test_stages_with_all_their_files_are_done(trained):
-    assert done(trained) == {"prepare-digits", "train-digits-denoiser-0", "train-digits-cd-0"}
+    assert done(trained) == {"prepare-digits", "train@digits-denoiser-0", "train@digits-cd-0"}
     (run_folder(trained, "digits/cd/0") / "metrics.jsonl").unlink()
-    assert done(trained) == {"prepare-digits", "train-digits-denoiser-0"}
+    assert done(trained) == {"prepare-digits", "train@digits-denoiser-0"}
 
 
 def test_what_needs_a_stage_that_is_not_done_is_not_done_either(trained):
@@ -123,7 +123,7 @@ def test_a_run_of_another_configuration_is_not_done(trained):
     params = tiny_params()
     params["datasets"]["digits"]["methods"]["cd"]["training"] = {"learning_rate": 2.0e-3}
     write_project(trained, params)
-    assert done(trained) == {"prepare-digits", "train-digits-denoiser-0"}
+    assert done(trained) == {"prepare-digits", "train@digits-denoiser-0"}
 
 
 def test_a_run_of_other_data_is_not_done(trained):
@@ -135,7 +135,7 @@ def test_a_run_of_other_data_is_not_done(trained):
 def test_a_run_of_weights_that_were_replaced_is_not_done(trained):
     weights = run_folder(trained, "digits/denoiser/0") / "snapshots" / "00000040.safetensors"
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert done(trained) == {"prepare-digits", "train-digits-denoiser-0"}
+    assert done(trained) == {"prepare-digits", "train@digits-denoiser-0"}
 
 
 def planned(root, target="all", **options):
@@ -145,7 +145,7 @@ def planned(root, target="all", **options):
 
 
 def test_what_is_done_stays_in_the_plan_and_nothing_of_it_is_left(trained):
-    whole, shown = planned(trained, "train-digits-cd-0", tflops=1)
+    whole, shown = planned(trained, "train@digits-cd-0", tflops=1)
     total = whole["rows"]["total"]
     assert (total["runs"], total["jobs"], total["done"]) == (2, 3, 3)
     assert (total["seconds_left"], total["bytes_left"], whole["longest_chain_seconds"]) == (0, 0, 0)
@@ -153,8 +153,8 @@ def test_what_is_done_stays_in_the_plan_and_nothing_of_it_is_left(trained):
     assert "Everything is done." in shown
     assert "Disk:" not in shown
     (run_folder(trained, "digits/cd/0") / "config.json").unlink()
-    rest, shown = planned(trained, "train-digits-cd-0", tflops=1)
-    cd = rest["jobs"]["train-digits-cd-0"]
+    rest, shown = planned(trained, "train@digits-cd-0", tflops=1)
+    cd = rest["jobs"]["train@digits-cd-0"]
     assert rest["rows"]["total"] == total | {"done": 2, "seconds_left": cd["seconds"], "bytes_left": cd["bytes"]}
     assert "Everything is done." not in shown
 
@@ -225,14 +225,14 @@ def test_the_operations_of_jobs_are_their_passes(tmp_path):
     counts, graph = Counts(params), Graph(params, "embedded")
     one = pass_operations(params.run_config("digits/ic/0"), (1, 8, 8))
     # 40 steps of 16 images in 4 passes.
-    assert counts.work(graph.jobs["train-digits-ic-1"]).training == 40 * 16 * 4 * one
+    assert counts.work(graph.jobs["train@digits-ic-1"]).training == 40 * 16 * 4 * one
     # 64 samples: of a snapshot in one step; of the last with two seeds, in one step and in two.
-    work = counts.work(graph.jobs["evaluate-digits-ic-0"])
+    work = counts.work(graph.jobs["evaluate@digits-ic-0"])
     assert (work.sampling, work.features) == (64 * (1 + 2 * 1 + 2 * 2) * one, {"classifier": 64 * 5})
     # A denoiser's end alone, in five passes.
-    assert counts.work(graph.jobs["evaluate-digits-denoiser-0"]).sampling == 64 * 2 * 5 * one
+    assert counts.work(graph.jobs["evaluate@digits-denoiser-0"]).sampling == 64 * 2 * 5 * one
     assert counts.work(graph.jobs["transport-digits"]).sampling == 64 * 2 * one
-    assert counts.work(graph.jobs["discrepancy-digits-denoiser-0"]).sampling == 64 * 2 * one
+    assert counts.work(graph.jobs["discrepancy@digits-denoiser-0"]).sampling == 64 * 2 * one
     assert counts.work(graph.jobs["reference-digits-classifier"]).features == {"classifier": 1797}
     assert counts.work(graph.jobs["table-digits-table1"]).operations == 0
 
@@ -243,7 +243,7 @@ def test_the_paper_is_counted_without_any_measurement(shipped):
     assert rows["total"]["jobs"] == len(list(Stages(shipped.params, "paper")))
     assert {"table1", "figure5", "cifar10", "church64"} <= set(rows)
     assert all(row["seconds"] == pytest.approx(row["operations"] / 1e14) for row in rows.values())
-    job = found["jobs"]["train-cifar10-ic-0"]
+    job = found["jobs"]["train@cifar10-ic-0"]
     training = shipped.params.run_config("cifar10/ic/0").training
     assert job["operations"] == training.steps * training.batch * 4 * 16_735_141_888
     # Classifiers and the like are small; Inception is not.
@@ -285,10 +285,10 @@ def test_times_are_operations_over_what_was_measured(tmp_path):
     seconds = {name: job["seconds"] for name, job in found["jobs"].items()}
     work = {name: counts.work(graph.jobs[name]) for name in seconds}
     for method, rate in {"ic": 1e6, "gc": 5e5, "cd": 1e6, "gc-frozen": 1e6}.items():
-        name = f"train-digits-{method}-0"
+        name = f"train@digits-{method}-0"
         assert seconds[name] == pytest.approx(work[name].training / rate)
     # Two passes of 1000 operations, 50 times a second.
-    name = "evaluate-digits-gc-0"
+    name = "evaluate@digits-gc-0"
     assert seconds[name] == pytest.approx(work[name].sampling / 1e5 + work[name].features["classifier"] / 8)
     assert seconds["prepare-digits"] == seconds["table-digits-table1"] == 0
     assert found["rows"]["digits"]["seconds"] == pytest.approx(sum(seconds.values()))
@@ -338,7 +338,7 @@ def test_several_gpus_share_the_work_but_no_chain_of_jobs(tmp_path):
     found, shown = planned(root, "digits", gpus=1000)
     jobs = {name: job["seconds"] for name, job in found["jobs"].items()}
     chain = sum(jobs[f"{kind}-digits-{run}"] for kind, run in (("train", "ic-0"), ("train", "gc-frozen-0")))
-    assert found["longest_chain_seconds"] == pytest.approx(chain + jobs["evaluate-digits-gc-frozen-0"])
+    assert found["longest_chain_seconds"] == pytest.approx(chain + jobs["evaluate@digits-gc-frozen-0"])
     assert f"On 1000 GPUs: at least {duration(found['longest_chain_seconds'])};" in shown
     found, shown = planned(root, "digits", gpus=2)
     assert f"On 2 GPUs: at least {duration(found['rows']['total']['seconds'] / 2)};" in shown
@@ -381,7 +381,7 @@ def test_the_bytes_of_a_run_are_those_that_it_writes(trained):
         written = [*(folder / "snapshots").iterdir(), *folder.glob("state/*/checkpoint-*.safetensors")]
         assert len(written) == 4
         # Checkpoints count steps, too.
-        assert counts.disk(graph.jobs[f"train-{run.replace('/', '-')}"]) == pytest.approx(
+        assert counts.disk(graph.jobs[f"train@{run.replace('/', '-')}"]) == pytest.approx(
             sum(map(numbers, written)), abs=1000
         )
         # The final weights and the snapshots beside the checkpoints are no further bytes.

@@ -5,12 +5,11 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-import yaml
 from projects import ROOT, environment
 from workflows import SCRIPTS
 
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.stages import Stages, dvc_document
+from gcflow.pipeline.stages import Stages
 from gcflow.tools.plan import passes_per_sample
 
 PAPER = ["cifar10", "imagenet32", "celeba64", "church64"]
@@ -89,20 +88,33 @@ def test_the_rehearsal_needs_no_archive_and_no_download(folder):
     assert "pretrained" not in jobs
 
 
-def test_an_unknown_scale_is_one_clear_error(folder):
-    jobs, output = plan(folder, "--config", "scale=papre", "--", "all")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("scale=papre", "scale 'papre': expected embedded, rehearsal, paper or all"),
+        ("methods=goc", "methods: no run of scale embedded has goc; known: ic, ot, gc,"),
+        ("seed=0", "--config seed: known are scale, methods and seeds"),
+    ],
+)
+def test_a_mistaken_setting_is_one_clear_error(folder, setting, message):
+    jobs, output = plan(folder, "--config", setting, "--", "all")
     assert not jobs
-    assert "scale 'papre': expected embedded, rehearsal, paper or all" in output
+    assert message in output
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("scale", ["embedded", "rehearsal", "paper", "all"])
-def test_dvc_sees_the_stages_of_the_scale_with_their_inputs(params, scale):
-    stages = yaml.safe_load(dvc_document(params, scale))["stages"]
-    assert list(stages) == [stage.name for stage in Stages(params, scale)]
-    made = {out for stage in stages.values() for out in stage["outs"]}
-    for name, stage in stages.items():
-        assert made.issuperset(stage.get("deps", [])), name
+def test_a_subset_is_planned_by_name_and_what_it_leaves_out_is_said(folder):
+    jobs, output = plan(folder, "--config", "scale=paper", "methods=ic gc", "seeds=1", "--", "all")
+    assert set(re.findall(r"^Job \d+: train (\S+)$", output, re.MULTILINE)) == {
+        f"{dataset}/{method}/1" for dataset in PAPER for method in ("ic", "gc")
+    }
+    assert jobs["evaluate"] == jobs["train"] == 8, output
+    assert not {"table", "claims", "report"} & set(jobs)
+    assert re.search(
+        r"^Left out, since they show other runs, too: transport-cifar10, table-cifar10-table1, .*, report$",
+        output,
+        re.MULTILINE,
+    )
 
 
 def test_the_recipes_are_those_of_the_paper(params):

@@ -247,7 +247,7 @@ def test_a_killed_run_says_nothing_of_how_the_job_before_it_ended(endless):
 def test_a_finished_run_is_done_and_evaluated_when_its_metrics_are_newer(done):
     found = standing(done)
     assert (found.state, found.step, found.finished) == ("done", 40, False)
-    assert standings(done, "train-digits-ic-0")[RUN].finished
+    assert standings(done, "train@digits-ic-0")[RUN].finished
     metrics = run_folder(done, RUN) / "evaluation" / "metrics.json"
     metrics.parent.mkdir()
     metrics.write_text("[]")
@@ -263,7 +263,7 @@ def test_a_failed_evaluation_is_told(done):
     assert found.state == "failed"
     assert found.detail.startswith("evaluation: results/digits/features/")
     assert found.step == 40
-    assert standings(done, "train-digits-ic-0")[RUN].state == "done"
+    assert standings(done, "train@digits-ic-0")[RUN].state == "done"
 
 
 # What a run waits for, and what counts no more.
@@ -475,7 +475,7 @@ def test_watching_as_json_is_refused(root):
 
 
 def test_watching_ends_when_everything_is_done(root):
-    shown = start(root, "status", "train-digits-ic-0", "--watch")
+    shown = start(root, "status", "train@digits-ic-0", "--watch")
     train_here(root, RUN)
     output, errors = shown.communicate(timeout=60)
     assert shown.returncode == 0, errors
@@ -483,14 +483,14 @@ def test_watching_ends_when_everything_is_done(root):
 
 
 def test_watching_draws_again_what_changed(root, monkeypatch, capsys):
-    survey = Survey(Params(root / "params.yaml"), "train-digits-ic-0", "all")
+    survey = Survey(Params(root / "params.yaml"), "train@digits-ic-0", "all")
 
     def sleep(seconds: float) -> None:
         train_here(root, RUN)
 
     monkeypatch.setattr(status, "time", SimpleNamespace(sleep=sleep, time=time.time))
     show(survey, watch=True)
-    summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train-digits")]
+    summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train@digits")]
     assert [line.partition(": ")[2] for line in summaries] == ["1 run, 1 waiting", "1 run, 1 done"]
 
 
@@ -549,7 +549,7 @@ def test_a_terminal_gets_colours_and_no_line_that_is_too_long(done):
 
 
 def test_a_watched_terminal_is_drawn_again_from_its_top(done):
-    text = on_a_terminal(done, 100, 40, "train-digits-ic-0", "--watch")
+    text = on_a_terminal(done, 100, 40, "train@digits-ic-0", "--watch")
     assert text.startswith("\x1b[2J\x1b[1;1H")
     assert "1 run, 1 done" in plain(text)
 

@@ -22,7 +22,7 @@ from gcflow.oracles import GaussianMixture, velocity
 from gcflow.pipeline import theory_checks
 from gcflow.pipeline.figure import write_figure
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.stages import Stages, dvc_document
+from gcflow.pipeline.stages import Stages
 from gcflow.theory import distillation_gap, trajectories, transport_cost, velocity_discrepancy
 from gcflow.theory.check import Check
 from gcflow.theory.distillation_gap import (
@@ -968,7 +968,6 @@ def test_the_stages_of_the_theory_read_the_mixture_and_no_file(tmp_path):
     for name in ("theory", "paths"):
         assert stages[f"figure-mixture2d-{name}"].deps == stage.outs
     assert "theory-digits" not in stages
-    assert "cmd: gcflow theory gaussian2d" in dvc_document(params, "all")
 
 
 FIGURE_1 = {"horizons": [], "sigmas": [], "path_sigmas": [1.0, 0.1], "predictor": {"method": "ic", "seed": 0}}

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -15,10 +16,10 @@ from workflows import ROOT, commit, duplicate, dvc, run
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.image_files import tile
+from gcflow.pipeline.dvc_stages import dvc_documents
 from gcflow.pipeline.dvc_views import MOST_POINTS, loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.stages import dvc_document
 from gcflow.sampling import Sampler, generate
 from gcflow.weights import load_run_model
 
@@ -36,7 +37,7 @@ def experiment(finished, tmp_path_factory):
     run(folder, "git", "config", "user.name", "t")
     run(folder, "git", "config", "user.email", "t@example.org")
     change = ("--set-param", "datasets.digits.methods.ect-gc.mu=0.5")
-    said = dvc(folder, "exp", "run", "--temp", "--name", "mu05", *change, "evaluate-digits-ect-gc-0")
+    said = dvc(folder, "exp", "run", "--temp", "--name", "mu05", *change, "evaluate@digits-ect-gc-0")
     return folder, said
 
 
@@ -168,7 +169,7 @@ def test_params_diff_names_exactly_the_changed_key(project, tmp_path):
 
 def test_an_experiment_with_another_mu_runs_its_two_stages_and_leaves_the_workspace_alone(experiment, finished):
     folder, said = experiment
-    assert re.findall(r"Running stage '(\S+)'", said) == ["train-digits-ect-gc-0", "evaluate-digits-ect-gc-0"]
+    assert re.findall(r"Running stage '(\S+)'", said) == ["train@digits-ect-gc-0", "evaluate@digits-ect-gc-0"]
     assert run(folder, "git", "status", "--porcelain") == ""
     assert contents(folder / "results") == contents(finished / "results")
     assert changed_params(folder, "main", "mu05") == {"datasets.digits.methods.ect-gc.mu": (0.3, 0.5)}
@@ -177,7 +178,7 @@ def test_an_experiment_with_another_mu_runs_its_two_stages_and_leaves_the_worksp
 def test_a_mistaken_experiment_ends_with_the_line_that_names_the_key(experiment):
     folder, _ = experiment
     change = ("--set-param", "datasets.digits.methods.ect-gc.mu=1.5")
-    said = dvc(folder, "exp", "run", "--temp", *change, "train-digits-ect-gc-0", check=False)
+    said = dvc(folder, "exp", "run", "--temp", *change, "train@digits-ect-gc-0", check=False)
     assert "datasets.digits.methods.ect-gc.mu is 1.5, expected a number <= 1" in said
     assert "Traceback" not in said
     assert dvc(folder, "exp", "list", "--name-only").split() == ["mu05"]
@@ -238,18 +239,16 @@ def test_evaluating_again_gives_the_same_bytes_and_removes_grids_of_other_steps(
 
 
 @pytest.mark.parametrize("scale", ["embedded", "paper"])
-def test_what_dvc_shows_are_outputs_of_stages_and_every_run_is_shown(scale):
+def test_every_run_is_in_a_plot_of_losses_and_one_of_distances(scale):
     params = Params(ROOT / "params.yaml")
-    document = yaml.safe_load(dvc_document(params, scale))
-    outs = {out for stage in document["stages"].values() for out in stage["outs"]}
+    document = yaml.safe_load(dvc_documents(params, scale)["workflow/runs.yaml"])
     runs = [one.name for dataset in params.at_scale(scale) for one in params.runs(dataset)]
-    assert document["metrics"] == [summary_of(name) for name in runs]
-    assert set(document["metrics"]) <= outs
     definitions = {name: plot for entry in document["plots"] for name, plot in entry.items()}
     assert len(definitions) == len(document["plots"])
     files = [file for plot in definitions.values() for file in plot["y"]]
-    assert len(files) == len(set(files)) == 2 * len(runs)
-    assert {file.rpartition("/")[0] for file in files} <= outs
+    assert sorted(files) == sorted(
+        f"{run_folder(Path(), name)}/evaluation/curves/{curve}.csv" for name in runs for curve in ("loss", "metrics")
+    )
     assert {plot["template"] for plot in definitions.values()} == {"curves"}
     titles = sorted(plot["title"] for plot in definitions.values())
     assert all(one != other for one, other in pairwise(titles))

@@ -26,7 +26,7 @@ from projects import (
 )
 from safetensors.torch import load_file
 from scipy import stats
-from workflows import ROOT, clone, duplicate, dvc, snakemake
+from workflows import ROOT, clone, duplicate, dvc, dvc_stages, snakemake
 
 from gcflow import register
 from gcflow.batches import Batches, draw_levels
@@ -128,16 +128,14 @@ def test_claims_and_figures_are_made_of_the_projects_own_coupling(project):
 
 
 def test_both_graphs_have_the_files_and_nothing_is_left_to_do(project):
-    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    using = {
-        file: {name for name, stage in stages.items() if f"examples/{file}" in stage.get("deps", [])} for file in FILES
-    }
-    evaluations = {f"evaluate-{run.replace('/', '-')}" for run in RUNS}
+    stages = dvc_stages(project)
+    using = {file: {name for name, (_, deps, *_) in stages.items() if f"examples/{file}" in deps} for file in FILES}
+    evaluations = {f"evaluate@{run.replace('/', '-')}" for run in RUNS}
     assert using == {
         "rings.py": {"prepare-rings"},
-        "continuous.py": {"train-digits-continuous-0"},
-        "sinkhorn.py": {f"train-{run.replace('/', '-')}" for run in OF_SINKHORN},
-        "convolutional.py": {"train-rings-sinkhorn-conv-0", "evaluate-rings-sinkhorn-conv-0"},
+        "continuous.py": {"train@digits-continuous-0"},
+        "sinkhorn.py": {f"train@{run.replace('/', '-')}" for run in OF_SINKHORN},
+        "convolutional.py": {"train@rings-sinkhorn-conv-0", "evaluate@rings-sinkhorn-conv-0"},
         "precision_recall.py": evaluations,
     }
     assert "Nothing to be done" in snakemake(project, "-n", "all")

@@ -9,12 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from projects import checkpoints, environment, error_line, gcflow, prepare_data, wait_until, write_project
-from workflows import duplicate, dvc, run, snakemake
+from workflows import duplicate, dvc, dvc_stages, run, snakemake
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.lock import RunLock
@@ -47,29 +45,24 @@ def only(root: Path, *targets: str) -> Finding:
     return finding
 
 
-def stages(root: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    return found
-
-
 def outputs(root: Path) -> dict[str, str]:
     """Every file that a stage of dvc.yaml declares, to the stage."""
     found = {}
-    for name, stage in stages(root).items():
-        for out in map(Path, stage["outs"]):
+    for name, (*_, outs) in dvc_stages(root).items():
+        for out in map(Path, outs):
             files = (root / out).glob("[!.]*") if (root / out).is_dir() else [root / out]
             found |= {str(path.relative_to(root)): name for path in files}
     return found
 
 
 def readers(root: Path, files: set[str]) -> set[str]:
-    """The stages that depend on files by dvc.yaml alone."""
-    found: set[str] = set()
-    made = files | {str(Path(file).parent) for file in files}
-    while made:
-        level = {name for name, stage in stages(root).items() if made & set(stage.get("deps", []))} - found
+    """The stages that depend on files by dvc.yaml alone: on them, or on a folder that holds them."""
+    stages, found = dvc_stages(root), set[str]()
+    while files:
+        made = {place for file in files for place in (file, *map(str, Path(file).parents))}
+        level = {name for name, (_, deps, *_) in stages.items() if made & deps} - found
         found |= level
-        made = {out for name in level for out in stages(root)[name]["outs"]}
+        files = {out for name in level for out in stages[name][3]}
     return found
 
 
@@ -257,7 +250,7 @@ def test_a_folder_in_the_place_of_a_file_is_damage(own):
 def test_nothing_computed_is_nothing_wrong(tmp_path):
     found = report(prepare_data(write_project(tmp_path), "digits"))
     assert found.findings == []
-    assert "train-digits-ic-0" in found.absent
+    assert "train@digits-ic-0" in found.absent
     assert found.unknown == ["data/digits/manifest.json"]
 
 
@@ -274,7 +267,7 @@ def test_a_run_that_is_being_trained_is_left_alone(own):
     with RunLock(own / SEED0 / "state", "digits/ic/0"):
         found = report(own)
         assert found.findings == []
-        assert found.busy == [f"train-digits-ic-0 by process {os.getpid()} on {os.uname().nodename}"]
+        assert found.busy == [f"train@digits-ic-0 by process {os.getpid()} on {os.uname().nodename}"]
         assert found.busy[0] in gcflow(own, "verify").stdout
     assert len(report(own).findings) == 2
 
@@ -322,7 +315,7 @@ def test_equal_outputs_of_two_stages_are_one_finding_that_names_both(own):
     write(own / one, 5, 1)
     found = only(own)
     assert {one, other} < set(found.names)
-    assert set(found.stages) == {"train-digits-ic-0", "train-digits-gc-0"}
+    assert set(found.stages) == {"train@digits-ic-0", "train@digits-gc-0"}
 
 
 def test_bad_requests_are_one_line(own):

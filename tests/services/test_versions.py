@@ -190,7 +190,7 @@ def test_outputs_of_an_older_configuration_are_not_recorded_under_the_present_on
     write_project(folder, changed_mu())
     (folder / "dvc.lock").unlink()
     output = said(gcflow(folder, "record"))
-    old = downstream(folder, "train-digits-gc-0")
+    old = downstream(folder, "train@digits-gc-0")
     assert set(output.partition("inputs: ")[2].strip().split(", ")) == old
     assert locked(folder).keys() == {stage.name for stage in stages(folder)} - old
 
@@ -204,8 +204,8 @@ def test_an_output_that_somebody_else_has_changed_is_not_recorded(finished, tmp_
         file.unlink()
         file.write_text("better numbers")
     left = said(gcflow(folder, "record")).partition("inputs: ")[2].strip().split(", ")
-    written = {"table-digits-table1", "evaluate-digits-ic-0", "train-digits-gc-0"}
-    assert set(left) == written | {"report", "evaluate-digits-gc-0"}
+    written = {"table-digits-table1", "evaluate@digits-ic-0", "train@digits-gc-0"}
+    assert set(left) == written | {"report", "evaluate@digits-gc-0"}
     assert (folder / "dvc.lock").read_bytes() == before
 
 
@@ -315,8 +315,8 @@ def test_one_methods_mu_and_no_comment_makes_stages_out_of_date_on_the_other_mac
     assert IDLE in snakemake(folder, "-n", "all")
     assert stale(folder) == set()
     write_project(folder, changed_mu())
-    assert planned(folder) == downstream(folder, "train-digits-gc-0")
-    assert stale(folder) == {"train-digits-gc-0"}
+    assert planned(folder) == downstream(folder, "train@digits-gc-0")
+    assert stale(folder) == {"train@digits-gc-0"}
 
 
 def test_tables_figures_and_report_made_again_from_pulled_evaluations_are_the_same_bytes(pulled, tmp_path):
@@ -340,14 +340,14 @@ def test_what_differs_from_dvc_lock_is_left_to_snakemake_and_named(origin, tmp_p
     table.write_text("better numbers")
     write_project(folder, changed_mu())
     output = said(gcflow(folder, "adopt"))
-    left = downstream(folder, "train-digits-gc-0", "table-digits-table1")
+    left = downstream(folder, "train@digits-gc-0", "table-digits-table1")
     assert set(output.partition("what is here: ")[2].strip().split(", ")) == left
     assert planned(folder) == left
 
 
 def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
     folder = cloned(origin, tmp_path / "project")
-    dvc(folder, "pull", "train-digits-gc-0")
+    dvc(folder, "pull", "train@digits-gc-0")
     assert "1 stages adopted, 1 of " in said(gcflow(folder, "adopt"))
     assert IDLE in snakemake(folder, "-n", "results/digits/gc/seed0/weights.safetensors")
     assert not (folder / "results/tracking.json").exists()
@@ -415,18 +415,18 @@ def test_a_remote_over_ssh_brings_the_same_bytes_to_another_clone(finished, sshd
 def test_dvc_repro_of_a_changed_run_is_adopted_and_not_made_again(pulled, tmp_path):
     folder = duplicate(pulled, tmp_path / "project")
     write_project(folder, changed_mu())
-    output = dvc(folder, "repro", "--single-item", "train-digits-gc-0")
-    assert re.findall(r"Running stage '(\S+)'", output) == ["train-digits-gc-0"]
+    output = dvc(folder, "repro", "--single-item", "train@digits-gc-0")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["train@digits-gc-0"]
     gcflow(folder, "adopt")
-    assert planned(folder) == downstream(folder, "train-digits-gc-0") - {"train-digits-gc-0"}
+    assert planned(folder) == downstream(folder, "train@digits-gc-0") - {"train@digits-gc-0"}
 
 
 def test_dvc_repro_of_one_evaluation_and_one_table_runs_only_those(origin, tmp_path):
     folder = cloned(origin, tmp_path / "project")
-    dvc(folder, "pull", "prepare-digits", "features-digits", "reference-digits-classifier", "train-digits-gc-0")
-    output = dvc(folder, "repro", "--single-item", "--force", "evaluate-digits-gc-0")
-    assert re.findall(r"Running stage '(\S+)'", output) == ["evaluate-digits-gc-0"]
-    dvc(folder, "pull", "evaluate-digits-ic-0", "evaluate-digits-ic-1")
+    dvc(folder, "pull", "prepare-digits", "features-digits", "reference-digits-classifier", "train@digits-gc-0")
+    output = dvc(folder, "repro", "--single-item", "--force", "evaluate@digits-gc-0")
+    assert re.findall(r"Running stage '(\S+)'", output) == ["evaluate@digits-gc-0"]
+    dvc(folder, "pull", "evaluate@digits-ic-0", "evaluate@digits-ic-1")
     output = dvc(folder, "repro", "--single-item", "--force", "table-digits-table1")
     assert re.findall(r"Running stage '(\S+)'", output) == ["table-digits-table1"]
 
@@ -439,7 +439,7 @@ def test_dvc_repro_goes_on_with_a_training_that_was_killed_and_snakemake_adopts_
     process.kill()
     process.communicate()
     assert not (folder / "results/mixture2d/ic/seed0/config.json").exists()
-    assert "resumes at step" in dvc(folder, "repro", "--single-item", "train-mixture2d-ic-0")
+    assert "resumes at step" in dvc(folder, "repro", "--single-item", "train@mixture2d-ic-0")
     gcflow(folder, "adopt")
     assert IDLE in snakemake(folder, "-n", "results/mixture2d/ic/seed0/weights.safetensors")
 

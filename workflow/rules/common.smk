@@ -1,51 +1,46 @@
 # The validated grid, and the named helpers that rules use instead of lambdas.
 
 import json
-import logging
 import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-from snakemake_interface_logger_plugins.common import LogEvent
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.stages import Stages
-
-# Which data sets `all` means: `--config scale=paper`, GCFLOW_SCALE, or else what runs anywhere.
-SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))
+from gcflow.pipeline.stages import OF_RUNS, Stages, Subset
 
 # Jobs in a cluster outlive a Snakemake that was killed: the one that is submitted again waits for the end of the first.
 os.environ.setdefault("GCFLOW_WAIT", "1")
 
+# --config scale=paper, GCFLOW_SCALE, or else what runs anywhere; and of it --config methods="ic gc" seeds="0 1".
+SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))
 try:
+    if unknown := config.keys() - {"scale", "methods", "seeds"}:
+        raise GcflowError(
+            f"--config {min(unknown)}: known are scale, methods and seeds"
+        )
     PARAMS = Params(Path("params.yaml"))
-    STAGES = Stages(PARAMS, SCALE)
+    STAGES = Stages(
+        PARAMS, SCALE, Subset.parse(config.get("methods"), config.get("seeds"))
+    )
 except GcflowError as error:
     raise WorkflowError(error) from None
+
+if STAGES.left_out and workflow.is_main_process:
+    others = [stage.name for stage in STAGES.left_out if not stage.run]
+    logger.info(f"Left out, since they show other runs, too: {', '.join(others)}")
 
 VIEWS = STAGES.views()
 
 # Figure 1 is low-dimensional: the paper's scale leaves it to an embedded data set.
 PAPERS_VIEWS = [
     out
-    for stages in (VIEWS.values() if SCALE == "paper" else [])
+    for stages in (VIEWS.values() if SCALE == "paper" and not STAGES.left_out else [])
     for stage in stages
     for out in stage.outs
 ]
-
-
-class Chatter(logging.Filter):
-    """Drops what Snakemake says around every job; its progress, warnings and errors stay."""
-
-    def filter(self, record):
-        text = record.getMessage()
-        finished = getattr(record, "event", None) == LogEvent.JOB_FINISHED
-        return not (finished or text.startswith(("Select jobs to execute", "Execute ")))
-
-
-logger.addFilter(Chatter())
 
 
 wildcard_constraints:
@@ -57,117 +52,40 @@ wildcard_constraints:
     extractor="classifier[.]safetensors|inception[.]pt|surrogate[.]pt",
 
 
-def run_of(wildcards):
-    return Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+DATA = multiext(
+    "data/{dataset}/", "manifest.json", "samples.npy", "labels.npy", "held_out.npy"
+)
 
 
-def slice_of(stage):
+def stage_of(kind, wildcards):
+    if kind in OF_RUNS:
+        run = Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+        return getattr(STAGES, kind)(run)
+    words = [word for name, word in wildcards.items() if name != "extractor"]
+    return getattr(STAGES, kind)(*words)
+
+
+def reads(kind):
+    """Of a rule, the inputs that no wildcard tells: frozen weights, references, what a table shows, extensions."""
+
+    def inputs(wildcards):
+        return stage_of(kind, wildcards).reads
+
+    return inputs
+
+
+def slice_of(kind):
     """A stage's own part of params.yaml: a change elsewhere in the file reruns nothing."""
-    return json.dumps(stage.slice(PARAMS), sort_keys=True)
 
+    def params(wildcards):
+        return json.dumps(stage_of(kind, wildcards).slice(PARAMS), sort_keys=True)
 
-def prepare_inputs(wildcards):
-    return STAGES.prepare(wildcards.dataset).deps
-
-
-def prepare_slice(wildcards):
-    return slice_of(STAGES.prepare(wildcards.dataset))
-
-
-def features_inputs(wildcards):
-    return STAGES.features(wildcards.dataset).deps
-
-
-def features_slice(wildcards):
-    return slice_of(STAGES.features(wildcards.dataset))
-
-
-def reference_inputs(wildcards):
-    return STAGES.reference(wildcards.dataset, wildcards.protocol).deps
-
-
-def reference_slice(wildcards):
-    return slice_of(STAGES.reference(wildcards.dataset, wildcards.protocol))
-
-
-def pretrained_slice(wildcards):
-    return slice_of(STAGES.pretrained(wildcards.name))
-
-
-def train_inputs(wildcards):
-    return STAGES.train(run_of(wildcards)).deps
-
-
-def train_slice(wildcards):
-    return slice_of(STAGES.train(run_of(wildcards)))
+    return params
 
 
 def train_threads(wildcards):
-    return PARAMS.run_config(run_of(wildcards).name).training.cpu_threads
-
-
-def evaluate_inputs(wildcards):
-    return STAGES.evaluate(run_of(wildcards)).deps
-
-
-def evaluate_slice(wildcards):
-    return slice_of(STAGES.evaluate(run_of(wildcards)))
-
-
-def transport_inputs(wildcards):
-    return STAGES.transport(wildcards.dataset).deps
-
-
-def transport_slice(wildcards):
-    return slice_of(STAGES.transport(wildcards.dataset))
-
-
-def discrepancy_inputs(wildcards):
-    return STAGES.discrepancy(run_of(wildcards)).deps
-
-
-def discrepancy_slice(wildcards):
-    return slice_of(STAGES.discrepancy(run_of(wildcards)))
-
-
-def theory_inputs(wildcards):
-    return STAGES.theory(wildcards.dataset).deps
-
-
-def theory_slice(wildcards):
-    return slice_of(STAGES.theory(wildcards.dataset))
-
-
-def table_inputs(wildcards):
-    return STAGES.table(wildcards.dataset, wildcards.name).deps
-
-
-def table_slice(wildcards):
-    return slice_of(STAGES.table(wildcards.dataset, wildcards.name))
-
-
-def figure_inputs(wildcards):
-    return STAGES.figure(wildcards.dataset, wildcards.name).deps
-
-
-def figure_slice(wildcards):
-    return slice_of(STAGES.figure(wildcards.dataset, wildcards.name))
-
-
-def claims_inputs(wildcards):
-    return STAGES.claims().deps
-
-
-def claims_slice(wildcards):
-    return slice_of(STAGES.claims())
-
-
-def report_inputs(wildcards):
-    return STAGES.report().deps
-
-
-def report_slice(wildcards):
-    return slice_of(STAGES.report())
+    run = Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+    return PARAMS.run_config(run.name).training.cpu_threads
 
 
 def figure_title(wildcards):
@@ -176,7 +94,3 @@ def figure_title(wildcards):
 
 def table_title(wildcards):
     return PARAMS.dataset(wildcards.dataset).tables[wildcards.name].title
-
-
-def tracked_files(wildcards):
-    return [out for stage in STAGES for out in stage.outs]

@@ -3,7 +3,7 @@
 
 rule prepare:
     input:
-        prepare_inputs,
+        reads("prepare"),
     output:
         manifest="data/{dataset}/manifest.json",
         samples="data/{dataset}/samples.npy",
@@ -18,14 +18,16 @@ rule prepare:
         mem_mb=memory,
         runtime=prepare_minutes,
     params:
-        slice=prepare_slice,
+        slice=slice_of("prepare"),
+    message:
+        "prepare {wildcards.dataset}"
     shell:
         "gcflow prepare {wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule features:
     input:
-        features_inputs,
+        reads("features"),
     output:
         "results/{dataset}/features/{extractor}",
     log:
@@ -33,14 +35,17 @@ rule features:
     benchmark:
         "results/{dataset}/benchmarks/features-{extractor}.tsv"
     params:
-        slice=features_slice,
+        slice=slice_of("features"),
+    message:
+        "features {wildcards.dataset}"
     shell:
         "gcflow features {wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule reference:
     input:
-        reference_inputs,
+        DATA,
+        reads("reference"),
     output:
         "results/{dataset}/features/reference-{protocol}.safetensors",
     log:
@@ -54,7 +59,9 @@ rule reference:
         runtime=minutes,
         slurm_partition=partition,
     params:
-        slice=reference_slice,
+        slice=slice_of("reference"),
+    message:
+        "reference {wildcards.dataset} {wildcards.protocol}"
     shell:
         "gcflow reference {wildcards.dataset} {wildcards.protocol} 2>&1 | tee {log}"
 
@@ -67,6 +74,8 @@ rule pretrained:
     benchmark:
         "results/benchmarks/pretrained-{name}.tsv"
     params:
-        slice=pretrained_slice,
+        slice=slice_of("pretrained"),
+    message:
+        "pretrained {wildcards.name}"
     shell:
         "gcflow pretrained {wildcards.name} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@
 
 rule report:
     input:
-        report_inputs,
+        reads("report"),
     output:
         "results/report.html",
     log:
@@ -12,7 +12,9 @@ rule report:
         "results/benchmarks/report.tsv"
     localrule: True
     params:
-        slice=report_slice,
+        slice=slice_of("report"),
         scale=SCALE,
+    message:
+        "report"
     shell:
         "gcflow report --scale {params.scale} 2>&1 | tee {log}"

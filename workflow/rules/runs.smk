@@ -3,7 +3,8 @@
 
 rule train:
     input:
-        train_inputs,
+        DATA,
+        reads("train"),
     output:
         config="results/{dataset}/{method}/seed{seed}/config.json",
         weights="results/{dataset}/{method}/seed{seed}/weights.safetensors",
@@ -24,7 +25,9 @@ rule train:
         runtime=train_minutes,
         slurm_partition=partition,
     params:
-        slice=train_slice,
+        slice=slice_of("train"),
+    message:
+        "train {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     # A scheduler's SIGTERM reaches every process of a job. It is for `gcflow`, which saves and says how it ended: without
     # a shell that waits for it, the job would be over, and its processes killed, before the save is.
     shell:
@@ -33,7 +36,10 @@ rule train:
 
 rule evaluate:
     input:
-        evaluate_inputs,
+        DATA,
+        "results/{dataset}/{method}/seed{seed}/snapshots",
+        "results/{dataset}/{method}/seed{seed}/metrics.jsonl",
+        reads("evaluate"),
     output:
         metrics="results/{dataset}/{method}/seed{seed}/evaluation/metrics.json",
         summary="results/{dataset}/{method}/seed{seed}/evaluation/summary.json",
@@ -58,14 +64,17 @@ rule evaluate:
         runtime=minutes,
         slurm_partition=partition,
     params:
-        slice=evaluate_slice,
+        slice=slice_of("evaluate"),
+    message:
+        "evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     shell:
         "gcflow evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
 
 
 rule transport:
     input:
-        transport_inputs,
+        DATA,
+        reads("transport"),
     output:
         "results/{dataset}/transport.json",
     log:
@@ -79,14 +88,18 @@ rule transport:
         runtime=minutes,
         slurm_partition=partition,
     params:
-        slice=transport_slice,
+        slice=slice_of("transport"),
+    message:
+        "transport {wildcards.dataset}"
     shell:
         "gcflow transport {wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule discrepancy:
     input:
-        discrepancy_inputs,
+        DATA,
+        "results/{dataset}/{method}/seed{seed}/snapshots",
+        reads("discrepancy"),
     output:
         "results/{dataset}/{method}/seed{seed}/discrepancy.json",
     log:
@@ -100,14 +113,16 @@ rule discrepancy:
         runtime=minutes,
         slurm_partition=partition,
     params:
-        slice=discrepancy_slice,
+        slice=slice_of("discrepancy"),
+    message:
+        "discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     shell:
         "gcflow discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
 
 
 rule theory:
     input:
-        theory_inputs,
+        reads("theory"),
     output:
         "results/{dataset}/theory.json",
     log:
@@ -116,6 +131,8 @@ rule theory:
         "results/{dataset}/benchmarks/theory.tsv"
     priority: 1
     params:
-        slice=theory_slice,
+        slice=slice_of("theory"),
+    message:
+        "theory {wildcards.dataset}"
     shell:
         "gcflow theory {wildcards.dataset} 2>&1 | tee {log}"

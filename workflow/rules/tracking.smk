@@ -3,7 +3,7 @@
 
 rule track:
     input:
-        tracked_files,
+        [out for stage in STAGES for out in stage.outs],
     output:
         "results/tracking.json",
     log:
@@ -11,5 +11,7 @@ rule track:
     localrule: True
     params:
         scale=SCALE,
+    message:
+        "track"
     shell:
         "gcflow track sync --scale {params.scale} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@
 
 rule table:
     input:
-        table_inputs,
+        reads("table"),
     output:
         markdown="results/{dataset}/tables/{name}.md",
         csv="results/{dataset}/tables/{name}.csv",
@@ -21,15 +21,17 @@ rule table:
         "results/{dataset}/benchmarks/table-{name}.tsv"
     localrule: True
     params:
-        slice=table_slice,
+        slice=slice_of("table"),
         title=table_title,
+    message:
+        "table {wildcards.dataset} {wildcards.name}"
     shell:
         "gcflow table {wildcards.dataset} {wildcards.name} 2>&1 | tee {log}"
 
 
 rule figure:
     input:
-        figure_inputs,
+        reads("figure"),
     output:
         png=report(
             "results/{dataset}/figures/{name}.png",
@@ -46,15 +48,17 @@ rule figure:
         "results/{dataset}/benchmarks/figure-{name}.tsv"
     localrule: True
     params:
-        slice=figure_slice,
+        slice=slice_of("figure"),
         title=figure_title,
+    message:
+        "figure {wildcards.dataset} {wildcards.name}"
     shell:
         "gcflow figure {wildcards.dataset} {wildcards.name} 2>&1 | tee {log}"
 
 
 rule claims:
     input:
-        claims_inputs,
+        reads("claims"),
     output:
         json="results/claims.json",
         markdown="results/claims.md",
@@ -77,8 +81,10 @@ rule claims:
         "results/benchmarks/claims.tsv"
     localrule: True
     params:
-        slice=claims_slice,
+        slice=slice_of("claims"),
         scale=SCALE,
+    message:
+        "claims"
     shell:
         "gcflow claims --scale {params.scale} 2>&1 | tee {log}"
 
@@ -92,3 +98,5 @@ for view, stages in VIEWS.items():
         input:
             [out for stage in stages for out in stage.outs],
         localrule: True
+        message:
+            "{rule}"

@@ -40,7 +40,8 @@ class FigureKind:
     """A kind of figure; the `KIND` of its file.
 
     inputs: of (Params, data set, Figure), before anything is made.
-    draw: of the same, a `gcflow.pipeline.drawing.canvas.Drawing` from these files; raises GcflowError if one is missing or of another form.
+    draw: of the same, a `Drawing` (`gcflow.pipeline.drawing.canvas`) from these files;
+        raises GcflowError if one is missing or of another form.
     caption: of every figure of the kind.
     of_methods: whether the figure names methods whose runs it shows.
     of_curves: whether its CSV has a column `label`, and values after one that begins with `training step` or `sigma`.

@@ -219,7 +219,7 @@ def _description(params: Params, files: RunFiles, md5: str | None) -> str:
     run, weights = files.run, files.folder.relative_to(params.root) / "weights.safetensors"
     lines = [f"`gcflow train {run.name}`" + ("" if files.status == "FINISHED" else ": not finished yet")]
     if md5 is not None:
-        pull = f"dvc pull train-{run.dataset}-{run.method}-{run.seed}"
+        pull = f"dvc pull train@{run.dataset}-{run.method}-{run.seed}"
         lines += ["", f"Weights: `{weights}`, md5 (DVC) `{md5}`"]
         lines += ["", f"Elsewhere: `{pull}`, then `gcflow sample {weights}`"]
     return "\n".join(lines)

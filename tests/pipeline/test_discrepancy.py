@@ -515,9 +515,9 @@ def test_a_figure_of_discrepancies_without_a_runs_numbers_is_refused_by_file(tmp
 
 def test_every_denoiser_of_a_data_set_with_a_discrepancy_block_is_measured(params):
     stages = {stage.name: stage for stage in Stages(params)}
-    names = [name for name in stages if name.startswith("discrepancy-")]
+    names = [name for name in stages if name.startswith("discrepancy@")]
     expected = [f"mixture2d-{run.replace('/', '-')}" for run in RUNS]
-    assert sorted(names) == sorted(f"discrepancy-{name}" for name in ["digits-denoiser-0", *expected])
+    assert sorted(names) == sorted(f"discrepancy@{name}" for name in ["digits-denoiser-0", *expected])
     stage = stages["discrepancy@mixture2d-denoiser-gc-0"]
     folder = "results/mixture2d/{}/seed0".format
     assert stage.command == "gcflow discrepancy mixture2d/denoiser-gc/0"

@@ -76,7 +76,8 @@ def test_the_hooks_before_a_commit_are_the_linters_commands():
     lint = (ROOT / "Makefile").read_text()
     for hook in hooks:
         program = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --fix")
-        assert program in lint, hook["entry"]
+        # What it writes is compared by a test, not by the linters.
+        assert program in lint or program == "gcflow stages", hook["entry"]
 
 
 def test_contributing_fits_on_a_screen():

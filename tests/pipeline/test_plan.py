@@ -67,7 +67,7 @@ def test_a_view_needs_what_its_runs_need(tmp_path):
         "prepare-digits",
         "features-digits",
         "reference-digits-classifier",
-        *(f"{kind}-digits-{run}" for kind in ("train", "evaluate") for run in ("ic-0", "ic-1", "gc-0")),
+        *(f"{kind}@digits-{run}" for kind in ("train", "evaluate") for run in ("ic-0", "ic-1", "gc-0")),
         "table-digits-table1",
     }
     assert all(graph.jobs[name].dataset == "mixture2d" for name in graph.target("mixture2d"))
@@ -337,7 +337,7 @@ def test_several_gpus_share_the_work_but_no_chain_of_jobs(tmp_path):
     root = measured(write_project(tmp_path), gpu="a GPU")
     found, shown = planned(root, "digits", gpus=1000)
     jobs = {name: job["seconds"] for name, job in found["jobs"].items()}
-    chain = sum(jobs[f"{kind}-digits-{run}"] for kind, run in (("train", "ic-0"), ("train", "gc-frozen-0")))
+    chain = sum(jobs[f"{kind}@digits-{run}"] for kind, run in (("train", "ic-0"), ("train", "gc-frozen-0")))
     assert found["longest_chain_seconds"] == pytest.approx(chain + jobs["evaluate@digits-gc-frozen-0"])
     assert f"On 1000 GPUs: at least {duration(found['longest_chain_seconds'])};" in shown
     found, shown = planned(root, "digits", gpus=2)

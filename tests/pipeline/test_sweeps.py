@@ -9,8 +9,9 @@ from projects import tiny_params, write_project
 
 from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError
+from gcflow.pipeline.dvc_stages import RUNS, dvc_documents
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.stages import Stages, dvc_document
+from gcflow.pipeline.stages import Stages
 
 MU = {"objective": "consistency", "coupling": "gc", "predictor": "ema", "sweep": {"mu": [0.3, 0.5, 1.0]}}
 
@@ -60,12 +61,13 @@ def test_a_sweep_is_what_one_would_have_written_out(tmp_path):
 
 def test_dvc_looks_the_keys_of_a_sweep_up_where_they_stand_in_the_file(tmp_path):
     params = load(tmp_path, swept())
-    stages = yaml.safe_load(dvc_document(params, "all"))["stages"]
-    train = stages["train-digits-gc-mu03-0"]
-    assert train["cmd"] == "gcflow train digits/gc-mu03/0"
-    assert "datasets.digits.methods.gc" in train["params"]
+    documents = {path: yaml.safe_load(text) for path, text in dvc_documents(params, "all").items()}
+    stages, item = documents["dvc.yaml"]["stages"], documents[RUNS]["train"]["digits-gc-mu03-0"]
+    assert stages["train"]["do"]["cmd"] == "gcflow train ${item.dataset}/${item.method}/${item.seed}"
+    assert "datasets.${item.dataset}.methods.${item.entry}" in stages["train"]["do"]["params"]
+    assert (item["method"], item["entry"]) == ("gc-mu03", "gc")
     file = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    for stage in stages.values():
+    for stage in (stage for stage in stages.values() if "params" in stage):
         assert len(set(stage["params"])) == len(stage["params"])
         for key in stage["params"]:
             here = file
@@ -117,8 +119,8 @@ def test_a_sweep_may_be_of_what_a_method_starts_from_and_some_of_it_may_run(tmp_
     params = load(tmp_path, document)
     assert "both-mu03-predictor-ema" in params.datasets["digits"].methods
     assert [run.name for run in params.runs() if "both" in run.method] == ["digits/both-mu03-predictor-online/4"]
-    keys = yaml.safe_load(dvc_document(params, "all"))["stages"]["train-digits-both-mu03-predictor-online-4"]["params"]
-    assert "datasets.digits.methods.both" in keys
+    runs = yaml.safe_load(dvc_documents(params, "all")[RUNS])["train"]
+    assert runs["digits-both-mu03-predictor-online-4"]["entry"] == "both"
 
 
 @pytest.mark.parametrize(

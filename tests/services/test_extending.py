@@ -24,6 +24,7 @@ from projects import (
     weights,
     write_project,
 )
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from scipy import stats
 from workflows import ROOT, clone, duplicate, dvc, dvc_stages, snakemake
@@ -45,6 +46,7 @@ from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.objectives import Batch
+from gcflow.options import mistakes
 from gcflow.pipeline.features import further_values
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -493,8 +495,9 @@ def test_the_own_schedule_draws_single_levels_of_uniform_logarithm(examples):
     ],
 )
 def test_an_objective_and_a_schedule_that_do_not_fit_are_refused(examples, objective, schedule, expected):
-    with pytest.raises(ValueError, match=f"kind is {expected}"):
+    with pytest.raises(ValidationError) as caught:
         toy(objective, schedule or own_schedule())
+    assert mistakes(caught.value) == [f"training.schedule.kind is {expected}"]
 
 
 @pytest.mark.parametrize(
@@ -513,8 +516,9 @@ def test_an_objective_that_gives_no_scalar_is_refused(examples, monkeypatch, giv
 
 def test_a_mistyped_objective_is_refused_with_the_known_ones(examples):
     known = "'consistency', 'distillation', 'denoising', 'continuous'"
-    with pytest.raises(ValueError, match=f"^objective is 'consistancy': expected {known}$"):
+    with pytest.raises(ValidationError) as caught:
         MethodConfig(objective="consistancy")
+    assert mistakes(caught.value) == [f"objective is 'consistancy', expected {known}; did you mean 'consistency'?"]
 
 
 def test_a_schedule_that_gives_no_levels_is_refused(examples, monkeypatch):

@@ -445,9 +445,8 @@ def test_a_workflow_starts_and_ends_one_watch_whatever_ends_it(tmp_path):
         wait_until(lambda: statuses(folder) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
         (watch,) = watches(folder)
         assert watch in children(workflow.pid)
-        os.killpg(workflow.pid, signal.SIGKILL)
     finally:
-        workflow.kill()
+        os.killpg(workflow.pid, signal.SIGKILL)
         workflow.wait()
     wait_until(lambda: not watches(folder), seconds=PATIENCE)
     snakemake(folder, "--unlock")

@@ -13,7 +13,7 @@ def begin_watch():
         return
     log = Path("results/logs/track-watch.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = f"nice -n 19 gcflow track sync --watch --scale {SCALE}".split()
+    command = f"nice -n 10 gcflow track sync --watch --scale {SCALE}".split()
     # Ctrl-C is Snakemake's, which then ends the watch.
     apart = {"stdin": subprocess.PIPE, "start_new_session": True}
     try:

@@ -144,7 +144,7 @@ class Trainer:
         def training() -> bool:
             return any(path.stat().st_size for path in folder.glob("*/metrics.jsonl"))
 
-        wait_until(training, seconds=120)
+        wait_until(training, seconds=600)
         # Half-written, or just replaced: the next look will do.
         pid = 0
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from gcflow.config import (
     CheckpointFile,
@@ -331,7 +332,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         GcflowError: it is missing, is no YAML, has a key twice, or is no mapping.
     """
     try:
-        read = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if "<<" in text:
+            _refuse_twice(path, YAML(typ="safe").compose(text))
+        read = YAML(typ="safe").load(text)
         document = json.loads(json.dumps(read, default=str))
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run in the project's folder or give --params") from None
@@ -342,6 +346,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise GcflowError(f"{path}: expected keys tracking and datasets")
     return document
+
+
+def _refuse_twice(path: Path, node: Any) -> None:
+    """Refuses a key that stands twice, which ruamel lets pass beside a merge."""
+    if isinstance(node, MappingNode):
+        keys = [key.value for key, _ in node.value]
+        if again := [key for key, _ in node.value if keys.count(key.value) > 1]:
+            raise GcflowError(f"{path}: line {again[-1].start_mark.line + 1}: key {again[-1].value!r} stands twice")
+    for part in node.value if isinstance(node, CollectionNode) else []:
+        for child in part if isinstance(part, tuple) else (part,):
+            _refuse_twice(path, child)
 
 
 def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def test_checkpoints_are_looked_at_too(own):
 
 
 def test_without_dvc_and_git_files_vouch_for_themselves(own):
+    made = outputs(own)
     for name in (".git", ".dvc"):
         shutil.rmtree(own / name)
     (own / "dvc.lock").unlink()
@@ -184,7 +185,6 @@ def test_without_dvc_and_git_files_vouch_for_themselves(own):
     assert "results/digits/figures/samples.png" in unknown
     assert not any(path.endswith((".safetensors", "samples.npy")) for path in unknown if "evaluation" not in path)
     chosen = random.Random(9)
-    made = outputs(own)
     for file in chosen.choices([file for file in sorted(made) if file.endswith(".safetensors")], k=25):
         with flipped(own / file, chosen.randrange((own / file).stat().st_size), 1 << chosen.randrange(8)):
             try:

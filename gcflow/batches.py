@@ -123,7 +123,7 @@ class Batches:
         self.config, self.data, self.device = config, data, device
         self.batch = config.training.batch
         self.rank_slice = world.share(self.batch)
-        self.coupling = config.method.pairing
+        self.coupling = config.method.coupling
         self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.rank_slice
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         steps = config.training.steps

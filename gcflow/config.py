@@ -4,16 +4,14 @@ These blocks know nothing of files. `gcflow.pipeline.params` builds them from `p
 directly. docs/params.md is written from the descriptions here.
 """
 
-import dataclasses
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_serializer
 
 from gcflow import register
-from gcflow.couplings import Coupling
+from gcflow.couplings import Coupling, Independent
 from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
 from gcflow.options import Options, adapter, require
@@ -40,7 +38,6 @@ __all__ = [
     "differing_keys",
     "digest",
     "from_dict",
-    "kind_of",
     "to_dict",
     "without_dropout",
 ]
@@ -149,27 +146,15 @@ FrozenWeights = Annotated[
 ]
 
 
-def _name(part: Any) -> str:
-    return part if isinstance(part, str) else kind_of(part)
-
-
-def _by_name(registry: register.Registry, key: str, name: str) -> Any:
-    cls = registry.named(name, key)
-    needed = [option for option, field in cls.__pydantic_fields__.items() if field.is_required()]
-    expected = f"{{kind: {name}, ...}}, because it has options without a default: {', '.join(needed)}"
-    require(not needed, key, name, expected)
-    return cls()
-
-
 class MethodConfig(Options):
     """One entry of the method algebra: objective x coupling x (mu, predictor) or x teacher, and where it starts."""
 
-    objective: str | Annotated[Objective, register.objective] = Field(
+    objective: Annotated[Objective, register.objective] = Field(
         description="`consistency` CT (Eq. 6), `distillation` CD (Eq. 4, with the Euler step of Eq. 5), `denoising` a "
         "diffusion model (EDM), or an extension's: its name, or {kind: name, ...} with its options"
     )
-    coupling: str | Annotated[Coupling, register.coupling] = Field(
-        default="ic",
+    coupling: Annotated[Coupling, register.coupling] = Field(
+        default_factory=Independent,
         description="`ic` independent, `ot` minibatch optimal transport, `gc` generator-augmented, or an extension's: "
         "its name, or {kind: name, ...} with its options (Section 4.1, Eqs. 13 to 15)",
     )
@@ -206,51 +191,36 @@ class MethodConfig(Options):
     )
 
     def __post_init__(self) -> None:
-        criterion, objective, coupling = self.criterion, _name(self.objective), _name(self.coupling)
-        if self.pairing.predicts:
-            fits = not criterion.distils
-            require(fits, "coupling", coupling, f"ic or ot, because objective is {objective}")
-            expected = f"a number in [0, 1], or [start, end], because coupling is {coupling}"
+        objective, coupling = self.objective, self.coupling
+        if coupling.predicts:
+            fits = not objective.distils
+            require(fits, "coupling", coupling.kind, f"ic or ot, because objective is {objective.kind}")
+            expected = f"a number in [0, 1], or [start, end], because coupling is {coupling.kind}"
             require(self.mu is not None, "mu", None, expected)
-            if criterion.denoises:
+            if objective.denoises:
                 expected = "a consistency run or a file, because a denoiser predicts no endpoints"
                 require("predictor" in self.frozen, "predictor", self.predictor, expected)
             else:
-                expected = f"ema, online or a run, because coupling is {coupling}"
+                expected = f"ema, online or a run, because coupling is {coupling.kind}"
                 require(self.predictor is not None, "predictor", None, expected)
         else:
             for name in ("mu", "mu_from_step", "predictor"):
                 value = getattr(self, name)
                 require(value is None, name, value, "no value unless coupling is gc")
-        if criterion.distils:
+        if objective.distils:
             require(self.teacher is not None, "teacher", None, "exact or a denoiser run, because it distils")
         else:
             require(self.teacher is None, "teacher", self.teacher, "no value unless objective is distillation")
-        if criterion.denoises:
+        if objective.denoises:
             other = self.preconditioning != "consistency"
             require(other, "preconditioning", self.preconditioning, "edm, vp or ve for a denoiser")
 
-    @cached_property
-    def criterion(self) -> Objective:
-        """The objective itself.
-
-        Raises:
-            ValidationError: there is none of this name, or it cannot do without options.
-        """
-        if isinstance(self.objective, Objective):
-            return self.objective
-        return _by_name(register.objective, "objective", self.objective)
-
-    @cached_property
-    def pairing(self) -> Coupling:
-        """The coupling itself.
-
-        Raises:
-            ValidationError: there is none of this name, or it cannot do without options.
-        """
-        if isinstance(self.coupling, Coupling):
-            return self.coupling
-        return _by_name(register.coupling, "coupling", self.coupling)
+    @field_serializer("objective", "coupling")
+    def _by_name(self, part: Objective | Coupling) -> Any:
+        """A part without options of its own is written as its name."""
+        options = {name: field.default for name, field in part.__pydantic_fields__.items() if name != "kind"}
+        plain = all(getattr(part, name) == default for name, default in options.items())
+        return part.kind if plain else to_dict(part)
 
     @property
     def mu_range(self) -> tuple[float, float]:
@@ -278,16 +248,16 @@ class RunConfig(Options):
     method: MethodConfig
 
     def __post_init__(self) -> None:
-        schedule, criterion = self.training.schedule, self.method.criterion
-        fitting = [name for name, cls in register.schedule.classes.items() if cls.pairs == criterion.pairs]
-        expected = f"{' or '.join(fitting)}, because objective is {criterion.kind}"
-        require(schedule.pairs == criterion.pairs, "training.schedule.kind", schedule.kind, expected)
+        schedule, objective = self.training.schedule, self.method.objective
+        fitting = [name for name, cls in register.schedule.classes.items() if cls.pairs == objective.pairs]
+        expected = f"{' or '.join(fitting)}, because objective is {objective.kind}"
+        require(schedule.pairs == objective.pairs, "training.schedule.kind", schedule.kind, expected)
         at_zero = not (schedule.reaches_zero and self.preconditioning == "consistency")
         expected = f"edm, vp or ve, because the boundary of {schedule.kind} is sigma = 0"
         require(at_zero, "preconditioning", self.preconditioning, expected)
 
         moved = self.method.sampling_boundary
-        fits = self.preconditioning == "edm" and not (criterion.denoises or criterion.distils)
+        fits = self.preconditioning == "edm" and not (objective.denoises or objective.distils)
         require(moved is None or fits, "sampling_boundary", moved, "no value but for a consistency model of ECT (edm)")
         within = moved is None or moved < self.process.sigma_max
         require(within, "sampling_boundary", moved, "a noise level >= 0 and below sigma_max, or null")
@@ -315,7 +285,7 @@ class RunConfig(Options):
     @property
     def parts(self) -> tuple[Network, Coupling, Objective, Schedule]:
         """What of this run an extension may have brought."""
-        return self.network, self.method.pairing, self.method.criterion, self.training.schedule
+        return self.network, self.method.coupling, self.method.objective, self.training.schedule
 
     @property
     def name(self) -> str:
@@ -357,13 +327,9 @@ def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    block: Any = type(config)
+    plain: dict[str, Any] = adapter(block).dump_python(config, mode="json")
     return plain
-
-
-def kind_of(part: Any) -> str:
-    """The word for a coupling, a metric or another config dataclass in params.yaml."""
-    return str(to_dict(part)["kind"])
 
 
 def digest(document: Any) -> str:

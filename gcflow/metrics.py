@@ -5,7 +5,7 @@ None of these is FID by itself: FID is `frechet_distance` in Inception's feature
 
 from functools import cached_property
 from itertools import combinations, pairwise, product
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ class Metric(Options):
     """
 
     columns: ClassVar[dict[str, str]]
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """Its name."""
 
     def compare(self, generated: Tensor, real: Tensor) -> dict[str, float]:
         """A number for each of `columns`.

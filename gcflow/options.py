@@ -61,9 +61,10 @@ def adapter(kind: Any) -> "TypeAdapter[Any]":
 
 
 def misfit(key: str, value: object, expected: str, kind: str = "misfit") -> ValidationError:
-    """The error of a value that does not fit; `key` is dotted, seen from the block that raises it."""
+    """The error of a value that does not fit; `key` is dotted, seen from what raises it, whose own value has none."""
     text = PydanticCustomError(kind, "expected {expected}", {"expected": expected, "key": key})
-    return ValidationError.from_exception_data(key, [{"type": text, "loc": tuple(key.split(".")), "input": value}])
+    loc = tuple(filter(None, key.split(".")))
+    return ValidationError.from_exception_data(key, [{"type": text, "loc": loc, "input": value}])
 
 
 def require(condition: bool, key: str, value: object, expected: str) -> None:
@@ -108,7 +109,7 @@ def _key(error: Any, document: Any) -> tuple[str, ...]:
     """The key of one error as it stands in the document, without the names of the branches of unions."""
     context, loc = error.get("ctx", {}), error["loc"]
     # What `misfit` names need not stand in the document.
-    own = tuple(context["key"].split(".")) if "key" in context else ()
+    own = tuple(filter(None, context.get("key", "").split(".")))
     path, here = [], document
     for place, part in enumerate(loc[: len(loc) - len(own)]):
         if _has(here, part):

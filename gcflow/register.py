@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
-from gcflow.options import Options, adapter, misfit
+from gcflow.options import Options, adapter, misfit, require
 
 Class = TypeVar("Class", bound=type[Options])
 
@@ -63,12 +63,8 @@ class Registry:
             raise ValueError(f"there is a {self.what} {taken[0]!r} already; take another name")
         self.classes.update(classes)
 
-    def __getitem__(self, name: object) -> type[Any]:
-        """The class of a name; otherwise as `named`."""
-        return self.named(name, self.key)
-
-    def named(self, name: object, key: str) -> type[Any]:
-        """The class of a name that stands under `key`.
+    def named(self, name: object, key: str = "") -> type[Any]:
+        """The class of a name, which stands under `key`.
 
         Raises:
             ValidationError: there is none, in an error of type `unknown_name`; it lists those there are.
@@ -79,18 +75,24 @@ class Registry:
         return self.classes[name]
 
     def of(self, options: Any) -> Any:
-        """The block that options [name, keys] give; a block itself is one.
+        """The block that options [name, keys] give, or a name alone; a block itself is one.
 
         Raises:
             ValidationError: its name is unknown, or its keys are not those of the class.
         """
         if isinstance(options, self.base):
             return options
+        if isinstance(options, str):
+            cls: Any = self.named(options)
+            needed = [option for option, field in cls.__pydantic_fields__.items() if field.is_required()]
+            block = f"{{{self.key}: {options}, ...}}"
+            require(not needed, "", options, f"{block}, because it has options without a default: {', '.join(needed)}")
+            return cls(**{self.key: options})
         if not isinstance(options, dict) or self.key not in options:
             kind: Any = "missing" if isinstance(options, dict) else "dict_type"
             loc = (self.key,) if isinstance(options, dict) else ()
             raise ValidationError.from_exception_data(self.what, [{"type": kind, "loc": loc, "input": options}])
-        cls: Any = self[options[self.key]]
+        cls = self.named(options[self.key], self.key)
         # Through JSON, in which a tuple is a list.
         return adapter(cls).validate_json(json.dumps(options))
 

@@ -141,13 +141,13 @@ def objective_context(
         return predictor(x, sigma, *dropout)
 
     denoiser = None
-    if method.criterion.distils:
+    if method.objective.distils:
         denoiser = helpers.exact if method.teacher == "exact" else helpers.teacher
     samples = samples or training.batch
     return ObjectiveContext(
         student=student,
         teacher=state.model,
-        coupling=method.pairing,
+        coupling=method.coupling,
         predict=predict,
         distance=distance_for(training.distance, training.huber_c),
         process=config.process,
@@ -169,13 +169,13 @@ def make_loss(
         helpers: what the method needs besides.
         samples: of this process in a step; the whole batch by default.
     """
-    criterion, context = config.method.criterion, objective_context(config, state, student, helpers, samples)
+    objective, context = config.method.objective, objective_context(config, state, student, helpers, samples)
 
     def loss(batch: Batch) -> Tensor:
-        found: object = criterion.mean_loss(batch, context)
+        found: object = objective.mean_loss(batch, context)
         if not isinstance(found, Tensor) or found.ndim:
             problem = f"mean_loss gives {in_words(found)}; expected a scalar"
-            raise GcflowError(f"objective {criterion.kind}: {problem}")
+            raise GcflowError(f"objective {objective.kind}: {problem}")
         return found
 
     return loss
@@ -184,7 +184,7 @@ def make_loss(
 def describe(config: RunConfig, step: int) -> dict[str, Any]:
     """A run's state at `step`, for the log: its schedule's, and mu of generator augmentation."""
     record = config.training.schedule.describe(step, config.training.steps)
-    return record | {"mu": config.mu_at(step)} if config.method.pairing.predicts else record
+    return record | {"mu": config.mu_at(step)} if config.method.coupling.predicts else record
 
 
 def require_finite(config: RunConfig, state: TrainingState) -> None:

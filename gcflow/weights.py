@@ -159,7 +159,7 @@ def is_denoiser(metadata: dict[str, Any]) -> bool:
     if "config" in metadata:
         objective = metadata["config"]["method"]["objective"]
         try:
-            return bool(register.objective[objective if isinstance(objective, str) else objective["kind"]].denoises)
+            return bool(register.objective.of(objective).denoises)
         except ValidationError as error:
             remedy = "list its file under extensions in params.yaml, or import it"
             raise GcflowError(f"the weights' objective: its {mistakes(error)[0]}; {remedy}") from None

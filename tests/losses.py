@@ -22,11 +22,11 @@ class Loss:
         teacher: Any = None,
         multiple: int = 1,
     ) -> None:
-        self.criterion = config.method.criterion
+        self.objective = config.method.objective
         self.context = ObjectiveContext(
             student=student,
             teacher=teacher or student,
-            coupling=config.method.pairing,
+            coupling=config.method.coupling,
             predict=predict,
             distance=distance_for(config.training.distance, config.training.huber_c),
             process=config.process,
@@ -36,7 +36,7 @@ class Loss:
         )
 
     def __call__(self, batch: Batch) -> Tensor:
-        return self.criterion.mean_loss(batch, self.context)
+        return self.objective.mean_loss(batch, self.context)
 
     def points(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """x_low and x_high: what teacher and student are given."""
@@ -45,5 +45,5 @@ class Loss:
         def recorded(name: str) -> Any:
             return lambda x, sigma, keys: seen.setdefault(name, x)
 
-        self.criterion.mean_loss(batch, replace(self.context, student=recorded("student"), teacher=recorded("teacher")))
+        self.objective.mean_loss(batch, replace(self.context, student=recorded("student"), teacher=recorded("teacher")))
         return seen["teacher"], seen["student"]

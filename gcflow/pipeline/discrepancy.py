@@ -34,9 +34,9 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     settings = entry.discrepancy
     if settings is None:
         raise GcflowError(f"{params.path}: datasets.{run.dataset}.discrepancy is missing; see digits for an example")
-    criterion = config.method.criterion
-    if not criterion.denoises:
-        raise GcflowError(f"{name}: its objective is {criterion.kind}; denoisers measure the discrepancy")
+    objective = config.method.objective
+    if not objective.denoises:
+        raise GcflowError(f"{name}: its objective is {objective.kind}; denoisers measure the discrepancy")
     torch.set_num_threads(config.training.cpu_threads)
     inputs, steps = find_inputs(params, run), config.training.steps
     frozen = load_frozen(params, run, inputs, device).get("predictor")
@@ -48,7 +48,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     x = to_model_space(samples[index].to(device), config.process)
     z = torch.randn(x.shape, generator=generator(settings.seed, "discrepancy-noise")).to(device)
     uniform = torch.rand(settings.samples, generator=generator(settings.seed, "discrepancy-share"))
-    coupling = config.method.pairing
+    coupling = config.method.coupling
     if coupling.assigns:
         drawn = coupling_uniforms(settings.seed, 0, len(x))
         parts = zip(*(part.split(config.training.batch) for part in (x, z, drawn)), strict=True)
@@ -57,7 +57,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     estimators: dict[str, Denoiser] = {"denoiser": in_parts(model, device)}
     if predict is not None:
         estimators["upper-bound"] = predict
-    if config.method.coupling == "ic" and samples.numel() <= LARGEST_EXACT_DATA:
+    if not (coupling.assigns or coupling.predicts) and samples.numel() <= LARGEST_EXACT_DATA:
         estimators["exact"] = entry.data.exact_mixture(samples.to(device), config.process).denoise
     records: list[dict[str, Any]] = []
     with Progress(f"{name} discrepancy", len(settings.sigmas), unit="noise level") as progress, torch.no_grad():

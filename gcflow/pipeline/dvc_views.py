@@ -96,7 +96,7 @@ def plot_definitions(params: Params, datasets: list[str]) -> list[dict[str, Any]
         entry, runs = params.dataset(dataset), list(params.runs(dataset))
         by_objective: dict[str, list[Run]] = {}
         for run in runs:
-            by_objective.setdefault(entry.methods[run.method].criterion.kind, []).append(run)
+            by_objective.setdefault(entry.methods[run.method].objective.kind, []).append(run)
         for objective, chosen in by_objective.items():
             losses = {str(curve_path(run_folder(root, run), "loss")): "loss" for run in chosen}
             plot(f"{dataset}-loss-{objective}", f"{dataset}: loss ({objective})", "loss, log scale", losses)

@@ -34,7 +34,7 @@ SECONDS_BETWEEN_SAVES = 30.0
 
 def samplers(config: RunConfig, settings: Evaluation) -> list[Sampler]:
     """One step, and few steps, of a consistency model; the PF-ODE of a denoiser. The first is the main one."""
-    if config.method.criterion.denoises:
+    if config.method.objective.denoises:
         return [Sampler("heun", heun_steps=settings.heun_steps)]
     levels, boundary = settings.intermediate_sigmas, config.method.sampling_boundary
     return [Sampler("consistency", levels[:length], boundary=boundary) for length in range(len(levels) + 1)]
@@ -49,7 +49,7 @@ def measurements(config: RunConfig, settings: Evaluation) -> list[tuple[int, Wei
     plan: list[tuple[int, Weights, Sampler, int]] = []
     for weights in settings.weights:
         # Sampling a denoiser costs tens of evaluations: its curve is not a figure of the paper, its end is enough.
-        if not config.method.criterion.denoises:
+        if not config.method.objective.denoises:
             plan += [(step, weights, choices[0], settings.generation_seeds[0]) for step in steps[:-1]]
         plan += [(steps[-1], weights, sampler, seed) for sampler in choices for seed in settings.generation_seeds]
     return plan

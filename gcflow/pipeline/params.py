@@ -287,9 +287,9 @@ class Params:
         if reference.method not in entry.runs:
             problem = f"names {reference.method!r}, which has no runs; {_known(reference.method, entry.runs)}"
             raise self._fail(f"{key}.method", problem)
-        criterion = entry.methods[reference.method].criterion
-        if role != "init" and criterion.denoises != (role == "teacher"):
-            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {criterion.kind}")
+        objective = entry.methods[reference.method].objective
+        if role != "init" and objective.denoises != (role == "teacher"):
+            raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {objective.kind}")
         listed = entry.runs[reference.method].seeds
         for wanted in seeds if reference.seed is None else (reference.seed,):
             if wanted not in listed:

@@ -297,7 +297,7 @@ class Stages:
         entry = self.params.dataset(dataset)
         if entry.discrepancy is None:
             return []
-        return [run for run in self.params.runs(dataset) if entry.methods[run.method].criterion.denoises]
+        return [run for run in self.params.runs(dataset) if entry.methods[run.method].objective.denoises]
 
     def _metrics(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
         replicates = self.params.dataset(dataset).runs

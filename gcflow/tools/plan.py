@@ -68,9 +68,9 @@ def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
 def passes_per_sample(config: RunConfig) -> float:
     """Forward passes that a training step costs per sample, a backward pass counted as two; the mean over training."""
     method, steps = config.method, config.training.steps
-    teacher = 1 if method.criterion.distils and method.teacher != "exact" else 0
+    teacher = 1 if method.objective.distils and method.teacher != "exact" else 0
     return (
-        method.criterion.passes + teacher + fmean(config.mu_at(step) for step in range(0, steps, max(1, steps // 200)))
+        method.objective.passes + teacher + fmean(config.mu_at(step) for step in range(0, steps, max(1, steps // 200)))
     )
 
 
@@ -150,7 +150,7 @@ class Counts:
             return Work(sampling=passes * one, features=images, operations_per_image=each)
         assert entry.discrepancy
         # Of the denoiser; with generator-augmented pairs also of the predictor, as endpoints and as upper bound.
-        each = 1 + (1 + config.method.mu_range[1] if config.method.pairing.predicts else 0)
+        each = 1 + (1 + config.method.mu_range[1] if config.method.coupling.predicts else 0)
         return Work(sampling=each * entry.discrepancy.samples * len(entry.discrepancy.sigmas) * one)
 
     def disk(self, job: Stage) -> int:

@@ -45,7 +45,7 @@ METHODS = {
     "denoiser-ot": (MethodConfig(objective="denoising", coupling="ot"), EDM),
     "denoiser-gc": (MethodConfig(objective="denoising", coupling="gc", mu=0.5, predictor=RunReference("ic")), EDM),
 }
-PAIRED = [name for name in METHODS if METHODS[name][0].coupling == "ot"]
+PAIRED = [name for name in METHODS if METHODS[name][0].coupling.kind == "ot"]
 
 
 def run_config(method="ic", seed=0, batch=16, **training):
@@ -114,7 +114,7 @@ def test_steps_and_seeds_have_their_own_draws(method):
         batches_of(run_config(method), steps=[4, 5]),
         batches_of(run_config(method, 1), steps=[4]),
     )
-    fields = set(Batch._fields) - (set() if METHODS[method][0].coupling == "gc" else {"take_gc"})
+    fields = set(Batch._fields) - (set() if METHODS[method][0].coupling.kind == "gc" else {"take_gc"})
     for name in fields:
         assert not torch.equal(getattr(first, name), getattr(later, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))

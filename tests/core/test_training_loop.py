@@ -556,7 +556,7 @@ def test_a_bound_above_every_norm_changes_nothing():
 
 def loss_on(config, model, data, step=1000):
     """The loss on many draws that the run has not seen, with independent coupling and without distillation."""
-    method = config.method if config.method.objective == "denoising" else METHODS["ic"]
+    method = config.method if config.method.objective.kind == "denoising" else METHODS["ic"]
     config = replace(config, method=method, training=replace(config.training, batch=400))
     with torch.no_grad():
         return Loss(config, model, model)(batch_of(config, step, data)).item()
@@ -641,7 +641,7 @@ def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioni
     for name in METHODS:
         config = run_config(name)
         state = start(config)
-        assert config.method.criterion.denoises == name.startswith("denoiser")
+        assert config.method.objective.denoises == name.startswith("denoiser")
         expected = "edm" if name.startswith(("denoiser", "ect")) else "consistency"
         assert state.model.preconditioning == state.ema.preconditioning == expected
 

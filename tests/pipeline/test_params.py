@@ -429,11 +429,11 @@ def networks(draw: st.DrawFn) -> NetworkConfig:
 def run_configs(draw: st.DrawFn) -> RunConfig:
     """Any run whose schedule fits its objective."""
     method = draw(CONSISTENCY | AUGMENTED | DISTILLATION | DENOISING)
-    schedule = EDM if method.objective == "denoising" else ICT
+    schedule = EDM if method.objective.kind == "denoising" else ICT
     if method.objective != "denoising" and method.preconditioning != "consistency":
         schedule = ICT | ECT
     training = draw(st.builds(TrainingConfig, **(TRAINING | {"schedule": schedule})))
-    if method.coupling == "gc":
+    if method.coupling.kind == "gc":
         begin = draw(st.none() | st.integers(0, training.steps - 1))
         method = dataclasses.replace(method, mu_from_step=begin)
     return RunConfig(

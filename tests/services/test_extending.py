@@ -227,7 +227,7 @@ def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folde
     x = torch.from_numpy(params.dataset("rings").data.load().samples)
     seen = []
 
-    class Watching(type(config.method.pairing)):
+    class Watching(type(config.method.coupling)):
         def assignment(self, x, z, uniform):
             seen.append((len(x), uniform))
             return super().assignment(x, z, uniform)
@@ -343,7 +343,7 @@ def test_snakemake_refuses_before_anything_runs(project, tmp_path):
 
 
 def test_a_metric_that_gives_other_numbers_than_its_columns_is_refused(examples, monkeypatch):
-    metric = register.metric["precision-recall"]()
+    metric = register.metric.named("precision-recall")()
     monkeypatch.setattr(type(metric), "compare", lambda self, generated, real: {"precision": 1.0})
     with pytest.raises(GcflowError, match="precision-recall gives precision, but its columns are precision, recall"):
         further_values((metric,), torch.zeros(4, 2), torch.zeros(4, 2))
@@ -372,7 +372,7 @@ def test_an_assignment_that_is_not_one_is_refused(folder, gives, expected):
     config = params.run_config("rings/sinkhorn/0")
     x = torch.from_numpy(params.dataset("rings").data.load().samples)
 
-    class Wrong(type(config.method.pairing)):
+    class Wrong(type(config.method.coupling)):
         def assignment(self, x, z, uniform):
             return gives(x)
 
@@ -393,7 +393,7 @@ def test_an_assignment_that_is_not_one_is_refused(folder, gives, expected):
 def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
     config = Params(folder / "params.yaml").run_config("rings/sinkhorn/0")
 
-    class Wrong(type(config.method.pairing)):
+    class Wrong(type(config.method.coupling)):
         def endpoints(self, x, z, context):
             return gives(x)
 
@@ -452,11 +452,11 @@ def toy(objective, schedule, **method):
 
 
 def own_schedule(low=0.05, high=20.0):
-    return register.schedule["log-uniform"](low=low, high=high)
+    return register.schedule.named("log-uniform")(low=low, high=high)
 
 
 def test_continuous_time_is_the_limit_of_pairs_that_close_in(examples):
-    config = toy(register.objective["continuous"](c=0.0), own_schedule())
+    config = toy(register.objective.named("continuous")(c=0.0), own_schedule())
     model = spec_of(config, (2,)).build(3)
     for i, parameter in enumerate(model.parameters()):
         parameter.data += 0.1 * gaussian(i, *parameter.shape)
@@ -506,7 +506,7 @@ def test_an_objective_and_a_schedule_that_do_not_fit_are_refused(examples, objec
 )
 def test_an_objective_that_gives_no_scalar_is_refused(examples, monkeypatch, gives, found):
     config = toy("continuous", own_schedule())
-    monkeypatch.setattr(type(config.method.criterion), "mean_loss", lambda self, batch, context: gives(batch.data))
+    monkeypatch.setattr(type(config.method.objective), "mean_loss", lambda self, batch, context: gives(batch.data))
     x, zeros = gaussian(0, 16, 2), torch.zeros(16)
     loss = make_loss(config, initial_state(config, (2,)), torch.nn.Identity(), Helpers())
     with pytest.raises(GcflowError) as caught:
@@ -533,7 +533,7 @@ def test_a_schedule_that_gives_no_levels_is_refused(examples, monkeypatch):
 @pytest.mark.parametrize("epsilon", [0.05, 0.5])
 def test_the_plan_of_sinkhorn_has_the_right_marginals(examples, epsilon):
     x, z = gaussian(0, 24, 3), gaussian(1, 24, 3)
-    plan = register.coupling["sinkhorn"](epsilon=epsilon, iterations=5000).plan(x, z)
+    plan = register.coupling.named("sinkhorn")(epsilon=epsilon, iterations=5000).plan(x, z)
     assert torch.allclose(plan.sum(1), torch.ones(24).double(), atol=1e-12)
     assert torch.allclose(plan.sum(0), torch.ones(24).double(), atol=1e-6)
     # Entropic plans are the only ones of the form a_i b_j exp(-c_ij / epsilon): second differences show the cost.
@@ -545,16 +545,16 @@ def test_the_plan_of_sinkhorn_has_the_right_marginals(examples, epsilon):
 def test_for_small_entropy_sinkhorn_pairs_as_optimal_transport_and_for_large_independently(examples):
     x, z = gaussian(2, 6, 2), gaussian(3, 6, 2)
     uniform = torch.rand(6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    sharp = register.coupling["sinkhorn"](epsilon=1e-3, iterations=20_000).assignment(x, z, uniform)
+    sharp = register.coupling.named("sinkhorn")(epsilon=1e-3, iterations=20_000).assignment(x, z, uniform)
     assert sharp.tolist() == optimal_assignment(x, z).tolist()
     cost = torch.cdist(x, z).square()
     assert sharp.tolist() == list(min(permutations(range(6)), key=lambda order: cost[range(6), order].sum()))
-    blurred = register.coupling["sinkhorn"](epsilon=1e6).plan(x, z)
+    blurred = register.coupling.named("sinkhorn")(epsilon=1e6).plan(x, z)
     assert torch.allclose(blurred, torch.full((6, 6), 1 / 6).double(), atol=1e-5)
 
 
 def test_sinkhorn_draws_each_noise_as_often_as_its_plan_says(examples):
-    x, z, coupling = gaussian(5, 5, 2), gaussian(6, 5, 2), register.coupling["sinkhorn"](epsilon=0.5)
+    x, z, coupling = gaussian(5, 5, 2), gaussian(6, 5, 2), register.coupling.named("sinkhorn")(epsilon=0.5)
     draws = 4000
     counts = torch.zeros(5, 5)
     for draw in range(draws):
@@ -575,14 +575,14 @@ def brute_force(points, others, neighbours):
 @pytest.mark.parametrize("neighbours", [1, 3])
 def test_precision_and_recall_are_those_of_a_brute_force_count(examples, neighbours):
     generated, real = 1.2 * gaussian(7, 40, 3).double() + 0.5, gaussian(8, 60, 3).double()
-    values = register.metric["precision-recall"](neighbours=neighbours).compare(generated, real)
+    values = register.metric.named("precision-recall")(neighbours=neighbours).compare(generated, real)
     expected = (brute_force(generated, real, neighbours), brute_force(real, generated, neighbours))
     assert (values["precision"], values["recall"]) == expected
     assert 0 < values["recall"] < 1
 
 
 def test_precision_and_recall_of_closed_cases(examples):
-    compare = register.metric["precision-recall"](neighbours=1).compare
+    compare = register.metric.named("precision-recall")(neighbours=1).compare
     real = torch.arange(2000).double()[:, None]
     assert compare(real, real) == {"precision": 1.0, "recall": 1.0}
     assert compare(real + 1e6, real) == {"precision": 0.0, "recall": 0.0}

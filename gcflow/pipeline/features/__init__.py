@@ -6,7 +6,6 @@ Only Inception's Fréchet distance is an FID. What computes them is in the files
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from gcflow.config import kind_of
 from gcflow.errors import GcflowError
 
 if TYPE_CHECKING:
@@ -97,9 +96,9 @@ def further_values(metrics: tuple["Metric", ...], generated: "Tensor", real: "Te
         found = metric.compare(generated, real)
         if found.keys() != metric.columns.keys():
             got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
-            raise GcflowError(f"metric {kind_of(metric)} gives {got}, but its columns are {expected}")
+            raise GcflowError(f"metric {metric.kind} gives {got}, but its columns are {expected}")
         values |= {name: float(found[name]) for name in metric.columns}
         for name in metric.columns:
             if not math.isfinite(values[name]):
-                raise GcflowError(f"metric {kind_of(metric)} gives {values[name]} for {name}, not a number")
+                raise GcflowError(f"metric {metric.kind} gives {values[name]} for {name}, not a number")
     return values

@@ -23,9 +23,9 @@ ESTIMATES: dict[str, tuple[Line, str]] = {
 
 def mistakes(entry: DatasetEntry, name: str) -> Iterator[tuple[str, str]]:
     for method in entry.figures[name].methods:
-        criterion = entry.methods[method].criterion
-        if not criterion.denoises:
-            problem = f"names {method!r}, whose objective is {criterion.kind}, not denoising"
+        objective = entry.methods[method].objective
+        if not objective.denoises:
+            problem = f"names {method!r}, whose objective is {objective.kind}, not denoising"
             yield f"figures.{name}.methods", problem
 
 

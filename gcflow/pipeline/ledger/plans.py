@@ -73,7 +73,7 @@ def _obstacles(params: Params, claim: RunsClaim, dataset: str, pairs: tuple[tupl
             yield f"{dataset} has no method {method}"
         if method not in entry.runs:
             yield f"{dataset} has no runs of {method}"
-        denoiser = entry.methods[method].criterion.denoises
+        denoiser = entry.methods[method].objective.denoises
         if of_discrepancy and not denoiser:
             yield f"{method} is no denoiser on {dataset}"
         if claim.statistic in CURVE_STATISTICS and denoiser:

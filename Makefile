@@ -79,7 +79,7 @@ bench-gpu: .venv/complete  ## how fast a GPU trains the paper's network, and wha
 	python benchmarks/gpu.py
 
 .PHONY: keys
-keys: .venv/complete  ## every key of params.yaml: docs/params.md, and params.schema.json for editors
+keys: .venv/complete  ## every key of params.yaml and claims.yaml: docs/params.md, and their schemas for editors
 	python -m gcflow.pipeline.keys
 
 .PHONY: lock

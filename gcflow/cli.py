@@ -485,7 +485,7 @@ def plan(context: click.Context, target: str, scale: str, gpus: int, tflops: flo
 
 
 @verb(
-    "Test every claim of params.yaml on every data set of a scale and write results/claims.{json,md,html,png,svg}.",
+    "Test every claim of claims.yaml on every data set of a scale and write results/claims.{json,md,html,png,svg}.",
     "gcflow claims",
 )
 @SCALE

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Field, Tag, field_serializer
 
 from gcflow import register
-from gcflow.couplings import Coupling, Independent
+from gcflow.couplings import Coupling
 from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
 from gcflow.options import Options, adapter, require
@@ -153,8 +153,8 @@ class MethodConfig(Options):
         description="`consistency` CT (Eq. 6), `distillation` CD (Eq. 4, with the Euler step of Eq. 5), `denoising` a "
         "diffusion model (EDM), or an extension's: its name, or {kind: name, ...} with its options"
     )
-    coupling: Annotated[Coupling, register.coupling] = Field(
-        default_factory=Independent,
+    coupling: Annotated[Coupling, register.coupling] = Field(  # type: ignore[assignment]
+        default="ic",
         description="`ic` independent, `ot` minibatch optimal transport, `gc` generator-augmented, or an extension's: "
         "its name, or {kind: name, ...} with its options (Section 4.1, Eqs. 13 to 15)",
     )

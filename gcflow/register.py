@@ -24,10 +24,11 @@ class Registry:
     Args:
         what: is registered, in words.
         key: field whose Literal holds the name, or the names.
+        by_name: a name alone stands for a block with the defaults of its options.
     """
 
-    def __init__(self, what: str, key: str) -> None:
-        self.what, self.key = what, key
+    def __init__(self, what: str, key: str, by_name: bool = False) -> None:
+        self.what, self.key, self.by_name = what, key, by_name
         self.base: type[Any] = Options
         self.classes: dict[str, type[Any]] = {}
 
@@ -75,16 +76,16 @@ class Registry:
         return self.classes[name]
 
     def of(self, options: Any) -> Any:
-        """The block that options [name, keys] give, or a name alone; a block itself is one.
+        """The block that options [name, keys] give, or with `by_name` a name alone; a block itself is one.
 
         Raises:
             ValidationError: its name is unknown, or its keys are not those of the class.
         """
         if isinstance(options, self.base):
             return options
-        if isinstance(options, str):
+        if self.by_name and isinstance(options, str):
             cls: Any = self.named(options)
-            needed = [option for option, field in cls.__pydantic_fields__.items() if field.is_required()]
+            needed = _required(cls)
             block = f"{{{self.key}: {options}, ...}}"
             require(not needed, "", options, f"{block}, because it has options without a default: {', '.join(needed)}")
             return cls(**{self.key: options})
@@ -104,11 +105,17 @@ class Registry:
         if not classes:
             return {"type": "object", "required": [self.key]}
         one_of: Any = Annotated[Union[classes], Field(discriminator=self.key)]  # noqa: UP007
-        return handler(TypeAdapter(one_of).core_schema)
+        blocks = handler(TypeAdapter(one_of).core_schema)
+        names = [name for name, cls in self.classes.items() if not _required(cls)]
+        return {"anyOf": [{"enum": names}, blocks]} if self.by_name else blocks
 
 
-coupling = Registry("coupling", "kind")
-objective = Registry("objective", "kind")
+def _required(cls: type[Any]) -> list[str]:
+    return [option for option, field in cls.__pydantic_fields__.items() if field.is_required()]
+
+
+coupling = Registry("coupling", "kind", by_name=True)
+objective = Registry("objective", "kind", by_name=True)
 schedule = Registry("schedule", "kind")
 network = Registry("network", "architecture")
 source = Registry("source", "source")

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shutil import copy
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -147,10 +148,19 @@ def tiny_params() -> dict[str, Any]:
 
 
 def write_project(folder: Path, params: dict[str, Any] | None = None) -> Path:
-    """Writes `params` (default: `tiny_params()`) as params.yaml of a project in `folder`, which it returns."""
+    """Writes `params` (default: `tiny_params()`) as params.yaml of a project in `folder`, which it returns.
+
+    Its key `claims` becomes claims.yaml.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    document = tiny_params() if params is None else params
-    (folder / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    document = dict(tiny_params() if params is None else params)
+    documents = {"params.yaml": document, "claims.yaml": document.pop("claims", None)}
+    for name, content in documents.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
+    copy(ROOT / "paper.yaml", folder / "paper.yaml")
     return folder
 
 

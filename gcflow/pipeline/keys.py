@@ -1,7 +1,7 @@
-"""Every key of params.yaml, from the blocks that read it: a JSON schema for editors, and a page for people.
+"""Every key of params.yaml and claims.yaml, from the blocks that read them: JSON schemas for editors, and a page.
 
-`make keys`, or `python -m gcflow.pipeline.keys [PARAMS]`, writes params.schema.json beside a params.yaml, with what its
-extensions register, and, where there is a folder docs, docs/params.md.
+`make keys`, or `python -m gcflow.pipeline.keys [PARAMS]`, writes params.schema.json and claims.schema.json beside a
+params.yaml, with what its extensions register, and, where there is a folder docs, docs/params.md.
 """
 
 import json
@@ -14,10 +14,12 @@ from pydantic.json_schema import GenerateJsonSchema
 from gcflow.files import write_text
 from gcflow.options import adapter
 from gcflow.pipeline.params import Params
-from gcflow.pipeline.schema import Document
+from gcflow.pipeline.schema import Claims, Document
+
+FILES: dict[str, Any] = {"params": Document, "claims": Claims}
 
 INTRODUCTION = """\
-# Keys of params.yaml
+# Keys of params.yaml and claims.yaml
 
 Written by `make keys` from the blocks that read them (`gcflow/config.py`, `gcflow/pipeline/schema.py`). Unknown keys,
 values of another type and values outside their range are refused by file and key before anything is scheduled. An
@@ -36,9 +38,9 @@ class _Generator(GenerateJsonSchema):
         return False
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of params.yaml, with every class that is registered by now."""
-    schema = adapter(Document).json_schema(schema_generator=_Generator)
+def json_schema(file: Any = Document) -> dict[str, Any]:
+    """The JSON schema of a file, with every class that is registered by now."""
+    schema = adapter(file).json_schema(schema_generator=_Generator)
     for union, name in _unions(schema):
         for branch in _references(union):
             # In Python a block's name is its default; in a file it says which block it is.
@@ -48,11 +50,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def page() -> str:
-    """All blocks, from the whole file down, with a row for each key."""
-    schema = json_schema()
-    blocks, text = schema["$defs"], [INTRODUCTION, *_block("The file", schema)]
-    for name in dict.fromkeys(_below(schema, blocks)):
-        text += _block(name, blocks[name])
+    """All blocks, from the whole files down, with a row for each key."""
+    text = [INTRODUCTION]
+    for name, file in FILES.items():
+        schema = json_schema(file)
+        blocks = schema["$defs"]
+        text += _block(f"{name}.yaml", schema)
+        for block in dict.fromkeys(_below(schema, blocks)):
+            text += _block(block, blocks[block])
     return "\n".join(text)
 
 
@@ -122,9 +127,11 @@ def _value(schema: dict[str, Any]) -> str:
 
 
 def main(params: Path = Path("params.yaml")) -> None:
-    """Writes the schema beside params.yaml, and the page where there is a folder for it."""
+    """Writes the schemas beside params.yaml, and the page where there is a folder for it."""
     Params(params)
-    write_text(params.parent / "params.schema.json", json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n")
+    for name, file in FILES.items():
+        schema = json.dumps(json_schema(file), indent=1, ensure_ascii=False)
+        write_text(params.parent / f"{name}.schema.json", schema + "\n")
     if (params.parent / "docs").is_dir():
         write_text(params.parent / "docs" / "params.md", page())
 

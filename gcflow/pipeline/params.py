@@ -1,10 +1,9 @@
-"""params.yaml: the grid of runs, validated as a whole before anything is scheduled."""
+"""params.yaml, the grid of runs, and claims.yaml beside it: validated as a whole before anything is scheduled."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,6 +31,12 @@ from gcflow.pipeline.sweeps import expand_sweeps
 from gcflow.register import network
 from gcflow.sources import Mixture2d
 
+CLAIMS, PAPER = "claims.yaml", "paper.yaml"
+
+
+def _refusal(path: Path, error: ValidationError, document: Any, prefix: tuple[str, ...] = ()) -> GcflowError:
+    return GcflowError("\n".join(f"{path}: {line}" for line in mistakes(error, document, prefix)))
+
 
 def _known(word: object, known: Iterable[str]) -> str:
     names = list(known)
@@ -55,8 +60,10 @@ class Run:
 class Params:
     """The validated params.yaml: typed access, and the document, with its sweeps expanded, for slices of it.
 
+    claims: of claims.yaml. published: of paper.yaml, see `PublishedValue`. Without the files None and empty.
+
     Args:
-        path: of the file; its folder is the project's root.
+        path: of the file; its folder is the project's root, which has the other two.
 
     Raises:
         GcflowError: one line per mistake, each with file and key.
@@ -77,7 +84,9 @@ class Params:
         parsed: Document = self._validated(Document, self.document, ())
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
-        self.claims = parsed.claims
+        self.claims = self._claims()
+        paper = self.root / PAPER
+        self.published = read_yaml(paper) if paper.exists() else {}
         self.pretrained = parsed.pretrained
         for name, entry in self.datasets.items():
             self._check_views(name, entry)
@@ -92,20 +101,15 @@ class Params:
             for figure in entry.figures:
                 for key, problem in figure_mistakes(entry, figure):
                     raise self._fail(f"datasets.{name}.{key}", problem)
-        if self.claims:
-            self._check_claims(self.claims)
 
     def _fail(self, key: str, problem: str) -> GcflowError:
         return GcflowError(f"{self.path}: {key} {problem}")
-
-    def _refusal(self, error: ValidationError, document: Any, prefix: tuple[str, ...]) -> GcflowError:
-        return GcflowError("\n".join(f"{self.path}: {line}" for line in mistakes(error, document, prefix)))
 
     def _validated(self, kind: Any, document: Any, prefix: tuple[str, ...]) -> Any:
         try:
             return from_dict(kind, document)
         except ValidationError as error:
-            raise self._refusal(error, document, prefix) from None
+            raise _refusal(self.path, error, document, prefix) from None
 
     def written(self, key: str) -> str:
         """The dotted key at which the file has what `document` has at `key`: a sweep's stand under its one method."""
@@ -174,7 +178,7 @@ class Params:
                 **parts,
             )
         except ValidationError as error:
-            raise self._refusal(error, {}, where) from None
+            raise _refusal(self.path, error, {}, where) from None
 
     def needed_runs(self, run: Run) -> dict[str, tuple[Run, int]]:
         """Role (`predictor`, `teacher`, `init`) to the run, and its snapshot step, whose weights `run` needs in it."""
@@ -231,28 +235,37 @@ class Params:
         protocols = entry.features.protocols
         if table.protocol is not None and table.protocol not in protocols:
             raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; {_known(table.protocol, protocols)}")
-        if table.published is not None and table.published not in published_tables():
-            problem = f"is {table.published!r}; {_known(table.published, published_tables())}"
+        if table.published is not None and table.published not in self.published:
+            problem = f"is {table.published!r}; {_known(table.published, self.published)}"
             raise self._fail(f"{where}.published", problem)
         if table.paper is None:
             return
         if not features.KINDS[entry.features.kind].published:
             problem = f"is {table.paper!r}, but features of kind {entry.features.kind} compare with nothing published"
             raise self._fail(f"{where}.paper", problem)
-        published = published_tables().get(table.published_entry, {}).get("datasets", {})
+        published = self.published.get(table.published_entry, {}).get("datasets", {})
         if table.paper not in published:
             known, key = ", ".join(published) or "none", "published" if table.published else "reproduces"
             problem = f"is {table.paper!r}; known for {key} {table.published or table.reproduces}: {known}"
             raise self._fail(f"{where}.paper", problem)
 
-    def _check_claims(self, claims: Claims) -> None:
+    def _claims(self) -> Claims | None:
+        path = self.root / CLAIMS
+        if not path.exists():
+            return None
+        document = read_yaml(path)
+        try:
+            claims: Claims = from_dict(Claims, document)
+        except ValidationError as error:
+            raise _refusal(path, error, document) from None
         known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))
         for name, claim in claims.entries.items():
             sides = {"lower": claim.lower, "higher": claim.higher} if isinstance(claim, RunsClaim) else {}
             for side, method in sides.items():
                 if method not in known:
                     problem = f"is {method!r}, which names no method of any data set; {_known(method, known)}"
-                    raise self._fail(f"claims.entries.{name}.{side}", problem)
+                    raise GcflowError(f"{path}: entries.{name}.{side} {problem}")
+        return claims
 
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
@@ -301,9 +314,9 @@ class Params:
 
 
 class PublishedValue(NamedTuple):
-    """A number of others. std: None where none is given. caveat: stands beside it wherever it is shown.
+    """A number of others, in paper.yaml a list: table (`table1`) to `datasets`, to method, to metric, to this.
 
-    What has a caveat is shown and nothing is computed from it.
+    std: None where none is given. caveat: stands beside it wherever it is shown; nothing is computed from what has one.
     """
 
     mean: float
@@ -315,14 +328,6 @@ class PublishedValue(NamedTuple):
         """As it is shown."""
         spread = "" if self.std is None else f" ± {self.std:.2f}"
         return f"{self.mean:.2f}{spread} {self.caveat}".rstrip()
-
-
-def published_tables() -> dict[str, Any]:
-    """Published numbers: table (`table1`) to `source`, and `datasets`: data set to method to metric to [mean, std].
-
-    A third entry is the caveat of a `PublishedValue`.
-    """
-    return read_yaml(Path(str(files("gcflow").joinpath("paper.yaml"))))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -344,7 +349,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = " ".join(str(error).partition("To suppress")[0].split())
         raise GcflowError(f"{path}: not valid YAML: {text}") from None
     if not isinstance(document, dict):
-        raise GcflowError(f"{path}: expected keys tracking and datasets")
+        raise GcflowError(f"{path}: expected keys and their values")
     return document
 
 

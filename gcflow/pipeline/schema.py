@@ -264,15 +264,14 @@ class Table(Options):
     )
     published: str | None = Field(
         default=None,
-        description="the entry of gcflow/paper.yaml that these numbers stand in; null means the one called as "
-        "`reproduces`",
+        description="the entry of paper.yaml that these numbers stand in; null means the one called as `reproduces`",
     )
     protocol: str | None = Field(default=None, description="of the features; null means the first")
     note: str | None = Field(default=None, description="what else a reader must know, shown below the table")
 
     @property
     def published_entry(self) -> str:
-        """The entry of `gcflow/paper.yaml`; of a table that nothing published stands beside, a name that is in none."""
+        """The entry of paper.yaml; of a table that nothing published stands beside, a name that is in none."""
         return self.published or self.reproduces or ""
 
 
@@ -355,7 +354,7 @@ Claim = RunsClaim | TransportClaim | TheoryClaim
 
 
 class Claims(Options):
-    """What is tested, the same on every data set."""
+    """claims.yaml: what is tested, the same on every data set."""
 
     confidence: Open = Field(
         description="of intervals; 1 - confidence bounds the chance of any wrong verdict on a data set"
@@ -384,11 +383,10 @@ class Tracking(Options):
 
 
 class Document(Options):
-    """The whole file."""
+    """The grid of runs, and what is measured and shown of them."""
 
     tracking: Tracking = Field(description="where runs are mirrored to")
     datasets: dict[Name, DatasetEntry] = Field(description="by name")
-    claims: Claims | None = Field(default=None, description="the paper's findings as tests")
     pretrained: dict[Name, Pretrained] = Field(
         default_factory=dict, description="public models that runs start from, by name: `gcflow pretrained NAME`"
     )

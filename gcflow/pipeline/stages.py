@@ -25,7 +25,7 @@ from gcflow.pipeline.folders import (
     run_folder,
 )
 from gcflow.pipeline.ledger.plans import plans
-from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
 from gcflow.pipeline.schema import Identity
 
 # What decides the network of each kind of features, besides the kind.
@@ -84,7 +84,7 @@ KINDS = {
     "theory": Kind(keys=_under(ENTRY, ("data", "process", "theory")), outs=(f"{RESULTS}theory.json",)),
     "table": Kind(keys=(f"{ENTRY}tables.{{item}}",), outs=_under(f"{RESULTS}tables/{{item}}.", TABLE_FORMATS)),
     "figure": Kind(keys=(f"{ENTRY}figures.{{item}}",), outs=_under(f"{RESULTS}figures/{{item}}.", FIGURE_FORMATS)),
-    "claims": Kind(keys=("claims",), outs=_under("results/claims.", CLAIMS_FORMATS)),
+    "claims": Kind(deps=(CLAIMS,), outs=_under("results/claims.", CLAIMS_FORMATS)),
     "report": Kind(outs=("results/report.html",)),
 }
 OF_RUNS = ("train", "evaluate", "discrepancy")
@@ -309,7 +309,8 @@ class Stages:
         entry = self.params.dataset(dataset)
         methods = entry.tables[name].methods
         protocol = entry.tables[name].protocol or next(iter(entry.features.protocols))
-        reads = (str(reference_path(self.root, dataset, protocol)), *self._metrics(dataset, methods))
+        published = [PAPER] if entry.tables[name].paper else []
+        reads = (str(reference_path(self.root, dataset, protocol)), *self._metrics(dataset, methods), *published)
         return self._stage("table", dataset, name, reads=reads, keys=_shown(dataset, methods))
 
     def figure(self, dataset: str, name: str) -> Stage:
@@ -331,7 +332,8 @@ class Stages:
     def report(self) -> Stage:
         """The report, from everything that the other stages make but snapshots, which it does not show."""
         snapshots = {self._snapshots(run) for dataset in self.datasets for run in self.params.runs(dataset)}
-        reads = [out for stage in self._whole for out in stage.outs if out not in snapshots]
+        published = [PAPER] if self.params.published else []
+        reads = [*(out for stage in self._whole for out in stage.outs if out not in snapshots), *published]
         names = ("runs", "tables", "figures", "evaluation.grid")
         keys = [f"datasets.{dataset}.{name}" for dataset in self.datasets for name in names]
         return self._stage("report", item=self.scale, reads=reads, keys=keys)

@@ -13,7 +13,8 @@ from gcflow.pipeline import markdown
 from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
 from gcflow.pipeline.measurements import means, metrics_path, read_measured
-from gcflow.pipeline.params import Params, PublishedValue, Run, published_tables
+from gcflow.pipeline.params import Params, PublishedValue, Run
+from gcflow.pipeline.schema import Table
 
 MISSING = "missing"
 # Column to text.
@@ -51,11 +52,11 @@ def _with_all(metrics: list[MetricName], params: Params, run: Run, protocol: str
     return values
 
 
-def published_values(entry: str, paper: str | None) -> dict[str, dict[str, PublishedValue]]:
-    """The published numbers of an entry and one of the paper's data sets: method to metric to value."""
-    if paper is None:
+def published_values(params: Params, table: Table) -> dict[str, dict[str, PublishedValue]]:
+    """The published numbers beside a table's: method to metric to value."""
+    if table.paper is None:
         return {}
-    methods = published_tables()[entry]["datasets"][paper].items()
+    methods = params.published[table.published_entry]["datasets"][table.paper].items()
     return {name: {metric: PublishedValue(*value) for metric, value in row.items()} for name, row in methods}
 
 
@@ -90,7 +91,7 @@ def build_table(params: Params, dataset: str, name: str) -> list[Row]:
         raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")
     table = entry.tables[name]
     protocol = table.protocol or next(iter(entry.features.protocols))
-    published = published_values(table.published_entry, table.paper)
+    published = published_values(params, table)
     shown = _metrics_shown(params, dataset)
     names = {metric.label: metric.name for metric in shown}
     rows: list[Row] = []
@@ -218,8 +219,8 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     )
     if table.note:
         note += f" {table.note}"
-    if published_values(table.published_entry, table.paper):
-        note += f" Published: {published_tables()[table.published_entry]['source']}"
+    if published_values(params, table):
+        note += f" Published: {params.published[table.published_entry]['source']}"
         note += "; Δ is ours minus published." if any(head.startswith("Δ") for head in rows[0]) else "."
     folder = results_folder(params.root, dataset) / "tables"
     write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{note}\n")

@@ -80,7 +80,7 @@ def test_the_command_line_without_the_pipelines_dependencies_says_what_it_needs(
 
 def test_the_installed_package_is_typed_and_has_its_data(installed):
     assert (installed / "gcflow" / "py.typed").exists()
-    assert (installed / "gcflow" / "paper.yaml").exists()
+    assert (installed / "gcflow" / "pipeline/drawing/print.mplstyle").exists()
 
 
 def test_importing_gcflow_imports_nothing_heavy(installed):

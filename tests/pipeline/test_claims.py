@@ -703,7 +703,7 @@ def test_the_stage_depends_on_exactly_the_files_that_are_read(root, tmp_path_fac
         (bare / dep).write_text(kept)
 
 
-def test_the_stage_is_out_of_date_with_the_claims_and_with_the_labels_and_seeds_that_it_shows(tmp_path):
+def test_the_stage_is_out_of_date_with_the_claims_and_the_labels_and_seeds_that_it_shows(tmp_path):
     before = Params(write_project(tmp_path / "a", document()) / "params.yaml")
 
     def same_slice(change):
@@ -716,13 +716,15 @@ def test_the_stage_is_out_of_date_with_the_claims_and_with_the_labels_and_seeds_
     assert same_slice(lambda d: d[digits[0]][digits[1]]["runs"]["cd"].update(label="another"))
     assert not same_slice(lambda d: d[digits[0]][digits[1]]["runs"]["gc"].update(label="another"))
     assert not same_slice(lambda d: d[digits[0]][digits[1]]["runs"]["gc"].update(seeds=[0, 1]))
-    assert not same_slice(lambda d: d["claims"].update(confidence=0.9))
+    assert "claims.yaml" in Stages(before).claims().deps
 
 
 def test_without_claims_there_is_no_stage(tmp_path):
     params = Params(write_project(tmp_path) / "params.yaml")
     assert "claims" not in {stage.name for stage in Stages(params)}
-    assert "params.yaml: claims is missing" in error_line(gcflow(tmp_path, "claims", check=False).stderr)
+    assert "claims.yaml: no such file; there is nothing to test" in error_line(
+        gcflow(tmp_path, "claims", check=False).stderr
+    )
 
 
 # Errors.
@@ -757,31 +759,31 @@ def refusal(folder, change):
     with pytest.raises(GcflowError) as caught:
         Params(write_project(folder, params) / "params.yaml")
     (line,) = str(caught.value).splitlines()
-    return line.removeprefix(f"{folder / 'params.yaml'}: ")
+    return line.removeprefix(f"{folder / 'claims.yaml'}: ")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda c: c.update(confidence=1.0), "claims.confidence is 1.0, expected a number < 1"),
-        (lambda c: c.update(power=0.0), "claims.power is 0.0, expected a number > 0"),
-        (lambda c: c.pop("power"), "claims.power is missing"),
-        (lambda c: c["entries"]["end"].update(statistic="best"), "claims.entries.end.statistic is 'best', expected "),
+        (lambda c: c.update(confidence=1.0), "confidence is 1.0, expected a number < 1"),
+        (lambda c: c.update(power=0.0), "power is 0.0, expected a number > 0"),
+        (lambda c: c.pop("power"), "power is missing"),
+        (lambda c: c["entries"]["end"].update(statistic="best"), "entries.end.statistic is 'best', expected "),
         (
             lambda c: c["entries"]["end"].update(higher="gc"),
-            "claims.entries.end.higher is 'gc', expected another method",
+            "entries.end.higher is 'gc', expected another method",
         ),
         (
             lambda c: c["entries"]["end"].update(lower="nope"),
-            "claims.entries.end.lower is 'nope', which names no method of any data set; known: ic, gc, ",
+            "entries.end.lower is 'nope', which names no method of any data set; known: ic, gc, ",
         ),
-        (lambda c: c["entries"]["end"].update(test="guess"), "claims.entries.end.test is 'guess', expected 'runs'"),
-        (lambda c: c["entries"]["end"].pop("test"), "claims.entries.end.test is missing"),
-        (lambda c: c["entries"]["proved"].pop("statement"), "claims.entries.proved.statement is missing"),
-        (lambda c: c["entries"]["below-ot"].update(lower="gc"), "claims.entries.below-ot.lower is not a known key"),
+        (lambda c: c["entries"]["end"].update(test="guess"), "entries.end.test is 'guess', expected 'runs'"),
+        (lambda c: c["entries"]["end"].pop("test"), "entries.end.test is missing"),
+        (lambda c: c["entries"]["proved"].pop("statement"), "entries.proved.statement is missing"),
+        (lambda c: c["entries"]["below-ot"].update(lower="gc"), "entries.below-ot.lower is not a known key"),
         (
             lambda c: c["entries"].update({"Not a name": ENTRIES["end"]}),
-            "claims.entries has 'Not a name', expected names of a-z, 0-9 and -",
+            "entries has 'Not a name', expected names of a-z, 0-9 and -",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from projects import ROOT, tiny_params
 
 from gcflow.pipeline.keys import json_schema, main, page
 from gcflow.pipeline.params import Params, read_yaml
+from gcflow.pipeline.schema import Claims
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def errors(schema, document):
 
 def test_the_page_and_the_schema_in_the_repository_are_those_of_the_models(schema):
     assert json.loads((ROOT / "params.schema.json").read_text()) == schema, "run make keys"
+    assert json.loads((ROOT / "claims.schema.json").read_text()) == json_schema(Claims), "run make keys"
     assert (ROOT / "docs" / "params.md").read_text() == page(), "run make keys"
     assert (ROOT / "params.yaml").read_text().startswith("# yaml-language-server: $schema=params.schema.json\n")
 
@@ -43,6 +45,7 @@ def test_the_schema_accepts_what_the_models_accept(schema, file):
     Draft202012Validator.check_schema(schema)
     assert errors(schema, read_yaml(ROOT / file)) == []
     assert errors(schema, tiny_params()) == []
+    assert errors(json_schema(Claims), read_yaml(ROOT / "claims.yaml")) == []
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def run_configs(draw: st.DrawFn) -> RunConfig:
     """Any run whose schedule fits its objective."""
     method = draw(CONSISTENCY | AUGMENTED | DISTILLATION | DENOISING)
     schedule = EDM if method.objective.kind == "denoising" else ICT
-    if method.objective != "denoising" and method.preconditioning != "consistency":
+    if method.objective.kind != "denoising" and method.preconditioning != "consistency":
         schedule = ICT | ECT
     training = draw(st.builds(TrainingConfig, **(TRAINING | {"schedule": schedule})))
     if method.coupling.kind == "gc":

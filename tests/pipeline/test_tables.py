@@ -8,7 +8,7 @@ import statistics
 import pytest
 import torch
 import yaml
-from projects import ROOT
+from projects import ROOT, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.evaluate import samplers
@@ -27,9 +27,7 @@ def params(tmp_path):
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["datasets"] = {"cifar10": document["datasets"]["cifar10"]}
     document["datasets"]["cifar10"]["evaluation"]["generation_seeds"] = [0, 1]
-    del document["claims"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    loaded = Params(tmp_path / "params.yaml")
+    loaded = Params(write_project(tmp_path, document) / "params.yaml")
     protocols = loaded.dataset("cifar10").features.protocols
     assert protocols.keys() == SHIFTS.keys()
     for protocol, rules in protocols.items():

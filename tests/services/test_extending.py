@@ -72,7 +72,7 @@ def tiny_example():
         entry["cadence"] = {"log_every": 10, "checkpoint_every": 5}
         entry["features"] |= {"epochs": 1, "minimum_accuracy": 0.0}
         entry["evaluation"] |= {"samples": 40}
-    return document
+    return document | {"claims": yaml.safe_load((ROOT / "examples" / "claims.yaml").read_text())}
 
 
 @pytest.fixture

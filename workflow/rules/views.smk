@@ -58,6 +58,7 @@ rule figure:
 
 rule claims:
     input:
+        "claims.yaml",
         reads("claims"),
     output:
         json="results/claims.json",

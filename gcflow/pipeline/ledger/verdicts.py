@@ -14,7 +14,7 @@ from gcflow.pipeline.ledger.evidence import (
 )
 from gcflow.pipeline.ledger.legend import Verdict
 from gcflow.pipeline.ledger.plans import Plan, plans
-from gcflow.pipeline.params import Params
+from gcflow.pipeline.params import CLAIMS, Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.significance import growth_needed, holm, seeds_needed
 from gcflow.theory.check import Check
@@ -80,10 +80,10 @@ def judge(params: Params, scale: str) -> Judgement:
     """Tests every claim on every data set of a scale that has what it needs.
 
     Raises:
-        GcflowError: params.yaml has no claims, or a file that a test reads is missing or damaged.
+        GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
     if params.claims is None:
-        raise GcflowError(f"{params.path}: claims is missing; there is nothing to test")
+        raise GcflowError(f"{params.root / CLAIMS}: no such file; there is nothing to test")
     files, judgement = Files(params), Judgement(params.claims, params.at_scale(scale), [], [])
     for dataset in judgement.datasets:
         evidence: list[Evidence] = []

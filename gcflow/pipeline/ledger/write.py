@@ -21,7 +21,7 @@ def write_ledger(params: Params, scale: str) -> None:
     """Writes results/claims.{json,md,html,png,svg} on the data sets of a scale and says each verdict.
 
     Raises:
-        GcflowError: params.yaml has no claims, or a file that a test reads is missing or damaged.
+        GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
     judgement = judge(params, scale)
     words = rows(judgement)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gcflow.files import expected_form
 from gcflow.pipeline.folders import results_folder
-from gcflow.pipeline.params import Params, PublishedValue, published_tables
+from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.report.records import Records
 
 LEADING_NUMBER = re.compile(r"[+\-−]?\d[\d.]*")
@@ -72,7 +72,7 @@ def result_tables(params: Params, records: Records, dataset: str) -> list[Result
         ]
         with expected_form(records.root / folder / f"{name}.csv"):
             table = None if text is None else _table(settings.title, text, links)
-        paper = published_tables().get(settings.published_entry, {})
+        paper = params.published.get(settings.published_entry, {})
         labels = {method: replicates.label for method, replicates in entry.runs.items()}
         found.append(
             ResultTable(

@@ -232,7 +232,7 @@ def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folde
             seen.append((len(x), uniform))
             return super().assignment(x, z, uniform)
 
-    config.method.__dict__["pairing"] = Watching(epsilon=0.02)
+    config.method.__dict__["coupling"] = Watching(epsilon=0.02)
     for rank in (0, 1):
         with Batches(config, x, CPU, World(rank, 2)) as batches:
             _ = batches[39]
@@ -376,7 +376,7 @@ def test_an_assignment_that_is_not_one_is_refused(folder, gives, expected):
         def assignment(self, x, z, uniform):
             return gives(x)
 
-    config.method.__dict__["pairing"] = Wrong(epsilon=0.02)
+    config.method.__dict__["coupling"] = Wrong(epsilon=0.02)
     with Batches(config, x, CPU, World(0, 1)) as batches, pytest.raises(GcflowError) as caught:
         _ = batches[0]
     assert str(caught.value) == f"coupling sinkhorn: assignment {expected}"
@@ -397,7 +397,7 @@ def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
         def endpoints(self, x, z, context):
             return gives(x)
 
-    config.method.__dict__["pairing"] = Wrong(epsilon=0.02)
+    config.method.__dict__["coupling"] = Wrong(epsilon=0.02)
     x, levels = gaussian(0, 16, 2), torch.ones(16)
     batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int())
     with pytest.raises(GcflowError) as caught:

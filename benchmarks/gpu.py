@@ -488,7 +488,7 @@ def convolutions(bench: Bench) -> Iterator[Row]:
 
 def bare_step(config: RunConfig, state: TrainingState, batch: Batch) -> Callable[[], Tensor]:
     """A training step on one batch without the loop's host work; gives the loss, on the device."""
-    loss_of = make_loss(config, state, state.model, Helpers())
+    loss_of = make_loss(config, state, Helpers())
     weights: list[Tensor] = list(state.model.parameters())
     average: list[Tensor] = list(state.ema.parameters())
 

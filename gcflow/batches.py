@@ -122,9 +122,9 @@ class Batches:
     def __init__(self, config: RunConfig, data: Tensor, device: torch.device, world: World) -> None:
         self.config, self.data, self.device = config, data, device
         self.batch = config.training.batch
-        self.rank_slice = world.share(self.batch)
+        grain, own = self.batch // config.training.grains, world.share(config.training.grains)
+        self.rank_slice = slice(own.start * grain, own.stop * grain)
         self.coupling = config.method.coupling
-        self.paired = slice(0, self.batch) if config.training.assignment == "global" else self.rank_slice
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         steps = config.training.steps
         self.assignments = Prefetcher(self._assign, steps) if self.coupling.assigns else None
@@ -140,28 +140,28 @@ class Batches:
             if prefetcher is not None:
                 prefetcher.close()
 
-    def _indices(self, step: int, part: slice) -> Tensor:
-        return batch_indices(self.config.seed, step, self.batch, len(self.data))[part]
+    def _indices(self, step: int) -> Tensor:
+        return batch_indices(self.config.seed, step, self.batch, len(self.data))
 
     def _noise(self, step: int) -> Tensor:
         source = generator(self.config.seed, step, "noise", device=self.device)
         return torch.randn(self.batch, *self.data.shape[1:], generator=source, device=self.device)
 
     def _read(self, step: int) -> Tensor:
-        samples = self.data[self._indices(step, self.rank_slice)]
+        samples = self.data[self._indices(step)[self.rank_slice]]
         return samples.pin_memory() if self.device.type == "cuda" else samples
 
     def _assign(self, step: int) -> Tensor:
         with torch.cuda.stream(self.side_stream):
-            samples = self.data[self._indices(step, self.paired).to(self.data.device)].to(self.device)
-            x, z = to_model_space(samples, self.config.process), self._noise(step)[self.paired]
-            uniform = coupling_uniforms(self.config.seed, step, self.batch)[self.paired]
+            samples = self.data[self._indices(step).to(self.data.device)].to(self.device)
+            x, z = to_model_space(samples, self.config.process), self._noise(step)
+            uniform = coupling_uniforms(self.config.seed, step, self.batch)
             return usable_assignment(self.coupling, self.coupling.assignment(x, z, uniform), len(x))
 
     def _samples(self, step: int) -> Tensor:
         if self.streamed is not None:
             return self.streamed[step].to(self.device, non_blocking=True)
-        return self.data[self._indices(step, self.rank_slice).to(self.device, non_blocking=True)]
+        return self.data[self._indices(step)[self.rank_slice].to(self.device, non_blocking=True)]
 
     def _dropout(self, step: int, purpose: str) -> Tensor:
         keys = dropout_keys(self.config.seed, step, self.batch, purpose)
@@ -172,15 +172,11 @@ class Batches:
         config, own = self.config, self.rank_slice
         noise = self._noise(step)
         if self.assignments is not None:
-            chosen = self.assignments[step].to(self.device, non_blocking=True)
-            noise = noise[self.paired][chosen]
-            noise = noise[own] if self.paired != own else noise
-        else:
-            noise = noise[own]
+            noise = noise[self.assignments[step].to(self.device, non_blocking=True)]
         low, high, take_gc = draw_levels(config, step)
         return Batch(
             data=to_model_space(self._samples(step), config.process),
-            noise=noise,
+            noise=noise[own],
             low=low[own].to(self.device, non_blocking=True),
             high=high[own].to(self.device, non_blocking=True),
             take_gc=take_gc[own],

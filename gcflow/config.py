@@ -83,14 +83,11 @@ class TrainingConfig(Options):
     huber_c: float | None = Field(
         default=None, ge=0, description="constant of pseudo-Huber; null means 0.00054 sqrt(d), 0 the plain L2 norm"
     )
-    assignment: Literal["global", "rank"] = Field(
-        default="global",
-        description="with several processes: transport re-pairs the global batch, or each process its own share",
-    )
-    micro_batch: int | None = Field(
+    grain: int | None = Field(
         default=None,
         ge=1,
-        description="most samples that pass at once on each device: gradients are accumulated; null means all of them",
+        description="samples that pass at once, a divisor of batch: gradients of grains add up in a fixed tree, so "
+        "that 1, 2, 4, ... processes, at most one per grain, end with the same bits; null means the whole batch",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         default="float32",
@@ -105,6 +102,15 @@ class TrainingConfig(Options):
     schedule: Annotated[Schedule, register.schedule] = Field(
         default_factory=IctSchedule, description="which noise levels are trained on"
     )
+
+    def __post_init__(self) -> None:
+        fits = self.grain is None or self.batch % self.grain == 0
+        require(fits, "grain", self.grain, f"a divisor of batch, {self.batch}")
+
+    @property
+    def grains(self) -> int:
+        """Number of grains in a batch."""
+        return self.batch // (self.grain or self.batch)
 
     @property
     def snapshot_steps(self) -> list[int]:

@@ -55,8 +55,7 @@ class Coupling(Options):
         Computed ahead in a thread, beside the steps before. It must be a function of its arguments alone.
 
         Args:
-            x: data in model space, [B, ...], on the device. B is the global batch, whatever the number of processes,
-                or with `assignment: rank` this process's share of it.
+            x: data in model space, [B, ...], on the device. B is the global batch, whatever the number of processes.
             z: standard normal noise, [B, ...].
             uniform: float64 [B] on the CPU, in [0, 1): each a function of seed, step and the sample's place in the
                 global batch alone. The only randomness that a coupling has.
@@ -64,7 +63,7 @@ class Coupling(Options):
         raise NotImplementedError
 
     def endpoints(self, x: Tensor, z: Tensor, context: CouplingContext) -> Tensor:
-        """The endpoints in the place of x, [B, ...], without gradient; called for each micro-batch of each process."""
+        """The endpoints in the place of x, [B, ...], without gradient; called for each grain of a batch."""
         raise NotImplementedError
 
     @property

@@ -1,6 +1,9 @@
-"""The processes of one run: who has which share of the batch, and what they must agree on."""
+"""The processes of one run: who has which grains of the batch, and how all end with the same sums.
 
-import inspect
+Sums are over a binary tree of grains that halves a range of them at each node. A process has all grains below a node,
+so that whoever adds what, the same numbers are added in the same order.
+"""
+
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +13,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
 from gcflow.errors import GcflowError
 
@@ -30,18 +34,25 @@ class World:
         """True for the process that writes."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
-        """The part of the global batch that this process has.
+    def share(self, grains: int) -> range:
+        """The grains that this process has.
 
         Raises:
-            GcflowError: the processes cannot share the batch equally.
+            GcflowError: so many processes cannot share them.
         """
-        if batch % self.size:
+        allowed = [1 << power for power in range(grains.bit_length())]
+        if self.size not in allowed:
+            numbers = ", ".join(map(str, allowed))
             raise GcflowError(
-                f"training.batch is {batch}, which {self.size} processes cannot share equally; use a multiple"
+                f"{self.size} processes cannot share a batch of {grains} grains (training.batch / training.grain); "
+                f"possible here: {numbers}"
             )
-        part = batch // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
+        own, below = range(grains), self.size
+        while below > 1:
+            below //= 2
+            first, second = halves(own)
+            own = second if self.rank & below else first
+        return own
 
     def any(self, flag: bool) -> bool:
         """True if the flag is set in any process. Every process must call it; it costs no wait for the GPU."""
@@ -51,11 +62,36 @@ class World:
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
         return bool(shared)
 
-    def average_(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its mean over the processes."""
+    def complete_(self, values: Tensor, own: range) -> None:
+        """Fills in what the other processes have of `values` [grains], of which `own` are this one's."""
         if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-            tensor /= self.size
+            values[: own.start] = 0
+            values[own.stop :] = 0
+            torch.distributed.all_reduce(values)
+
+    def add_up_(self, buffer: Tensor) -> None:
+        """Replaces `buffer` [n] by the sum of all processes', each element along the tree of their ranks.
+
+        Neighbours add halves of what they have in common, then quarters, and hand the sums back: 2 (size - 1) / size
+        of the buffer is sent.
+        """
+        low, high, spans = 0, len(buffer), []
+        for distance in (1 << level for level in range(self.size.bit_length() - 1)):
+            middle = (low + high) // 2
+            spans.append((distance, low, middle, high))
+            keep, give = (slice(low, middle), slice(middle, high))[:: -1 if self.rank & distance else 1]
+            theirs = torch.empty_like(buffer[keep])
+            self._exchange(buffer[give], theirs, distance)
+            buffer[keep] += theirs
+            low, high = keep.start, keep.stop
+        for distance, low, middle, high in reversed(spans):
+            keep, give = (slice(low, middle), slice(middle, high))[:: -1 if self.rank & distance else 1]
+            self._exchange(buffer[keep], buffer[give], distance)
+
+    def _exchange(self, ours: Tensor, theirs: Tensor, distance: int) -> None:
+        other = self.rank ^ distance
+        for work in batch_isend_irecv([P2POp(isend, ours, other), P2POp(irecv, theirs, other)]):
+            work.wait()
 
     def from_first(self, value: Any) -> Any:
         """The first process's value, in every process."""
@@ -65,16 +101,11 @@ class World:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes while the backward pass runs; itself if alone."""
-        if self.size == 1:
-            return model
-        parallel = nn.parallel.DistributedDataParallel
-        # Buffers here are constants; torch 2.13 has another name for the same switch.
-        names = inspect.signature(parallel.__init__).parameters
-        switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        options: dict[str, Any] = {"gradient_as_bucket_view": True, switch: False}
-        return parallel(model, **options)
+
+def halves(grains: range) -> tuple[range, range]:
+    """The two branches below a node of the tree, for at least two grains."""
+    middle = (grains.start + grains.stop) // 2
+    return range(grains.start, middle), range(middle, grains.stop)
 
 
 def launched() -> bool:

@@ -1,7 +1,7 @@
 """Dropout whose mask is a function of a key per sample, of the layer and of the position, on every device.
 
 Student and teacher see the same mask when they are given the same keys; a sample sees the same mask whichever process
-or micro-batch it is in, with and without torch.compile. The mask is a counter-based hash (xor, multiply, shift), in
+or grain it is in, with and without torch.compile. The mask is a counter-based hash (xor, multiply, shift), in
 place of a generator's state.
 """
 

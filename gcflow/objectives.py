@@ -39,8 +39,8 @@ class Batch(NamedTuple):
     predictor_dropout: Tensor
 
     def split(self, size: int | None) -> list["Batch"]:
-        """Micro-batches of at most `size` samples; the batch itself for None."""
-        if size is None or size >= len(self.data):
+        """Grains of `size` samples; the batch itself for None."""
+        if size is None:
             return [self]
         return [Batch(*parts) for parts in zip(*(torch.split(tensor, size) for tensor in self), strict=True)]
 

@@ -15,6 +15,7 @@ def set_precision(training: TrainingConfig) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
     # A resumed run must repeat the bits of one that was not cut.
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def tune(model: PreconditionedNetwork, training: TrainingConfig) -> PreconditionedNetwork:
@@ -24,7 +25,7 @@ def tune(model: PreconditionedNetwork, training: TrainingConfig) -> Precondition
     if training.channels_last:
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if training.compile != "none":
-        # Student, teacher and predictor of a full batch, of the last micro-batch, of each share of GC.
+        # Student, teacher and predictor of a grain, and of each share of GC in it.
         torch._dynamo.config.recompile_limit = 4 * COMPILED_SHAPES
         model.network.compile(mode=training.compile, dynamic=False)
     return model
@@ -36,6 +37,6 @@ def begin_step(training: TrainingConfig) -> None:
         torch.compiler.cudagraph_mark_step_begin()
 
 
-def share_multiple(samples: int, training: TrainingConfig) -> int:
-    """The multiple to which predictions in a pass of `samples` are rounded up: few shapes, when compiled."""
-    return 1 if training.compile == "none" else -(-samples // COMPILED_SHAPES)
+def share_multiple(training: TrainingConfig) -> int:
+    """The multiple to which predictions in a grain are rounded up: few shapes, when compiled."""
+    return 1 if training.compile == "none" else -(-(training.grain or training.batch) // COMPILED_SHAPES)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ from gcflow.config import (
     TrainingConfig,
 )
 from gcflow.distances import distance_for
-from gcflow.distributed import World
+from gcflow.distributed import World, halves
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
-from gcflow.objectives import Batch, Model, ObjectiveContext, in_words
+from gcflow.objectives import Batch, ObjectiveContext, in_words
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
 from gcflow.oracles import Denoiser
 from gcflow.precision import begin_step, set_precision, share_multiple, tune
@@ -34,19 +33,19 @@ Loss = Callable[[Batch], Tensor]
 class TrainingState:
     """All that a bit-exact continuation needs; random draws need nothing, they are functions of the step.
 
-    step: number of completed steps. loss_sum, loss_count: the running mean of the current logging window.
+    step: number of completed steps. loss_sums [grains], loss_count: of the current logging window.
     """
 
     step: int
     model: PreconditionedNetwork
     ema: PreconditionedNetwork
     optimizer: torch.optim.Optimizer
-    loss_sum: Tensor
+    loss_sums: Tensor
     loss_count: int
 
     def mean_loss(self) -> float:
         """Mean loss of the current logging window; 0 when it is empty."""
-        return (self.loss_sum / max(1, self.loss_count)).item()
+        return (self.loss_sums.sum() / max(1, self.loss_count)).item()
 
     def weights(self) -> dict[str, Tensor]:
         """`raw.*` and `ema.*` tensors."""
@@ -57,7 +56,7 @@ class TrainingState:
         """Everything, as flat named tensors."""
         slots = self.optimizer.state_dict()["state"]
         moments = {f"optimizer.{i}.{name}": tensor for i, slot in slots.items() for name, tensor in slot.items()}
-        window = {"window.loss_sum": self.loss_sum, "window.loss_count": torch.tensor(self.loss_count)}
+        window = {"window.loss_sums": self.loss_sums, "window.loss_count": torch.tensor(self.loss_count)}
         return self.weights() | moments | window
 
     def restore(self, tensors: dict[str, Tensor], step: int, path: Path) -> None:
@@ -73,7 +72,7 @@ class TrainingState:
                 like = parameters[int(index)] if tensor.ndim else tensor
                 slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.loss_sum = tensors["window.loss_sum"].to(self.loss_sum.device, copy=True)
+        self.loss_sums = tensors["window.loss_sums"].to(self.loss_sums.device, copy=True)
         self.loss_count = int(tensors["window.loss_count"])
         self.step = step
 
@@ -111,7 +110,8 @@ def initial_state(
     ema.network.load_state_dict(model.network.state_dict())
     ema = tune(ema.to(device).eval().requires_grad_(False), config.training)
     optimizer = make_optimizer(model.parameters(), config.training)
-    return TrainingState(0, model, ema, optimizer, torch.zeros((), dtype=torch.float64, device=device), 0)
+    loss_sums = torch.zeros(config.training.grains, dtype=torch.float64, device=device)
+    return TrainingState(0, model, ema, optimizer, loss_sums, 0)
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,7 @@ class Helpers:
     exact: Denoiser | None = None
 
 
-def objective_context(
-    config: RunConfig, state: TrainingState, student: Model, helpers: Helpers, samples: int | None = None
-) -> ObjectiveContext:
+def objective_context(config: RunConfig, state: TrainingState, helpers: Helpers) -> ObjectiveContext:
     """The models and choices of a run, for its objective; see `make_loss`."""
     method, training = config.method, config.training
     predictors = {"ema": state.ema, "online": state.model}
@@ -143,9 +141,8 @@ def objective_context(
     denoiser = None
     if method.objective.distils:
         denoiser = helpers.exact if method.teacher == "exact" else helpers.teacher
-    samples = samples or training.batch
     return ObjectiveContext(
-        student=student,
+        student=state.model,
         teacher=state.model,
         coupling=method.coupling,
         predict=predict,
@@ -153,23 +150,19 @@ def objective_context(
         process=config.process,
         denoiser=denoiser,
         predictor_drops=named == "online",
-        multiple=share_multiple(min(samples, training.micro_batch or samples), training),
+        multiple=share_multiple(training),
     )
 
 
-def make_loss(
-    config: RunConfig, state: TrainingState, student: nn.Module, helpers: Helpers, samples: int | None = None
-) -> Loss:
+def make_loss(config: RunConfig, state: TrainingState, helpers: Helpers) -> Loss:
     """The mean loss of a batch, as the run's objective has it.
 
     Args:
         config: the run.
         state: whose model is trained and whose EMA may predict endpoints.
-        student: the state's model, as its passes with gradient are made (see `World.parallel`).
         helpers: what the method needs besides.
-        samples: of this process in a step; the whole batch by default.
     """
-    objective, context = config.method.objective, objective_context(config, state, student, helpers, samples)
+    objective, context = config.method.objective, objective_context(config, state, helpers)
 
     def loss(batch: Batch) -> Tensor:
         found: object = objective.mean_loss(batch, context)
@@ -205,20 +198,54 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         )
 
 
-def accumulate(loss_of: Loss, batch: Batch, student: nn.Module, micro_batch: int | None) -> Tensor:
-    """Adds the gradient of a batch's mean loss, in micro-batches, to the student's parameters; returns that loss.
+def add_up(gradients_of: Callable[[int], list[Tensor]], grains: range) -> list[Tensor]:
+    """The sum of the gradients of `grains` along their tree; at most log2(grains) + 1 of them are in memory."""
+    if len(grains) == 1:
+        return gradients_of(grains.start)
+    first, second = (add_up(gradients_of, half) for half in halves(grains))
+    torch._foreach_add_(first, second)
+    return first
 
-    With several processes gradients are averaged once, in the last backward pass.
+
+def gradients_of_batch(
+    loss_of: Loss, batch: Batch, training: TrainingConfig, parameters: list[nn.Parameter], world: World
+) -> Tensor:
+    """Gives each parameter the gradient of the global batch's mean loss, the same bits in every process.
+
+    Args:
+        loss_of: the mean loss of a grain.
+        batch: this process's share of the global one.
+        training: which says what a grain is.
+        parameters: of the model.
+        world: this process's place.
+
+    Returns:
+        This process's grains' parts of the mean loss, float64 [grains].
     """
-    parts = batch.split(micro_batch)
-    total = torch.zeros((), dtype=torch.float64, device=batch.data.device)
-    for number, part in enumerate(parts, start=1):
-        waits = isinstance(student, nn.parallel.DistributedDataParallel) and number < len(parts)
-        with student.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            loss = loss_of(part) * (len(part.data) / len(batch.data))
-            loss.backward()
-        total += loss.detach()
-    return total
+    own, parts = world.share(training.grains), batch.split(training.grain)
+    losses = torch.zeros(len(own), dtype=torch.float64, device=batch.data.device)
+    trained: list[nn.Parameter] = []
+
+    def gradients_of(grain: int) -> list[Tensor]:
+        part = parts[grain - own.start]
+        loss = loss_of(part) * (len(part.data) / training.batch)
+        loss.backward()
+        losses[grain - own.start] = loss.detach()
+        trained[:] = [parameter for parameter in parameters if parameter.grad is not None]
+        found = [parameter.grad for parameter in trained]
+        for parameter in trained:
+            parameter.grad = None
+        return found  # type: ignore[return-value]
+
+    total = add_up(gradients_of, own)
+    if world.size > 1:
+        flat = torch.cat([gradient.reshape(-1) for gradient in total])
+        world.add_up_(flat)
+        sums = flat.split([gradient.numel() for gradient in total])
+        torch._foreach_copy_(total, [part.view(g.shape) for part, g in zip(sums, total, strict=True)])
+    for parameter, gradient in zip(trained, total, strict=True):
+        parameter.grad = gradient
+    return losses
 
 
 class Update(NamedTuple):
@@ -231,8 +258,8 @@ class Update(NamedTuple):
 def update(
     state: TrainingState,
     training: TrainingConfig,
-    model_parameters: list[Tensor],
-    ema_parameters: list[Tensor],
+    model_parameters: list[nn.Parameter],
+    ema_parameters: list[nn.Parameter],
     measure_norm: bool,
 ) -> Update:
     """One step of the optimizer with the gradients at hand, and of the EMA."""
@@ -251,17 +278,6 @@ def update(
         update_ema(ema_parameters, model_parameters, decay)
     state.step += 1
     return Update(rate, norm)
-
-
-def warm_up_ddp(student: nn.Module, config: RunConfig, shape: tuple[int, ...], device: torch.device) -> None:
-    """Lets DistributedDataParallel arrange its gradients before the first step.
-
-    It does so once, after a first backward pass. A resumed run would else add up in another order in its first step.
-    """
-    for _ in range(2):
-        x = torch.zeros(1, *shape, device=device)
-        student(x, torch.ones(1, device=device), None).sum().backward()
-        student.zero_grad(set_to_none=True)
 
 
 def train(
@@ -291,13 +307,10 @@ def train(
     observer, cadence, world = observer or Observer(), cadence or Cadence(), world or World()
     training = config.training
     set_precision(training)
-    device = state.loss_sum.device
-    student = world.parallel(state.model)
-    if world.size > 1:
-        warm_up_ddp(student, config, tuple(data.shape[1:]), device)
-    loss_of = make_loss(config, state, student, helpers or Helpers(), training.batch // world.size)
-    model_parameters: list[Tensor] = list(state.model.parameters())
-    ema_parameters: list[Tensor] = list(state.ema.parameters())
+    device, own = state.loss_sums.device, world.share(training.grains)
+    loss_of = make_loss(config, state, helpers or Helpers())
+    model_parameters = list(state.model.parameters())
+    ema_parameters = list(state.ema.parameters())
     snapshots = set(training.snapshot_steps)
     window_start, window_images = time.perf_counter(), 0
 
@@ -305,7 +318,7 @@ def train(
         while state.step < training.steps:
             reason = observer.stop_requested()
             if world.any(reason is not None):
-                world.average_(state.loss_sum)
+                world.complete_(state.loss_sums, own)
                 require_finite(config, state)
                 observer.checkpoint(state)
                 reason = reason or "another of its processes was asked to stop"
@@ -313,16 +326,16 @@ def train(
 
             step = state.step
             begin_step(training)
-            loss = accumulate(loss_of, batches[step], student, training.micro_batch)
+            losses = gradients_of_batch(loss_of, batches[step], training, model_parameters, world)
             last = step + 1 == training.steps
             logging = (step + 1) % cadence.log_every == 0 or last
             rate, gradient_norm = update(state, training, model_parameters, ema_parameters, logging)
-            state.loss_sum += loss
+            state.loss_sums[own.start : own.stop] += losses
             state.loss_count += 1
             window_images += training.batch
             checkpointing = state.step % cadence.checkpoint_every == 0 or last
             if logging or checkpointing or state.step in snapshots:
-                world.average_(state.loss_sum)
+                world.complete_(state.loss_sums, own)
                 require_finite(config, state)
             if logging:
                 now = time.perf_counter()
@@ -332,7 +345,7 @@ def train(
                     record["gradient_norm"] = float(gradient_norm)
                 record["images_per_second"] = window_images / (now - window_start)
                 observer.logged(record)
-                state.loss_sum.zero_()
+                state.loss_sums.zero_()
                 state.loss_count = 0
                 window_start, window_images = now, 0
             if state.step in snapshots:

@@ -82,17 +82,18 @@ class RunState:
                 compared = [{key: h.get(key) for key in ("config", "inputs")} for h in (metadata, self.header)]
                 keys = ", ".join(differing_keys(*compared)) or "the header"
                 raise GcflowError(f"{path}: checkpoint of another configuration ({keys} differ); move it away")
-            before, now = metadata["processes"], self.header["processes"]
-            if before != now:
-                say(f"  {path.name} is of {before} processes; {now} round sums differently, so bits differ from here")
             state.restore(tensors, metadata["step"], path)
             return path
         return None
 
     def begin_job(self, job: dict[str, Any]) -> None:
         """Adds a job (`this_job`) to those that trained the run."""
+        known = self.known_jobs()
+        for key in ("device", "torch") if known else ():
+            if known[-1][key] != job[key]:
+                say(f"  {key} was {known[-1][key]} and is {job[key]}: bits may differ from step {job['step']} on")
         # Written anew: the file may be a hard link to a recorded version.
-        write_json(self.jobs, [*self.known_jobs(), job])
+        write_json(self.jobs, [*known, job])
 
     def known_jobs(self) -> list[dict[str, Any]]:
         """The jobs that trained the run so far."""
@@ -123,9 +124,7 @@ class RunState:
         link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
         link(self.metrics, folder / "metrics.jsonl")
         write_json(folder / "jobs.json", self.known_jobs())
-        write_json(
-            folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash", "processes")}
-        )
+        write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
 
 
 def _step_of(line: str) -> float:

@@ -197,10 +197,10 @@ def train_run(
             _train_shared(params, run, own_device, deadline, world, restart, wait, data_share, scratch)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            size = training.micro_batch or training.batch
+            size = training.grain or training.batch
             raise OutOfMemory(
-                f"{name}: {device} is out of memory ({str(error).splitlines()[0]}); lower training.micro_batch "
-                f"(at most {size} samples pass at once now) or set training.precision to bfloat16"
+                f"{name}: {device} is out of memory ({str(error).splitlines()[0]}); lower training.grain "
+                f"({size} samples pass at once now) or set training.precision to bfloat16"
             ) from None
         if launched() and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "peer")):
             raise GcflowError(f"{name}: another process of this run ended before this one") from None
@@ -223,9 +223,9 @@ def _train_shared(
     meanwhile_copying = partial(deadline.check, f"{run.name}: {{}} while its data were copied; nothing was begun")
     inputs = find_inputs(params, run, partial(load_near, scratch=scratch, say=tell, meanwhile=meanwhile_copying))
     shape = inputs.dataset.shape
-    world.share(config.training.batch)
+    world.share(config.training.grains)
     document = {"config": to_dict(config), "inputs": inputs.hashes}
-    header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document), "processes": world.size}
+    header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document)}
     run_state = RunState(folder / "state" / header["config_hash"][:16], header)
     frozen = load_frozen(params, run, inputs, device)
     try:

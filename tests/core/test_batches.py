@@ -21,7 +21,7 @@ from gcflow.config import (
     TrainingConfig,
 )
 from gcflow.couplings import OptimalTransport, optimal_assignment
-from gcflow.distributed import World
+from gcflow.distributed import World, halves
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
 from gcflow.objectives import Batch
@@ -50,7 +50,7 @@ PAIRED = [name for name in METHODS if METHODS[name][0].coupling.kind == "ot"]
 
 def run_config(method="ic", seed=0, batch=16, **training):
     method, schedule = METHODS[method]
-    settings = {"steps": STEPS, "learning_rate": 1e-3, "snapshot_every": STEPS, "schedule": schedule} | training
+    settings = {"steps": STEPS, "learning_rate": 1e-3, "snapshot_every": STEPS, "schedule": schedule, "grain": 2} | training
     network = NetworkConfig("mlp", channels=8, blocks=1)
     return RunConfig("toy", "method", seed, PROCESS, network, TrainingConfig(batch=batch, **settings), method)
 
@@ -143,26 +143,6 @@ def test_optimal_transport_pairs_the_noise_of_the_independent_coupling_at_least_
         assert cost(paired.data, paired.noise) < cost(plain.data, plain.noise)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_each_process_may_pair_its_own_share_alone(size):
-    config, plain = run_config("ot", assignment="rank"), batches_of(run_config("ic"))
-    together = batches_of(run_config("ot"))
-    for rank in range(size):
-        world = World(rank, size)
-        mine = world.share(16)
-        for step, batch in enumerate(batches_of(config, world=world)):
-            share = Batch(*(tensor[mine] for tensor in plain[step]))
-            chosen = optimal_assignment(share.data, share.noise)
-            assert_equal(batch, share._replace(noise=share.noise[chosen]))
-            assert not torch.equal(batch.noise, together[step].noise[mine])
-
-
-def test_alone_a_process_pairs_the_same_whether_it_pairs_the_batch_or_its_share():
-    pairs = zip(batches_of(run_config("ot")), batches_of(run_config("ot", assignment="rank")), strict=True)
-    for first, second in pairs:
-        assert_equal(first, second)
-
-
 # Several processes.
 
 
@@ -176,17 +156,25 @@ def test_the_shares_of_several_processes_make_up_the_batch_of_one_to_the_bit(met
         assert_equal(Batch(*(torch.cat(parts) for parts in zip(*(s[step] for s in shares), strict=True))), whole[step])
 
 
-@pytest.mark.parametrize(("batch", "size"), [(16, 3), (6, 4), (2, 4)])
-def test_a_batch_that_processes_cannot_share_is_refused_by_its_key(batch, size):
+@pytest.mark.parametrize(("grains", "size", "possible"), [(16, 3, "1, 2, 4, 8, 16"), (6, 8, "1, 2, 4"), (1, 2, "1")])
+def test_a_number_of_processes_that_cannot_share_the_grains_is_refused_with_those_that_can(grains, size, possible):
+    expected = rf"^{size} processes cannot share a batch of {grains} grains .*; possible here: {possible}$"
     for rank in range(size):
-        with pytest.raises(GcflowError, match=rf"training\.batch is {batch}, which {size} processes"):
-            Batches(run_config(batch=batch), IMAGES, CPU, World(rank, size))
+        with pytest.raises(GcflowError, match=expected):
+            World(rank, size).share(grains)
 
 
-def test_processes_share_a_batch_in_the_order_of_their_ranks():
-    assert [World(rank, 4).share(12) for rank in range(4)] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)]
-    assert World().share(7) == slice(0, 7)
-    assert [World(rank, 3).first for rank in range(3)] == [True, False, False]
+@pytest.mark.parametrize("grains", [1, 2, 3, 6, 8, 13, 16])
+def test_processes_have_all_grains_below_a_node_of_the_tree_in_the_order_of_their_ranks(grains):
+    for size in (1 << power for power in range(grains.bit_length())):
+        shares = [World(rank, size).share(grains) for rank in range(size)]
+        assert [grain for share in shares for grain in share] == list(range(grains))
+        nodes, leaves = [], [range(grains)]
+        while leaves:
+            nodes += leaves
+            leaves = [half for node in leaves if len(node) > 1 for half in halves(node)]
+        assert all(share in nodes for share in shares)
+        assert [World(rank, size).first for rank in range(size)] == [True] + [False] * (size - 1)
 
 
 # Where the data lie.

@@ -577,11 +577,11 @@ def test_a_predictor_of_a_denoiser_is_asked_for_a_multiple_of_samples_without_ch
     assert losses[0] == losses[1]
 
 
-# Micro-batches.
+# Grains.
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10])
-def test_micro_batches_are_the_batch_cut_in_order(size):
+def test_grains_are_the_batch_cut_in_order(size):
     batch = drawn(run_config(GC), gaussian(0, 10, 2))
     parts = batch.split(size)
     lengths = [len(part.data) for part in parts]
@@ -593,8 +593,7 @@ def test_micro_batches_are_the_batch_cut_in_order(size):
         assert torch.equal(joined, getattr(batch, name))
 
 
-@pytest.mark.parametrize("size", [None, 10, 11, 10**9])
-def test_a_micro_batch_that_is_not_smaller_is_the_batch_itself(size):
+def test_without_a_grain_the_batch_is_one():
     batch = drawn(run_config(GC), gaussian(0, 10, 2))
-    assert batch.split(size) == [batch]
-    assert batch.split(size)[0] is batch
+    (whole,) = batch.split(None)
+    assert whole is batch

@@ -23,7 +23,7 @@ from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
-from gcflow.training import Helpers, Observer, TrainingState, accumulate, initial_state, make_loss, train
+from gcflow.training import Helpers, Observer, TrainingState, gradients_of_batch, initial_state, make_loss, train
 from gcflow.weights import spec_of
 
 SHAPE = (1, 4, 4)
@@ -78,9 +78,11 @@ def batch_of(config, step=3):
 
 
 def loss_and_gradients(config, state):
-    objective = make_loss(config, state, state.model, Helpers())
-    loss = accumulate(objective, batch_of(config), state.model, None).item()
-    return loss, [parameter.grad for parameter in state.model.parameters()]
+    parameters = list(state.model.parameters())
+    losses = gradients_of_batch(
+        make_loss(config, state, Helpers()), batch_of(config), config.training, parameters, World()
+    )
+    return losses.sum().item(), [parameter.grad for parameter in parameters]
 
 
 def flat(tensors):
@@ -145,8 +147,8 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
     assert any(name.startswith("optimizer.") for name in tensors)
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32 or name.startswith("window."), name
-    assert tensors["window.loss_sum"].dtype == torch.float64
-    loss = make_loss(config, state, state.model, Helpers())(batch_of(config))
+    assert tensors["window.loss_sums"].dtype == torch.float64
+    loss = make_loss(config, state, Helpers())(batch_of(config))
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in state.model.parameters())
@@ -180,7 +182,7 @@ def test_under_bfloat16_a_model_is_still_exactly_the_identity_at_its_boundary(pr
 
 @pytest.mark.parametrize("method", ["gc", "ect"])
 def test_a_run_under_bfloat16_continues_to_the_bit(method):
-    config = run_config(method, UNET, precision="bfloat16", micro_batch=3)
+    config = run_config(method, UNET, precision="bfloat16", batch=6, grain=3)
     expected = train(config, IMAGES, initial_state(config, SHAPE))
     observer, state = StopAt(4), initial_state(config, SHAPE)
     with pytest.raises(Preempted):
@@ -235,13 +237,13 @@ def test_a_tuned_model_gives_the_answers_of_the_plain_one(network):
 
 
 def test_without_compilation_the_number_of_predictions_is_not_rounded():
-    assert {share_multiple(samples, run_config().training) for samples in (1, 8, 512)} == {1}
+    assert {share_multiple(run_config(batch=samples).training) for samples in (1, 8, 512)} == {1}
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
 @pytest.mark.parametrize("samples", [1, 5, 16, 17, 100, 128, 500, 512])
 def test_with_compilation_a_pass_has_one_of_few_numbers_of_predictions(samples, mode):
-    multiple = share_multiple(samples, run_config(compile=mode).training)
+    multiple = share_multiple(run_config(compile=mode, batch=samples).training)
     rounded = {-(-takers // multiple) * multiple for takers in range(1, samples + 1)}
     # Up to twice as many, where a batch is small and its share of one in sixteen is rounded down.
     assert len(rounded) < 2 * COMPILED_SHAPES

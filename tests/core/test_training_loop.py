@@ -33,7 +33,7 @@ from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
-from gcflow.training import Helpers, Observer, accumulate, initial_state, make_loss, objective_context, train
+from gcflow.training import Helpers, Observer, gradients_of_batch, initial_state, make_loss, objective_context, train
 from gcflow.weights import (
     ModelSpec,
     load_model,
@@ -204,7 +204,7 @@ def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stop
 )
 def test_a_unet_in_any_memory_layout_continues_to_the_bit(network, optimizer, channels_last, tmp_path):
     config = run_config(
-        "gc-ema", network=network, optimizer=optimizer, weight_decay=0.01, channels_last=channels_last, micro_batch=4
+        "gc-ema", network=network, optimizer=optimizer, weight_decay=0.01, channels_last=channels_last, grain=3
     )
     expected = trained(config)
     state, _ = interrupted(config, tmp_path / "state", 5, Cadence())
@@ -240,7 +240,7 @@ def test_a_run_stopped_at_several_random_steps_ends_the_same(method, case, tmp_p
         method,
         network=replace(MLP, dropout=0.5),
         optimizer=OPTIMIZERS[case],
-        micro_batch=[None, 4, 1][case],
+        grain=[None, 3, 1][case],
         learning_rate_decay="linear",
         ema_ramp_up=True,
     )
@@ -258,7 +258,7 @@ def test_a_run_stopped_at_several_random_steps_ends_the_same(method, case, tmp_p
     # How often a run speaks decides its last window of losses, and nothing else.
     first, second = state.tensors(), expected.tensors()
     for tensors in (first, second):
-        del tensors["window.loss_sum"], tensors["window.loss_count"]
+        del tensors["window.loss_sums"], tensors["window.loss_count"]
     assert_identical(first, second)
 
 
@@ -383,7 +383,7 @@ def test_a_log_line_carries_the_mean_loss_since_the_last_one_and_the_curriculum(
         if step:
             load_weights(state.model, weights.history[step - 1], "raw", tmp_path)
         with torch.no_grad():
-            losses.append(make_loss(config, state, state.model, Helpers())(batch_of(config, step)).item())
+            losses.append(make_loss(config, state, Helpers())(batch_of(config, step)).item())
     means = [sum(losses[:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:]) / 2]
     assert [record["loss"] for record in observer.records] == pytest.approx(means, rel=1e-6)
     assert [record["intervals"] for record in observer.records] == [6, 12, 12]
@@ -426,11 +426,11 @@ def test_a_run_whose_mu_begins_late_is_one_of_independent_coupling_until_then_to
         assert any(not torch.equal(late[step][name], other[step][name]) for name in late[step])
 
 
-@pytest.mark.parametrize("micro_batch", [None, 4])
-def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monkeypatch):
+@pytest.mark.parametrize("grain", [None, 3])
+def test_every_step_sees_the_batch_of_its_step_in_model_space(grain, monkeypatch):
     seen = []
 
-    def spying(config, state, student, helpers, samples):
+    def spying(config, state, helpers):
         def objective(batch):
             seen.append(batch)
             return sum(p.sum() for p in state.model.parameters())
@@ -438,9 +438,9 @@ def test_every_step_sees_the_batch_of_its_step_in_model_space(micro_batch, monke
         return objective
 
     monkeypatch.setattr(training_module, "make_loss", spying)
-    config = run_config(micro_batch=micro_batch)
+    config = run_config(grain=grain)
     train(config, DATA, start(config))
-    assert [len(batch.data) for batch in seen] == ([6] if micro_batch is None else [4, 2]) * STEPS
+    assert [len(batch.data) for batch in seen] == ([6] if grain is None else [3, 3]) * STEPS
     images = torch.cat([batch.data for batch in seen])
     expected = torch.cat([DATA[batch_indices(0, step, 6, 20)] for step in range(STEPS)])
     assert torch.equal(images, to_model_space(expected, PROCESS))
@@ -613,7 +613,7 @@ def test_each_predictor_name_selects_its_model():
         outputs = {
             name: model(x, sigma) for name, model in [("ema", state.ema), ("model", state.model), ("frozen", frozen)]
         }
-        predicted = objective_context(config, state, state.model, Helpers(predictor=frozen)).predict(x, sigma)
+        predicted = objective_context(config, state, Helpers(predictor=frozen)).predict(x, sigma)
         assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [selected]
 
 
@@ -631,10 +631,10 @@ def test_distillation_takes_the_exact_or_the_trained_teacher_that_it_names():
     teacher = frozen_model()
     given = Helpers(predictor=frozen_model(), teacher=teacher, exact=EXACT)
     state = start(run_config("cd"))
-    assert objective_context(run_config("cd"), state, state.model, given).denoiser is EXACT
+    assert objective_context(run_config("cd"), state, given).denoiser is EXACT
     by_run = replace(run_config("cd"), method=MethodConfig(objective="distillation", teacher=RunReference("denoiser")))
-    assert objective_context(by_run, state, state.model, given).denoiser is teacher
-    assert objective_context(run_config("ic"), state, state.model, given).denoiser is None
+    assert objective_context(by_run, state, given).denoiser is teacher
+    assert objective_context(run_config("ic"), state, given).denoiser is None
 
 
 def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioning_follows_the_schedule():
@@ -646,25 +646,26 @@ def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioni
         assert state.model.preconditioning == state.ema.preconditioning == expected
 
 
-# Micro-batches.
+# Grains.
 
 
-def gradients(config, micro_batch):
+def gradients(config, grain):
     """Loss and gradients of a batch at random weights."""
     state = start(config)
     for i, parameter in enumerate(state.model.parameters()):
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-    objective = make_loss(config, state, state.model, helpers(config))
-    loss = accumulate(objective, batch_of(config, 7), state.model, micro_batch)
-    return loss, [p.grad for p in state.model.parameters()]
+    loss_of, training = make_loss(config, state, helpers(config)), replace(config.training, grain=grain)
+    parameters = list(state.model.parameters())
+    losses = gradients_of_batch(loss_of, batch_of(config, 7), training, parameters, World())
+    return losses.sum(), [p.grad for p in parameters]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 4, 5])
+@pytest.mark.parametrize("grain", [1, 2, 5])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_gradients_of_micro_batches_add_up_to_those_of_the_batch(method, micro_batch):
+def test_the_gradients_of_grains_add_up_to_those_of_the_batch(method, grain):
     config = run_config(method, network=replace(MLP, channels=16, dropout=0.4), batch=10)
     loss, expected = gradients(config, None)
-    total, summed = gradients(config, micro_batch)
+    total, summed = gradients(config, grain)
     assert not total.requires_grad
     assert total.item() == pytest.approx(loss.item(), rel=1e-5)
     scale = max(gradient.abs().max().item() for gradient in expected)
@@ -673,10 +674,10 @@ def test_the_gradients_of_micro_batches_add_up_to_those_of_the_batch(method, mic
 
 
 @pytest.mark.parametrize("network", [UNET, NCSN])
-def test_the_gradients_of_micro_batches_of_images_add_up_too(network):
+def test_the_gradients_of_grains_of_images_add_up_too(network):
     config = run_config("gc-ema", network=network)
     loss, expected = gradients(config, None)
-    total, summed = gradients(config, 4)
+    total, summed = gradients(config, 3)
     assert total.item() == pytest.approx(loss.item(), rel=1e-5)
     scale = max(gradient.abs().max().item() for gradient in expected)
     for a, b in zip(summed, expected, strict=True):
@@ -684,18 +685,16 @@ def test_the_gradients_of_micro_batches_of_images_add_up_too(network):
 
 
 @pytest.mark.parametrize("method", ["ic", "gc-ema", "ect-gc", "denoiser"])
-def test_a_micro_batch_that_is_not_smaller_than_the_batch_changes_no_bit(method):
-    plain = trained(run_config(method))
-    for micro_batch in (6, 7, 10**6):
-        assert_identical(trained(run_config(method, micro_batch=micro_batch)).tensors(), plain.tensors())
+def test_a_grain_as_large_as_the_batch_changes_no_bit(method):
+    assert_identical(trained(run_config(method, grain=6)).tensors(), trained(run_config(method)).tensors())
 
 
-def test_no_pass_holds_more_samples_than_a_micro_batch():
-    config = run_config("gc-online", micro_batch=4)
+def test_no_pass_holds_more_samples_than_a_grain():
+    config = run_config("gc-online", grain=3)
     state, sizes = start(config), []
     state.model.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     train(config, DATA, state)
-    assert max(sizes) == 4
+    assert max(sizes) == 3
     assert len(sizes) >= 2 * 2 * STEPS
 
 

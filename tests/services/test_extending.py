@@ -508,7 +508,7 @@ def test_an_objective_that_gives_no_scalar_is_refused(examples, monkeypatch, giv
     config = toy("continuous", own_schedule())
     monkeypatch.setattr(type(config.method.objective), "mean_loss", lambda self, batch, context: gives(batch.data))
     x, zeros = gaussian(0, 16, 2), torch.zeros(16)
-    loss = make_loss(config, initial_state(config, (2,)), torch.nn.Identity(), Helpers())
+    loss = make_loss(config, initial_state(config, (2,)), Helpers())
     with pytest.raises(GcflowError) as caught:
         loss(Batch(x, x, zeros, zeros, zeros.bool(), zeros.int(), zeros.int()))
     assert str(caught.value) == f"objective continuous: mean_loss gives {found}; expected a scalar"

@@ -50,7 +50,13 @@ PAIRED = [name for name in METHODS if METHODS[name][0].coupling.kind == "ot"]
 
 def run_config(method="ic", seed=0, batch=16, **training):
     method, schedule = METHODS[method]
-    settings = {"steps": STEPS, "learning_rate": 1e-3, "snapshot_every": STEPS, "schedule": schedule, "grain": 2} | training
+    settings = {
+        "steps": STEPS,
+        "learning_rate": 1e-3,
+        "snapshot_every": STEPS,
+        "schedule": schedule,
+        "grain": 2,
+    } | training
     network = NetworkConfig("mlp", channels=8, blocks=1)
     return RunConfig("toy", "method", seed, PROCESS, network, TrainingConfig(batch=batch, **settings), method)
 
@@ -366,7 +372,7 @@ def test_an_error_of_reading_reaches_the_caller_and_the_thread_ends():
     with Batches(run_config("ic"), IMAGES, CPU, World()) as batches:
         batches.streamed = Prefetcher(batches._read, STEPS)
         batches.data = IMAGES[:20]
-        batches._indices = lambda step, part: torch.tensor([30])
+        batches._indices = lambda step: torch.tensor([30])
         with pytest.raises(IndexError):
             _ = batches[0]
     assert ahead_threads() == before

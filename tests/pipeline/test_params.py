@@ -383,8 +383,7 @@ TRAINING = {
     "ema_ramp_up": st.booleans(),
     "distance": st.sampled_from(["pseudo-huber", "squared-l2"]),
     "huber_c": st.none() | finite(0, 10),
-    "assignment": st.sampled_from(["global", "rank"]),
-    "micro_batch": st.none() | st.integers(1, 4096),
+    "grain": st.sampled_from([None, 1]),
     "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
     "channels_last": st.booleans(),
     "compile": st.sampled_from(["none", "default", "reduce-overhead", "max-autotune"]),
@@ -648,8 +647,7 @@ training.ema_decay: 1.0
 training.ema_every: 0
 training.ema_start: -1
 training.huber_c: -1.0e-9
-training.micro_batch: 0
-training.assignment: local
+training.grain: 0, 5
 training.precision: float16
 training.compile: fast
 training.optimizer: sgd

@@ -55,7 +55,7 @@ def project(folder: Path, checkpoint_every: int = CHECKPOINT_EVERY, channels: in
     runs["ot"] = {"label": "iCT-OT", "seeds": [0]}
     methods["denoiser"]["training"] |= {"steps": 40, "snapshot_every": 40}
     digits["network"] = {"architecture": "mlp", "channels": channels, "blocks": 2, "dropout": 0.2}
-    digits["training"] |= {"steps": steps, "snapshot_every": steps // 2}
+    digits["training"] |= {"steps": steps, "snapshot_every": steps // 2, "grain": 8}
     digits["cadence"] = {"log_every": 8, "checkpoint_every": checkpoint_every}
     return prepare_data(write_project(folder, params), "digits")
 
@@ -438,7 +438,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(interrupted, whole,
 def test_damaged_checkpoints_of_later_steps_do_not_push_out_a_new_one(tmp_path):
     config = Params(write_project(tmp_path / "project") / "params.yaml").run_config("digits/ic/0")
     state = initial_state(config, (1, 8, 8))
-    run_state = RunState(tmp_path / "state", weights_metadata(config, 0, (1, 8, 8)) | {"processes": 1})
+    run_state = RunState(tmp_path / "state", weights_metadata(config, 0, (1, 8, 8)))
     for step in (160, 240):
         state.step = step
         run_state.save(state)

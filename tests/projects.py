@@ -293,7 +293,7 @@ class Fork:
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 300.0) -> int:
         """Its exit code; a failure if it runs on for so long."""
         self.process.join(seconds)
         code = self.process.exitcode

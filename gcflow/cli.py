@@ -557,13 +557,27 @@ def status(context: click.Context, target: str, scale: str, watch: bool, as_json
 )
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @SCALE
+@click.option(
+    "--replay",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Then train so much of the runs again, between checkpoints that they have kept, drawn at random: the same "
+    "bits must come out, on the kind of device that the runs were trained on.",
+)
+@DEVICE
 @click.pass_context
-def verify(context: click.Context, targets: tuple[str, ...], scale: str) -> None:
+def verify(context: click.Context, targets: tuple[str, ...], scale: str, replay: float | None, device: str) -> None:
     params = _load(context)
     from gcflow.tools.verify import verify as read_all
 
     report = read_all(params, targets or ("all",), scale)
     click.echo(report)
+    if replay is not None and not report.findings:
+        from gcflow.tools.replay import replay as train_again
+
+        again = train_again(params, report.runs, replay, _device(device))
+        click.echo(again)
+        sys.exit(0 if again.same else 2)
     if report.findings:
         sys.exit(2)
 

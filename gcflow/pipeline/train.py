@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gcflow.batches import resident
 from gcflow.config import check_start, digest, to_dict
@@ -155,6 +156,26 @@ def load_frozen(params: Params, run: Run, inputs: Inputs, device: str) -> dict[s
     return {role: tune(model, config.training) for role, model in models.items()}
 
 
+def begin(
+    params: Params, run: Run, inputs: Inputs, device: str, data_share: float = 0.5
+) -> tuple[TrainingState, Tensor, Helpers]:
+    """The state of a run before its first step, its data, and the models that it needs.
+
+    Raises:
+        GcflowError: weights or data do not fit.
+    """
+    config, frozen = params.run_config(run.name), load_frozen(params, run, inputs, device)
+    try:
+        state = initial_state(config, inputs.dataset.shape, device, frozen.pop("init", None))
+    except ValueError as error:
+        raise GcflowError(f"{params.path}: datasets.{run.dataset}: {error}") from None
+    data = resident(inputs.dataset.samples, device, data_share)
+    exact = None
+    if config.method.teacher == "exact":
+        exact = params.dataset(run.dataset).data.exact_mixture(data.to(device), config.process).denoise
+    return state, data, Helpers(frozen.get("predictor"), frozen.get("teacher"), exact)
+
+
 @tells_its_end("train")
 def train_run(
     params: Params,
@@ -227,16 +248,7 @@ def _train_shared(
     document = {"config": to_dict(config), "inputs": inputs.hashes}
     header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document)}
     run_state = RunState(folder / "state" / header["config_hash"][:16], header)
-    frozen = load_frozen(params, run, inputs, device)
-    try:
-        state = initial_state(config, shape, device, frozen.pop("init", None))
-    except ValueError as error:
-        raise GcflowError(f"{params.path}: datasets.{run.dataset}: {error}") from None
-    data = resident(inputs.dataset.samples, device, data_share)
-    exact = None
-    if config.method.teacher == "exact":
-        exact = params.dataset(run.dataset).data.exact_mixture(data.to(device), config.process).denoise
-    helpers = Helpers(frozen.get("predictor"), frozen.get("teacher"), exact)
+    state, data, helpers = begin(params, run, inputs, device, data_share)
     cadence = params.dataset(run.dataset).cadence
 
     if not world.first:

@@ -1,6 +1,5 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gcflow.errors import GcflowError, OutOfMemory
+from gcflow.errors import GcflowError
 
 if TYPE_CHECKING:
     from gcflow.config import Preconditioning, Weights
@@ -26,6 +25,18 @@ Exit codes: 0 done, 2 bad input, 3 the loss became non-finite, 75 stopped on req
 """
 
 
+class _NamedPath(click.Path):
+    """A path; an empty one, as of a variable that is not set, does not mean the folder where we are."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+PATH = _NamedPath(path_type=Path)
+
+
 def _load(context: click.Context) -> "Params":
     from gcflow.pipeline.params import Params
 
@@ -37,7 +48,7 @@ def _device(choice: str) -> str:
 
     if choice != "auto":
         try:
-            torch.zeros(1, device=choice)
+            torch.zeros(1, device=choice).item()
         except (RuntimeError, AssertionError) as error:
             raise GcflowError(f"--device {choice}: {str(error).splitlines()[0]}") from None
         return choice
@@ -64,7 +75,7 @@ SCALE = click.option(
 )
 ARCHIVES = click.option(
     "--archives",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("archives"),
     show_default=True,
     envvar="GCFLOW_ARCHIVES",
@@ -91,14 +102,21 @@ def verb(
             try:
                 function(*args, **kwargs)
             except GcflowError as error:
-                # Of several processes of a run the first speaks; only a lack of memory is one's own.
-                heard = os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemory)
-                for line in str(error).splitlines() if heard else []:
+                for line in str(error).splitlines() if error.heard else []:
                     click.echo(f"gcflow: error: {line}", err=True)
                 sys.exit(error.exit_code)
+            except BrokenPipeError:
+                # Who reads what is printed has enough of it: click ends without a word.
+                raise
             except OSError as error:
                 named = f"{error.filename}: " if error.filename else ""
                 click.echo(f"gcflow: error: {named}{error.strerror or error}; nothing was overwritten", err=True)
+                sys.exit(2)
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                text = str(error).partition("\n")[0] or "more than this machine has was asked for"
+                click.echo(f"gcflow: error: out of memory ({text}); ask for less at once", err=True)
                 sys.exit(2)
 
         command: click.Command = (group or main).command(help=help_text, epilog=f"Example: {example}")(guarded)
@@ -111,7 +129,7 @@ def verb(
 @click.version_option(package_name="gcflow")
 @click.option(
     "--params",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("params.yaml"),
     show_default=True,
     help="The grid of runs; its folder is the project's root.",
@@ -228,7 +246,7 @@ def pretrained(context: click.Context, name: str, archives: Path, download: bool
 )
 @click.option(
     "--scratch",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
     envvar="GCFLOW_SCRATCH",
     show_envvar=True,
@@ -276,7 +294,7 @@ def evaluate(context: click.Context, run: str, device: str) -> None:
     "Draw samples from a WEIGHTS file of `gcflow train` or `gcflow import-edm`; needs no params.yaml.",
     "gcflow sample results/digits/gc/seed0/weights.safetensors --count 64 --out samples.png",
 )
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("weights", type=PATH)
 @click.option("--count", default=64, show_default=True, type=click.IntRange(min=1))
 @click.option("--first", default=0, show_default=True, type=click.IntRange(min=0), help="Number of the first image.")
 @click.option("--seed", default=0, show_default=True, help="Of the noise; image n of a seed is always the same.")
@@ -289,7 +307,7 @@ def evaluate(context: click.Context, run: str, device: str) -> None:
 @DEVICE
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("samples.png"),
     show_default=True,
     help="A grid (.png), an array (.npz with provenance, .npy), or a folder of PNGs (no ending).",
@@ -322,8 +340,8 @@ def sample(
     "Turn a public EDM model (FILE: its pickle, or a plain state dict) into a weights file. No code of it is run.",
     "gcflow import-edm edm-cifar10-32x32-uncond-vp.pkl --out checkpoints/edm-cifar10.safetensors",
 )
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Ends in .safetensors.")
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Ends in .safetensors.")
 @click.option(
     "--preconditioning",
     type=click.Choice(["edm", "vp", "ve", "consistency"]),
@@ -352,8 +370,8 @@ def import_edm(file: Path, out: Path, preconditioning: "Preconditioning | None",
     "Write the network of a WEIGHTS file as a plain state dict under EDM's names (.safetensors or .pt).",
     "gcflow export results/cifar10/gc/seed0/weights.safetensors --out network.pt",
 )
-@click.argument("weights", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.argument("weights", type=PATH)
+@click.option("--out", type=PATH, required=True)
 @click.option("--raw", is_flag=True, help="Raw weights instead of their EMA.")
 def export(weights: Path, out: Path, raw: bool) -> None:
     from gcflow.edm import export_state_dict
@@ -442,7 +460,7 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of network or training; repeatable.")
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=1), help="Steps per round.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds after a first one.")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: results/DATASET/bench.json]")
+@click.option("--out", type=PATH, help="[default: results/DATASET/bench.json]")
 @click.pass_context
 def bench(
     context: click.Context,
@@ -475,7 +493,7 @@ def bench(
     type=click.FloatRange(min=0, min_open=True),
     help="Assume that a GPU sustains so many 10^12 operations per second.  [default: what was measured]",
 )
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the plan, job by job, to this file too.")
+@click.option("--json", "file", type=PATH, help="Write the plan, job by job, to this file too.")
 @click.pass_context
 def plan(context: click.Context, target: str, scale: str, gpus: int, tflops: float | None, file: Path | None) -> None:
     params = _load(context)

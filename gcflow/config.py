@@ -44,14 +44,15 @@ __all__ = [
 
 T = TypeVar("T")
 Weights = Literal["ema", "raw"]
+MOST_SNAPSHOTS = 10_000
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingConfig(Options):
     """How long and with what a run is optimised."""
 
-    steps: int = Field(ge=1, description="steps of the optimizer")
-    batch: int = Field(ge=1, description="samples per step, over all processes")
+    steps: int = Field(ge=1, le=10**9, description="steps of the optimizer")
+    batch: int = Field(ge=1, le=10**6, description="samples per step, over all processes")
     learning_rate: float = Field(gt=0, description="of the optimizer")
     snapshot_every: int = Field(
         ge=1, description="steps between saved weights, from which convergence curves are computed"
@@ -106,6 +107,8 @@ class TrainingConfig(Options):
     def __post_init__(self) -> None:
         fits = self.grain is None or self.batch % self.grain == 0
         require(fits, "grain", self.grain, f"a divisor of batch, {self.batch}")
+        few = self.steps // self.snapshot_every <= MOST_SNAPSHOTS
+        require(few, "snapshot_every", self.snapshot_every, f"so many steps that there are at most {MOST_SNAPSHOTS}")
 
     @property
     def grains(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_json, sha256_of
+from gcflow.readable import one_line
 
 MOMENT_ROWS = 1024
 
@@ -110,11 +111,33 @@ def load_dataset(folder: Path) -> Dataset:
             raise GcflowError(f"{path}: missing, though the manifest lists it; {again}")
         if sha256_of(path) != expected:
             raise GcflowError(f"{path}: sha256 differs from manifest.json, so it is truncated or changed; {again}")
-    # Mapped, not read: data larger than the memory are streamed from the file.
-    samples, held_out = (np.load(folder / name, mmap_mode="c") for name in ("samples.npy", "held_out.npy"))
+    samples, labels, held_out = (
+        _mapped(folder / name, again) for name in ("samples.npy", "labels.npy", "held_out.npy")
+    )
     if list(samples.shape) != [manifest["count"], *manifest["shape"]]:
         raise GcflowError(f"{folder}/samples.npy: shape {list(samples.shape)} is not the manifest's; {again}")
-    labels = np.load(folder / "labels.npy")
+    alike = held_out.dtype == samples.dtype and held_out.shape[1:] == samples.shape[1:]
+    numbered = labels.dtype == np.int64 and labels.shape == samples.shape[:1] and bool((labels >= 0).all())
+    for name, fits, expected in (
+        ("samples", _are_samples(samples), "uint8 images [n, C, H, W] or finite float32 points [n, d]"),
+        ("labels", numbered, "an int64 >= 0 for each sample"),
+        ("held_out", alike and _are_samples(held_out), "what samples.npy has"),
+    ):
+        if not fits:
+            raise GcflowError(f"{folder}/{name}.npy: does not hold {expected}; {again}")
     return Dataset(
         torch.from_numpy(samples), torch.from_numpy(labels), listed["samples.npy"], torch.from_numpy(held_out)
     )
+
+
+def _mapped(path: Path, again: str) -> np.ndarray:
+    """An array that is not read but mapped: data larger than the memory are streamed from the file."""
+    try:
+        return np.lib.format.open_memmap(path, mode="c")
+    except ValueError as error:
+        raise GcflowError(f"{path}: no array of numbers ({one_line(str(error))}); {again}") from None
+
+
+def _are_samples(array: np.ndarray) -> bool:
+    points = array.dtype == np.float32 and array.ndim == 2
+    return (array.dtype == np.uint8 and array.ndim == 4) or (points and bool(np.isfinite(array).all()))

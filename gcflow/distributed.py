@@ -108,9 +108,22 @@ def halves(grains: range) -> tuple[range, range]:
     return range(grains.start, middle), range(middle, grains.stop)
 
 
+def _told(name: str, default: int) -> int:
+    """What a launcher says in the environment; empty is unset."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise GcflowError(f"{name} is {text!r} in the environment, expected a number; unset it")
+    return int(text)
+
+
 def launched() -> bool:
     """True if a launcher such as torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _told("WORLD_SIZE", 1) > 1
+
+
+def is_first() -> bool:
+    """True for a process that is alone, or the first of those that a launcher started."""
+    return not launched() or _told("RANK", 0) == 0
 
 
 @contextmanager
@@ -126,8 +139,8 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
         yield World(), device
         return
     if device.startswith("cuda"):
-        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        local, count = _told("LOCAL_RANK", 0), torch.cuda.device_count()
+        wanted = _told("LOCAL_WORLD_SIZE", 1)
         if wanted > count:
             raise GcflowError(f"{wanted} processes on this machine, which has {count} GPUs; start one per GPU")
         device = f"cuda:{local}"
@@ -140,6 +153,9 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
         raise GcflowError(f"the processes of this run do not find each other: {str(error).splitlines()[0]}") from None
     try:
         yield World(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
+    except GcflowError as error:
+        error.heard = is_first()
+        raise
     finally:
         # gloo's threads need the GIL to let go of the last tensors, and their end is waited for with the GIL held:
         # without this pause a process that leaves right after its last exchange may wait for ever.

@@ -4,10 +4,12 @@
 class GcflowError(Exception):
     """Bad input or a bad environment: the message names the file, key or value and what to do.
 
-    The command line prints the message as one line and exits with `exit_code`.
+    The command line prints the message as one line and exits with `exit_code`. heard: false where another process of
+    the same run says the same.
     """
 
     exit_code = 2
+    heard = True
 
 
 class Preempted(GcflowError):

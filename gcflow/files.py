@@ -24,12 +24,15 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Gives a failed write (a full disk), which says neither where nor, from numpy, why, the name of its file."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Gives a failed write the name of its file: a full disk says neither where nor, from numpy, why.
+
+    temporary: name under which it is written, which nobody asked for.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
@@ -40,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
-        with naming(path):
+        with naming(path, temporary):
             yield temporary
             _sync(temporary)
             temporary.replace(path)
@@ -58,9 +61,9 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically, as UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -75,7 +78,7 @@ def read_json(path: Path) -> Any:
         GcflowError: it is missing or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
     except ValueError as error:
@@ -89,7 +92,7 @@ def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError) as error:
         problem = one_line(f"{type(error).__name__}: {error}")
-        raise GcflowError(f"{path}: not what {made_by} writes ({problem}); delete it to make it again") from None
+        raise GcflowError(f"{path}: not what {made_by} writes ({problem}); make it again") from None
 
 
 @contextmanager
@@ -104,8 +107,8 @@ def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise GcflowError(f"{path}: not a readable safetensors file ({error}); delete it to make it again") from None
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        raise GcflowError(f"{path}: not a readable safetensors file ({error}); make or fetch it again") from None
 
 
 def tensors_metadata(file: Any) -> dict[str, Any]:

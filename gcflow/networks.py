@@ -31,6 +31,13 @@ class Network(Options):
         def architecture(self) -> str:
             """Its name."""
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks that it fits samples of `shape`, before anything is made.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def build(self, shape: tuple[int, ...]) -> nn.Module:
         """The untrained network for samples of `shape`, a function of torch's global generator alone.
 
@@ -155,25 +162,33 @@ class NetworkConfig(Network):
         """Dropout rate of each level."""
         return self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * len(self.multipliers)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """A U-Net is for square images whose side its levels can halve; it attends at these sides.
+
+        Raises:
+            ValidationError: it does not fit.
+        """
+        if self.architecture == "mlp":
+            return
+        halvings = 2 ** (len(self.multipliers) - 1)
+        square = len(shape) == 3 and shape[1] == shape[2]
+        expected = f"mlp, or square images instead of {list(shape)}"
+        require(square, "architecture", self.architecture, expected)
+        expected = f"so few that the side {shape[1]} of the images can be divided by {halvings}"
+        require(shape[1] % halvings == 0, "multipliers", list(self.multipliers), expected)
+        sides = [shape[1] >> level for level in range(len(self.multipliers))]
+        require({*self.attention} <= {*sides}, "attention", list(self.attention), f"sides of the levels: {sides}")
+
     def build(self, shape: tuple[int, ...]) -> nn.Module:
         """The network for images [C, H, W] or points [d].
 
         Raises:
-            ValueError: a U-Net for data that are not images, or whose size its levels cannot halve.
+            ValidationError: see `check`.
         """
+        self.check(shape)
         if self.architecture == "mlp":
             (blocks,), (rate,) = self.blocks_per_level, self.dropout_per_level
             return ResidualMLP(shape, self.channels, blocks, rate)
-        halvings = 2 ** (len(self.multipliers) - 1)
-        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % halvings:
-            raise ValueError(
-                f"network.architecture {self.architecture} needs square images with sides divisible by {halvings}, "
-                f"not {list(shape)}"
-            )
-        sides = [shape[1] >> level for level in range(len(self.multipliers))]
-        for side in self.attention:
-            if side not in sides:
-                raise ValueError(f"network.attention has {side}, expected sides of the levels: {sides}")
         return SongUNet(
             shape,
             VARIANTS[self.architecture],

@@ -5,14 +5,31 @@ from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache, wraps
-from typing import Annotated, Any, ClassVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _one_line(text: str) -> str:
+    if len(text.splitlines()) != 1 or "\t" in text:
+        raise PydanticCustomError("line", "expected text in one line")
+    return text
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("repeated", "expected each only once")
+    return values
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Values = TypeVar("Values", bound=tuple[Any, ...])
+Different = Annotated[Values, AfterValidator(_different)]
 # What is expected where a value is outside its limits, or of another form, by the type of pydantic's error.
 LIMITS = {
     "greater_than": "a number > {gt:g}",
@@ -20,6 +37,7 @@ LIMITS = {
     "less_than": "a number < {lt:g}",
     "less_than_equal": "a number <= {le:g}",
     "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
 }
 FORMS = {
     "tuple_type": "a list",
@@ -27,6 +45,8 @@ FORMS = {
     "dataclass_type": "a mapping",
     "union_tag_invalid": "{expected_tags}",
 }
+# What is a number without its quotes.
+NUMBERS = {"int_type": r"[-+]?[1-9]\d*|0", "float_type": r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"}
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
@@ -101,7 +121,7 @@ def mistakes(error: ValidationError, document: Any = None, prefix: tuple[str, ..
     for key, items in found.items():
         if not any(other[: len(key)] == key and other != key for other in found):
             chosen = [item for item in items if item["type"] in LIMITS] or items
-            lines.append(f"{'.'.join(key)} {_problem(chosen, document)}")
+            lines.append(f"{'.'.join(key)} {_problem(chosen)}")
     return lines
 
 
@@ -128,21 +148,23 @@ def _has(document: Any, part: Any) -> bool:
     return within or (isinstance(document, dict) and part in document)
 
 
-def _problem(items: list[Any], document: Any) -> str:
+def _problem(items: list[Any]) -> str:
     """What is wrong at one key, told by the errors of all branches there."""
     first = items[0]
     kind, value, context = first["type"], first["input"], first.get("ctx", {})
     if kind in ("missing", "union_tag_not_found"):
         return "is missing"
     if kind == "unexpected_keyword_argument":
-        return f"is not a known key{suggestion(first['loc'][-1], _siblings(first, document))}"
+        word, known = first["loc"][-1], {field.name for block in blocks() for field in fields(block)}
+        # One that another block has is not mistyped.
+        return f"is not a known key{'' if word in known else suggestion(word, sorted(known))}"
     if kind == "string_pattern_mismatch" and first["loc"][-1] == "[key]":
         return f"has {value!r}, expected names of a-z, 0-9 and -"
     if kind == "union_tag_invalid":
         value = context["tag"]
     expected = " or ".join(dict.fromkeys(map(_expected, items)))
     hint = suggestion(value, re.findall(r"'([^']*)'", expected))
-    if isinstance(value, str) and kind in ("float_type", "int_type") and _is_number(value):
+    if isinstance(value, str) and re.fullmatch(NUMBERS.get(kind, "(?!)"), value):
         hint = "; remove the quotes"
     return f"is {value!r}, expected {expected}{hint}"
 
@@ -154,25 +176,6 @@ def _expected(error: Any) -> str:
     return str(error["msg"]).removeprefix("Input should be ").removeprefix("expected ")
 
 
-def _siblings(error: Any, document: Any) -> list[str]:
-    """The keys of the block that has most of those that stand beside an unknown one; in Python all there are."""
-    beside: Any = document
-    for part in error["loc"][:-1]:
-        beside = beside[part] if _has(beside, part) else beside
-    names = [[field.name for field in fields(block)] for block in blocks()]
-    if not isinstance(beside, dict):
-        return [name for known in names for name in known]
-    return max(names, key=lambda known: len(set(known) & set(beside)) - len(known) / 1000)
-
-
 def blocks(above: Any = Options) -> list[Any]:
     """Every block of options that has been defined, below one."""
     return [found for child in above.__subclasses__() for found in (child, *blocks(child))]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

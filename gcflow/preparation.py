@@ -124,8 +124,8 @@ def _sha256(path: Path, total: int, md5: str | None, report: Report) -> str:
             report(file.tell(), total, "hash")
     if md5 is not None and other.hexdigest() != md5:
         raise GcflowError(
-            f"{path}: md5 is {other.hexdigest()}, expected {md5}; it is truncated or of another data set; delete it "
-            "and fetch it again (--download)"
+            f"{path}: md5 is {other.hexdigest()}, expected {md5}; it is truncated or of another data set; put the "
+            "published file there"
         )
     return sha256.hexdigest()
 
@@ -146,7 +146,7 @@ class Shards:
     """The shards of one split: `written` makes those that are not there yet.
 
     A shard has a file of pixels, uint8 [rows, C, H, W] without a header, and then one of notes: `labels` of its rows,
-    images `converted` per Pillow mode other than RGB, and the names of images `skipped`.
+    images `converted` per Pillow mode other than RGB and per change by `as_seen`, and the names of images `skipped`.
     """
 
     def __init__(self, folder: Path, name: str, split: Split, size: int, workers: int, report: Report) -> None:
@@ -186,7 +186,7 @@ class Shards:
         if done != self.split.images:
             raise GcflowError(
                 f"{self.split.archive}: holds {done} images, expected {self.split.images}; it is incomplete or of "
-                "another data set; fetch it again"
+                "another data set; put the whole one there"
             )
 
     def _shard(self, batch: list[Item], done: int, pool: Executor, skip_broken: bool) -> dict[str, Any]:
@@ -197,17 +197,17 @@ class Shards:
                     if image.pixels is not None:
                         file.write(image.pixels.tobytes())
                         labels.append(item.label)
-                        converted[image.mode] += image.mode != "RGB"
+                        converted.update(image.changes)
                     elif skip_broken:
                         skipped.append(item.name)
                     else:
                         raise GcflowError(
-                            f"{self.split.archive}: image {shown(item.name)} does not decode ({image.problem}); fetch "
-                            "the archive again, or leave such images out with --skip-broken"
+                            f"{self.split.archive}: image {shown(item.name)} does not decode ({image.problem}); "
+                            "replace it, or leave such images out with --skip-broken"
                         )
                 done += len(chunk)
                 self.report(done, self.split.images, self.phase)
-        return {"labels": labels, "converted": dict(+converted), "skipped": skipped}
+        return {"labels": labels, "converted": dict(converted), "skipped": skipped}
 
     def _decoded(self, batch: list[Item], pool: Executor) -> "Iterator[list[tuple[Item, Decoded]]]":
         """The images in order; a bounded number of them is in memory."""
@@ -215,7 +215,7 @@ class Shards:
         from gcflow.archives.decoding import decode
 
         def work(chunk: list[Item]) -> "list[tuple[Item, Decoded]]":
-            return [(item, decode(item, self.size, self.split.filter)) for item in chunk]
+            return [(item, decode(item, self.size, self.split.filter, self.split.as_seen)) for item in chunk]
 
         pending: deque[Future[list[tuple[Item, Decoded]]]] = deque()
         for first in range(0, len(batch), CHUNK):

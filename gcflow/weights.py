@@ -21,11 +21,12 @@ from gcflow.config import (
 )
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
-from gcflow.files import atomic_path, opened_tensors, tensors_metadata
+from gcflow.files import atomic_path, expected_form, opened_tensors, tensors_metadata
 from gcflow.networks import Network
-from gcflow.options import Options, mistakes
+from gcflow.options import Count, Options, mistakes
 from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, Preconditioning
 from gcflow.randomness import derived_seed
+from gcflow.readable import one_line
 
 
 class ModelSpec(Options):
@@ -34,7 +35,7 @@ class ModelSpec(Options):
     network: Annotated[Network, register.network]
     preconditioning: Preconditioning
     process: NoiseProcess
-    shape: tuple[int, ...] = Field(description="of one sample")
+    shape: tuple[Count, ...] = Field(description="of one sample")
 
     def header(self) -> dict[str, Any]:
         """As JSON values, the `model` entry of every weights file's header."""
@@ -69,6 +70,7 @@ def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weigh
             for name, tensor in expected.items()
             if name in found and found[name].shape != tensor.shape
         ),
+        *(f"has {name}, which is not finite" for name, tensor in found.items() if not tensor.isfinite().all()),
     ]
     if problems:
         more = f", and {len(problems) - 1} more differences" if len(problems) > 1 else ""
@@ -113,7 +115,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = tensors_metadata(file)
     if metadata and metadata.pop("content_sha256", None) != content_hash(tensors, metadata):
-        raise GcflowError(f"{path}: damaged (its content is not what was written); delete it to make it again")
+        raise GcflowError(f"{path}: damaged (its content is not what was written); make or fetch it again")
     return tensors, metadata
 
 
@@ -139,13 +141,17 @@ def load_model(
         raise GcflowError(f"{path}: has no gcflow header; expected weights of `gcflow train` or `gcflow import-edm`")
     try:
         spec = from_dict(ModelSpec, metadata["model"])
+        model = spec.build()
     except ValidationError as error:
         problem = mistakes(error, metadata["model"])[0]
         if error.errors()[0]["type"] == "unknown_name":
             remedy = "list its file under extensions in params.yaml, or import it"
             raise GcflowError(f"{path}: its {problem}; {remedy}") from None
         raise GcflowError(f"{path}: its header is of another version of gcflow ({problem}); make it again") from None
-    model = spec.build()
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise GcflowError(f"{path}: no network can be as its header says ({one_line(error)}); make it again") from None
+    with expected_form(path, "gcflow train"):
+        is_denoiser(metadata)
     load_weights(model, tensors, weights, path)
     return model.to(device).eval().requires_grad_(False), spec, metadata
 
@@ -156,14 +162,13 @@ def is_denoiser(metadata: dict[str, Any]) -> bool:
     Raises:
         GcflowError: its objective is of an extension that was not read.
     """
-    if "config" in metadata:
-        objective = metadata["config"]["method"]["objective"]
-        try:
-            return bool(register.objective.of(objective).denoises)
-        except ValidationError as error:
-            remedy = "list its file under extensions in params.yaml, or import it"
-            raise GcflowError(f"the weights' objective: its {mistakes(error)[0]}; {remedy}") from None
-    return bool(metadata["model"]["preconditioning"] != "consistency")
+    if "config" not in metadata:
+        return bool(metadata["model"]["preconditioning"] != "consistency")
+    try:
+        return bool(register.objective.of(metadata["config"]["method"]["objective"]).denoises)
+    except ValidationError as error:
+        remedy = "list its file under extensions in params.yaml, or import it"
+        raise GcflowError(f"the weights' objective: its {mistakes(error)[0]}; {remedy}") from None
 
 
 def load_run_model(

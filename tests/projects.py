@@ -354,13 +354,14 @@ def prepare_data(folder: Path, *datasets: str) -> Path:
 def train_here(folder: Path, run: str, minutes: float | None = None) -> None:
     """`gcflow train` within this process, for tests of what is no behaviour of a process."""
     from gcflow.pipeline.params import Params
-    from gcflow.pipeline.train import train_run
+    from gcflow.pipeline.train import STOPPING, train_run
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:
         train_run(Params(folder / "params.yaml"), run, minutes=minutes)
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # What a run leaves.

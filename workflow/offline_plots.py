@@ -16,5 +16,5 @@ packages = ("vega/vega.js", "vega-lite/vega-lite.js", "vega-embed/vega-embed.js"
 scripts = "".join(f"<script>{Assets.get_content(name)}</script>" for name in packages)
 path = Path(__file__).parent.parent / ".dvc" / "tmp" / "plots.html"
 path.parent.mkdir(exist_ok=True)
-path.write_text(PAGE.format(scripts))
+path.write_text(PAGE.format(scripts), "utf-8")
 sys.stdout.write(f"{path}\n")

@@ -117,6 +117,6 @@ def downsampled_images(files: tuple[Path, ...]) -> Iterator[Item]:
             stem = f"train_data_batch_{number}"
             name = next((name for name in batches if name.removesuffix(".npz") == stem), None)
             if name is None:
-                raise GcflowError(f"{archive}: holds no {stem}; it is incomplete or another archive, fetch it again")
+                raise GcflowError(f"{archive}: holds no {stem}; it is incomplete or another archive")
             with batches[name].open("rb") as file:
                 yield from read_batch(file, f"{archive}: {stem}", name.endswith(".npz"), range(1, 1001))

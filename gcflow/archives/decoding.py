@@ -1,10 +1,10 @@
-"""One image: read, decoded, converted to 8-bit RGB and made square."""
+"""One image: read, decoded, converted to 8-bit RGB and made square; of a user's own, first made what a viewer shows."""
 
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from gcflow.archives.formats import Filter, Item, damage
 
@@ -15,10 +15,10 @@ Image.init()
 
 
 class Decoded(NamedTuple):
-    """pixels: uint8 [3, H, W], or None with the `problem`. mode: Pillow's, of the file."""
+    """pixels: uint8 [3, H, W], or None with the `problem`. changes: its mode if not RGB, and those of `as_seen`."""
 
     pixels: np.ndarray | None
-    mode: str = "RGB"
+    changes: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -50,8 +50,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(item: Item, size: int, filter_: Filter) -> Decoded:
-    """The pixels of an image, made a square of `size` if it comes as a file.
+def as_seen(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """An image upright, its transparent parts white, of several frames the first; and which of these it took."""
+    changes = ("first of several frames",) if getattr(image, "n_frames", 1) > 1 else ()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        image, changes = ImageOps.exif_transpose(image), (*changes, "turned upright")
+    if image.has_transparency_data and image.mode not in SIXTEEN_BIT:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image, changes = white.convert("RGB"), (*changes, "transparency on white")
+    return image, changes
+
+
+def decode(item: Item, size: int, filter_: Filter, seen: bool = False) -> Decoded:
+    """The pixels of an image, made a square of `size` if it comes as a file. seen: make it first what a viewer shows.
 
     Raises:
         OSError: its file cannot be read.
@@ -60,7 +72,9 @@ def decode(item: Item, size: int, filter_: Filter) -> Decoded:
         return Decoded(item.content)
     try:
         with Image.open(BytesIO(item.content())) as image:
-            mode = image.mode
-            return Decoded(np.asarray(square(to_rgb(image), size, filter_)).transpose(2, 0, 1), mode)
+            modes = () if image.mode == "RGB" else (image.mode,)
+            upright, changes = as_seen(image) if seen else (image, ())
+            pixels = np.asarray(square(to_rgb(upright), size, filter_)).transpose(2, 0, 1)
+            return Decoded(pixels, (*modes, *changes))
     except Exception as error:  # A damaged file lets its readers raise almost anything.
         return Decoded(None, problem=damage(error))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path
@@ -25,7 +25,9 @@ Report = Callable[[int, int, str], None]
 
 PHASES = {"download": "bytes", "unpack": "bytes", "hash": "bytes", "images": "images", "held-out images": "images"}
 BLOCK = 1 << 20
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# Some need a plugin of Pillow (HEIC, JPEG XL): they are refused by name, not passed over.
+PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".jxl", ".webp", ".avif", ".heic", ".heif")
+IMAGE_SUFFIXES = (*PHOTOGRAPHS, ".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Members = dict[str, Callable[[], bytes]]
 """The images of an archive: name to a function that reads the file, in any thread."""
@@ -43,12 +45,14 @@ class Split(NamedTuple):
     """Images that belong together, in their order.
 
     archive: named in errors. images: how many `items` should be. filter: of the resize that makes files square.
+    as_seen: whether they are first made what a viewer shows (`decoding.as_seen`).
     """
 
     archive: Path
     items: Iterable[Item]
     images: int
     filter: Filter = "lanczos"
+    as_seen: bool = False
 
 
 def silent(done: int, total: int, phase: str) -> None:
@@ -77,7 +81,7 @@ def whole(where: object) -> Iterator[None]:
     except (GcflowError, MemoryError):
         raise
     except Exception as error:
-        message = f"{where}: is truncated, damaged or another archive ({damage(error)}); fetch it again"
+        message = f"{where}: is truncated, damaged or another archive ({damage(error)}); put a whole one there"
         raise GcflowError(message) from None
 
 
@@ -97,8 +101,23 @@ def labelled(members: Members) -> list[Item]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """The image files below a folder, relative to it, sorted."""
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    """The image files below a folder, also behind links, relative to it, sorted.
+
+    Raises:
+        GcflowError: a link leads back to a folder that it lies in.
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        above = {path.resolve() for path in (Path(parent), *Path(parent).parents)}
+        for path in (Path(parent, name) for name in folders):
+            if path.is_symlink() and path.resolve() in above:
+                raise GcflowError(f"{path}: a link to a folder that it lies in; remove it")
+        paths += [Path(parent, name) for name in names]
     return sorted(filter(_is_image, (path.relative_to(folder).as_posix() for path in paths)))
 
 
@@ -107,11 +126,21 @@ def folder_members(folder: Path) -> Members:
     return {name: (folder / name).read_bytes for name in image_files(folder)}
 
 
+def _by_name(path: Path, found: Iterable[tuple[str, Callable[[], bytes]]]) -> Members:
+    members: Members = {}
+    for name, read in found:
+        if _is_image(name):
+            if name in members:
+                raise GcflowError(f"{path}: holds {shown(name)} twice; pack it again")
+            members[name] = read
+    return members
+
+
 def zip_members(path: Path) -> Members:
-    """The images of a zip.
+    """The images of a zip; some of Windows' programs separate folders by backslashes.
 
     Raises:
-        GcflowError: it is no whole zip.
+        GcflowError: it is no whole zip, or has two images of one name.
     """
     with whole(path):
         archive = zipfile.ZipFile(path)
@@ -121,7 +150,8 @@ def zip_members(path: Path) -> Members:
         with lock:
             return archive.read(member)
 
-    return {name: partial(read, member) for member in archive.infolist() if _is_image(name := _plain(member.filename))}
+    found = ((_plain(member.filename.replace("\\", "/")), partial(read, member)) for member in archive.infolist())
+    return _by_name(path, found)
 
 
 def _range(path: Path, offset: int, size: int) -> bytes:
@@ -149,7 +179,7 @@ def tar_members(path: Path, nested: bool = False) -> Members:
         nested: take the images of the tars in it, each with the name of its tar (without .tar) as its folder.
 
     Raises:
-        GcflowError: it is no whole tar.
+        GcflowError: it is no whole tar, or has two images of one name.
     """
     with path.open("rb") as file:
         found = list(_tar_files(path, file, 0, path.stat().st_size))
@@ -160,7 +190,7 @@ def tar_members(path: Path, nested: bool = False) -> Members:
                 if tar.endswith(".tar")
                 for name, offset, size in _tar_files(path, file, start, start + length)
             ]
-    return {name: partial(_range, path, offset, size) for name, offset, size in found if _is_image(name)}
+    return _by_name(path, ((name, partial(_range, path, offset, size)) for name, offset, size in found))
 
 
 def lmdb_members(folder: Path) -> Members:

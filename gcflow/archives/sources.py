@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 UNPACKED_IMAGENET = "train"
 CELEBA_FOLDER = "img_align_celeba"
-CELEBA_PARTITION = "list_eval_partition.txt"
+CELEBA_LISTS = ("list_eval_partition.txt", "list_eval_partition.csv")
 TIMING_IMAGES = 1024
 Splits = tuple[Split, Split | None]
 """Images to train on, and what is held out or None if an archive has no such split."""
@@ -238,7 +238,8 @@ class Imagenet32Downsampled(Archived):
 class Celeba64(Archived):
     """CelebA's aligned faces at 64x64: the shorter side resized, then the centre cropped.
 
-    Faces of 178x218 become 64x78, of which 64x64 remain. The test split of its list is held out.
+    Faces of 178x218 become 64x78, of which 64x64 remain. The test split of its list is held out. Kaggle's zip and list
+    (.csv) are taken too.
     """
 
     archive: str = Field(default="img_align_celeba.zip", description="file in the archives' folder")
@@ -253,7 +254,8 @@ class Celeba64(Archived):
         """The zip and its list of splits."""
         page = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
         place = f"from the Google Drive of {page} and put it there; no program can download it"
-        folders = {self.archive: "Img", CELEBA_PARTITION: "Eval"}
+        listed = next((name for name in CELEBA_LISTS if (archives / name).exists()), CELEBA_LISTS[0])
+        folders = {self.archive: "Img", listed: "Eval"}
         return tuple(
             _existing(archives / name, f"fetch {name} (folder {folder}) {place}") for name, folder in folders.items()
         )
@@ -261,9 +263,8 @@ class Celeba64(Archived):
     def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
         """The images of both splits."""
         archive, partition = files
-        members = zip_members(archive)
-        if not any(name.startswith(f"{CELEBA_FOLDER}/") for name in members):
-            raise GcflowError(f"{archive}: holds no {CELEBA_FOLDER}/, so it is not CelebA's; fetch the right archive")
+        # Kaggle's zip has the folder within one of the same name.
+        members = {name.rpartition(f"{CELEBA_FOLDER}/")[2]: read for name, read in zip_members(archive).items()}
         train, test = (self._listed(archive, partition, members, split) for split in ("0", "2"))
         _require_count(partition, len(train), self.images, "images to train on")
         if test or self.held_out_images:
@@ -275,15 +276,18 @@ class Celeba64(Archived):
 
     def _listed(self, archive: Path, partition: Path, members: Members, split: str) -> list[Item]:
         items = []
-        for number, line in enumerate(partition.read_text(errors="replace").splitlines(), 1):
-            words = line.split()
+        for number, line in enumerate(partition.read_text("utf-8-sig", "replace").splitlines(), 1):
+            words = line.replace(",", " ").split()
+            if not words or words[0] == "image_id":
+                continue
             if len(words) != 2 or words[1] not in ("0", "1", "2"):
                 raise GcflowError(f"{partition}: line {number} is {shown(line)!r}, expected e.g. '000001.jpg 0'")
             name = f"{CELEBA_FOLDER}/{words[0]}"
             if words[1] == split:
-                if name not in members:
-                    raise GcflowError(f"{archive}: lacks {shown(name)}, which {partition.name} lists; fetch it again")
-                items.append(Item(name, 0, members[name]))
+                if words[0] not in members:
+                    problem = f"lacks {shown(name)}, which {partition.name} lists"
+                    raise GcflowError(f"{archive}: {problem}; it is incomplete, or one of the two of another data set")
+                items.append(Item(name, 0, members[words[0]]))
         return items
 
 
@@ -330,7 +334,8 @@ class Church64(Archived):
 class Folder(Archived):
     """Any folder, zip, tar or tar.gz of images: the shorter side of each resized, then the centre cropped.
 
-    Labels number the sorted folders that images lie in.
+    Each is taken as a viewer shows it: turned upright, transparent parts white, of several frames the first. Labels
+    number the sorted folders that images lie in.
     """
 
     path: str = Field(description="in the folder of archives, or absolute")
@@ -355,4 +360,11 @@ class Folder(Archived):
     def open(self, files: tuple[Path, ...], scratch: Path, report: Report) -> Splits:
         """The images, sorted by name."""
         (path,) = files
-        return _split(path, labelled(members_of(path, scratch, report)), self.images, self.filter), None
+        found = _split(path, labelled(members_of(path, scratch, report)), self.images, self.filter)
+        return found._replace(as_seen=True), None
+
+    def provenance(self) -> dict[str, str]:
+        """Variant and transform, in words."""
+        found = super().provenance()
+        seen = "turned upright by EXIF, transparent parts white, of several frames the first"
+        return found | {"transform": f"{seen}; {found['transform']}"}

@@ -46,7 +46,7 @@ def write_dvc_yaml(params: Params, scale: str) -> bool:
     changed = False
     for name, text in dvc_documents(params, scale).items():
         path = params.root / name
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text("utf-8") != text:
             path.parent.mkdir(exist_ok=True)
             write_text(path, text)
             changed = True

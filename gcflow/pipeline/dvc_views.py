@@ -28,7 +28,7 @@ def loss_curve(path: Path) -> list[Row]:
         GcflowError: it is missing, empty or damaged.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         logged = [(int(line["step"]), float(line["loss"])) for line in lines]
     except FileNotFoundError:
         raise GcflowError(f"{path}: no such file; run the stage that makes it") from None

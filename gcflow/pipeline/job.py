@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec
 import psutil
 
 from gcflow.config import digest, to_dict
+from gcflow.distributed import is_first
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import write_json
 from gcflow.pipeline.folders import end_path
@@ -46,7 +47,7 @@ def device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -123,8 +124,7 @@ def tells_its_end(verb: str) -> Callable[[Job[P]], Job[P]]:
         @wraps(job)
         def told(params: Params, name: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
             run, ended = params.parse_run(name), None
-            # Of several processes of a run the first speaks.
-            tells = os.environ.get("RANK", "0") == "0"
+            tells = is_first()
             if tells:
                 with suppress(OSError):
                     end_path(params.root, run).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import threading
 import time
 from types import FrameType
 
+from gcflow.distributed import launched
 from gcflow.errors import Preempted
 
 LIFELINE = "GCFLOW_LIFELINE"
@@ -26,7 +27,7 @@ def is_member() -> bool:
     if LIFELINE in os.environ:
         descriptor = int(os.environ[LIFELINE])
         threading.Thread(target=_die_with, args=(descriptor,), daemon=True).start()
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return launched()
 
 
 def _die_with(lifeline: int) -> None:
@@ -45,7 +46,7 @@ def _free_port() -> int:
 def launch(processes: int) -> int:
     """Runs this process's own command line in `processes` copies; returns their exit code.
 
-    SIGTERM and SIGINT are passed on. When one fails the others are ended, and the failure's code is returned.
+    SIGTERM, SIGINT and SIGHUP are passed on. When one fails the others are ended, and the failure's code is returned.
     """
     lifeline, held = os.pipe()
     place = {
@@ -70,8 +71,8 @@ def launch(processes: int) -> int:
             if member.poll() is None:
                 member.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, pass_on)
     try:
         return _wait(members)
     finally:

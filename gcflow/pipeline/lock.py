@@ -48,7 +48,7 @@ class Holder:
         """This process, with a new token, so that no two lock files are equal."""
         boot_id = namespace = None
         with suppress(OSError):
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
             # Containers may share host name and boot, yet not the numbers of their processes.
             namespace = os.readlink("/proc/self/ns/pid")
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -259,7 +259,7 @@ class RunLock:
         """Makes the lock file, unless the lock is another's by now."""
         path = _path(self.folder, self.number)
         try:
-            file = path.open("x")
+            file = path.open("x", encoding="utf-8")
         except FileExistsError:
             return False
         try:

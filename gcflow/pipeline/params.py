@@ -1,6 +1,5 @@
 """params.yaml, the grid of runs, and claims.yaml beside it: validated as a whole before anything is scheduled."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,9 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import CollectionNode, MappingNode
 
 from gcflow.config import (
     CheckpointFile,
@@ -28,6 +24,7 @@ from gcflow.pipeline import features
 from gcflow.pipeline.figures import figure_mistakes
 from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table
 from gcflow.pipeline.sweeps import expand_sweeps
+from gcflow.pipeline.yaml_files import read_yaml
 from gcflow.register import network
 from gcflow.sources import Mixture2d
 
@@ -203,7 +200,7 @@ class Params:
 
     def _check_views(self, name: str, entry: DatasetEntry) -> None:
         where = f"datasets.{name}"
-        self._check_evaluation(f"{where}.evaluation", entry)
+        self._check_evaluation(where, entry)
         for method in entry.runs:
             if method not in entry.methods:
                 raise self._fail(f"{where}.runs.{method}", f"names no method; {_known(method, entry.methods)}")
@@ -225,11 +222,20 @@ class Params:
         taken = [metric.name for metric in features.KINDS[entry.features.kind].metrics]
         for name in (name for metric in entry.evaluation.metrics for name in metric.columns):
             if not re.fullmatch("[a-z0-9-]+", name) or name in taken:
-                raise self._fail(f"{where}.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -")
+                raise self._fail(
+                    f"{where}.evaluation.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -"
+                )
         splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
         if entry.evaluation.samples < splits:
             problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
-            raise self._fail(f"{where}.samples", problem)
+            raise self._fail(f"{where}.evaluation.samples", problem)
+        if entry.features.kind != "identity" and len(entry.data.shape) != 3:
+            raise self._fail(f"{where}.features.kind", f"is {entry.features.kind!r}, expected 'identity' for points")
+        for name, rules in entry.features.protocols.items():
+            real = entry.data.count if rules and rules.split == "train" else None
+            if rules and real is not None and real < (least := rules.fewest_images):
+                problem = f"asks for {least} real images, and there are {real}"
+                raise self._fail(f"{where}.features.protocols.{name}", problem)
 
     def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
         protocols = entry.features.protocols
@@ -270,6 +276,12 @@ class Params:
     def _check_method(self, dataset: str, method: str) -> None:
         entry, where = self.dataset(dataset), f"datasets.{dataset}.methods.{method}"
         config = self._config(Run(dataset, method, 0), {})
+        try:
+            config.network.check(tuple(entry.data.shape))
+        except ValidationError as error:
+            raise _refusal(self.path, error, {}, (*where.split("."), "network")) from None
+        except ValueError as error:
+            raise self._fail(f"{where}.network", str(error)) from None
         seeds = entry.runs[method].seeds if method in entry.runs else ()
         for role, reference in entry.methods[method].frozen.items():
             if isinstance(reference, CheckpointFile):
@@ -328,40 +340,6 @@ class PublishedValue(NamedTuple):
         """As it is shown."""
         spread = "" if self.std is None else f" ± {self.std:.2f}"
         return f"{self.mean:.2f}{spread} {self.caveat}".rstrip()
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of YAML 1.2, as DVC reads it: 1e-4 is a number, `on` a text. Keys and dates are texts: what JSON can hold.
-
-    Raises:
-        GcflowError: it is missing, is no YAML, has a key twice, or is no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if "<<" in text:
-            _refuse_twice(path, YAML(typ="safe").compose(text))
-        read = YAML(typ="safe").load(text)
-        document = json.loads(json.dumps(read, default=str))
-    except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run in the project's folder or give --params") from None
-    except (YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        # A key that stands twice comes with a long hint on how to let it pass.
-        text = " ".join(str(error).partition("To suppress")[0].split())
-        raise GcflowError(f"{path}: not valid YAML: {text}") from None
-    if not isinstance(document, dict):
-        raise GcflowError(f"{path}: expected keys and their values")
-    return document
-
-
-def _refuse_twice(path: Path, node: Any) -> None:
-    """Refuses a key that stands twice, which ruamel lets pass beside a merge."""
-    if isinstance(node, MappingNode):
-        keys = [key.value for key, _ in node.value]
-        if again := [key for key, _ in node.value if keys.count(key.value) > 1]:
-            raise GcflowError(f"{path}: line {again[-1].start_mark.line + 1}: key {again[-1].value!r} stands twice")
-    for part in node.value if isinstance(node, CollectionNode) else []:
-        for child in part if isinstance(part, tuple) else (part,):
-            _refuse_twice(path, child)
 
 
 def _merged(base: Any, override: dict[str, Any]) -> dict[str, Any]:

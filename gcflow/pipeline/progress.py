@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -13,9 +14,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """A line on standard error, whole, whoever else is writing there."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """A line on standard error, whole, whoever else is writing there; nothing where nobody reads it any more."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 class Progress:

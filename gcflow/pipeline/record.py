@@ -34,7 +34,7 @@ def record(params: Params, scale: str) -> None:
         # Without names DVC writes dvc.lock once for all stages, with names once for each.
         names = [] if len(new) == len(stages) else [stage.name for stage in new]
         try:
-            run_dvc(params, "commit", "--force", "--quiet", *names)
+            run_dvc(params, "commit", "--force", *names)
         finally:
             _restore(times, known)
     say(f"dvc.lock: {len(new)} stages recorded, {complete} of {len(stages)} complete")

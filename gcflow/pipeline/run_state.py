@@ -102,7 +102,7 @@ class RunState:
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise GcflowError(f"{self.metrics}: cannot be written ({error.strerror}); free space, then again") from None
@@ -111,7 +111,7 @@ class RunState:
         """Drops the lines after `step`, which the resumed run will write again, and a half-written last one."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+        kept = [line for line in self.metrics.read_text("utf-8").splitlines() if _step_of(line) <= step]
         write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def publish(self, folder: Path, steps: list[int]) -> None:

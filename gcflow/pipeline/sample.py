@@ -16,6 +16,8 @@ from gcflow.sampling import Sampler, generate
 from gcflow.weights import ModelSpec, is_denoiser, load_model
 
 ENDINGS = (".npz", ".npy", ".png", "")
+# Their files are named by six digits.
+MOST_IMAGES = 10**6
 
 
 def choose_sampler(spec: ModelSpec, metadata: dict[str, Any], sigmas: tuple[float, ...], heun_steps: int) -> Sampler:
@@ -64,9 +66,13 @@ def sample_to_file(
         heun_steps: levels of noise for a denoiser.
 
     Raises:
-        GcflowError: the weights are missing or damaged, `out` has another ending, or data that are no images are to
-            be written as images.
+        GcflowError: the weights are missing or damaged, `out` has another ending, there are too many images, or data
+            that are no images are to be written as images.
     """
+    if images.stop > MOST_IMAGES:
+        raise GcflowError(
+            f"--first and --count: there is no image {images.stop - 1}; the last one is {MOST_IMAGES - 1}"
+        )
     if out.suffix not in ENDINGS:
         raise GcflowError(f"{out}: expected .npz, .npy, .png (a grid), or no ending (a folder of PNGs)")
     model, spec, metadata = load_model(weights_file, weights, device)
@@ -75,7 +81,7 @@ def sample_to_file(
     if not pictures and out.suffix == "":
         raise GcflowError(f"{out}: the samples are points, not images; write them to .npz, .npy or .png (a scatter)")
     dtype = torch.uint8 if pictures else torch.float32
-    name = metadata["config"]["dataset"] if "config" in metadata else weights_file.name
+    name = metadata.get("config", {}).get("dataset", weights_file.name)
     parts: list[np.ndarray] = []
     done = 0
     with Progress(f"{name} samples", len(images), unit="sample") as progress:

@@ -26,7 +26,7 @@ class Scheduler:
         self._jobs = {str(out): job for job in self._dag.jobs for out in job.output}
         self._needed = set(self._dag.needrun_jobs())
         locks = sorted((Path(self._persistence.path) / "locks").glob("*.output.lock"))
-        self._claimed = {line: lock.stat().st_mtime for lock in locks for line in lock.read_text().splitlines()}
+        self._claimed = {line: lock.stat().st_mtime for lock in locks for line in lock.read_text("utf-8").splitlines()}
 
     def would_make(self, path: str) -> bool:
         """Whether Snakemake would run the job that makes a file, or has none."""
@@ -111,7 +111,7 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
     from snakemake.settings import types as settings
     from snakemake.settings.enums import Quietness
 
-    triggers = yaml.safe_load((params.root / PROFILE).read_text())["rerun-triggers"]
+    triggers = yaml.safe_load((params.root / PROFILE).read_text("utf-8"))["rerun-triggers"]
     output = settings.OutputSettings(quiet={Quietness.ALL})
     with SnakemakeApi(output) as api:
         try:

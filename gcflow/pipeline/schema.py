@@ -23,15 +23,17 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.metrics import Metric
 from gcflow.networks import Network
-from gcflow.options import Count, Options, require
+from gcflow.options import Count, Different, Line, Options, require
 from gcflow.pipeline import figures
+from gcflow.preconditioning import MOST_NOISE
 from gcflow.sources import Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
 # Of data sets, methods, tables and what else becomes a part of a path or of a stage's name.
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
-Level = Annotated[float, Field(gt=0)]
+Level = Annotated[float, Field(gt=0, le=MOST_NOISE)]
+Methods = Different[tuple[str, ...]]
 Open = Annotated[float, Field(gt=0, lt=1)]
 if TYPE_CHECKING:
     FigureKindName = str
@@ -65,11 +67,10 @@ class MethodEntry(MethodConfig):
 class Replicates(Options):
     """The runs of a method."""
 
-    label: str = Field(description="the method's name in tables and figures")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="one run each, all different")
-
-    def __post_init__(self) -> None:
-        require(len(set(self.seeds)) == len(self.seeds), "seeds", list(self.seeds), "different integers >= 0")
+    label: Line = Field(description="the method's name in tables and figures")
+    seeds: Different[tuple[Annotated[int, Field(ge=0)], ...]] = Field(
+        min_length=1, description="one run each, all different"
+    )
 
 
 class Classifier(Options):
@@ -132,6 +133,11 @@ class Protocol(Options):
     score_splits: int = Field(default=10, ge=1, description="parts that the inception score is averaged over")
 
     @property
+    def fewest_images(self) -> int:
+        """Real images that it needs."""
+        return max(self.reference_images or FEWEST_REAL, self.score_splits)
+
+    @property
     def reference_settings(self) -> dict[str, Any]:
         """The part that decides the reference."""
         keys = ("resize", "real_pixels", "split", "reference_images", "reference_seed")
@@ -174,14 +180,18 @@ Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
 class Evaluation(Options):
     """What is generated to be compared."""
 
-    samples: int = Field(ge=2, description="generated per evaluation")
-    generation_seeds: tuple[int, ...] = Field(
+    samples: int = Field(ge=2, le=10**7, description="generated per evaluation")
+    generation_seeds: Different[tuple[int, ...]] = Field(
         min_length=1, description="at the last step each is used; at snapshots only the first"
     )
-    intermediate_sigmas: tuple[float, ...] = Field(description="noise levels of the few-step sampler, descending")
+    intermediate_sigmas: Different[tuple[float, ...]] = Field(
+        description="noise levels of the few-step sampler, descending"
+    )
     heun_steps: int = Field(ge=2, description="of the sampler of denoisers")
     grid: int = Field(ge=1, description="images per row and column of the sample grid")
-    weights: tuple[Weights, ...] = Field(default=("ema", "raw"), description="which of a run's weights; ema is one")
+    weights: Different[tuple[Weights, ...]] = Field(
+        default=("ema", "raw"), description="which of a run's weights; ema is one"
+    )
     batch: int = Field(default=500, ge=1, description="samples generated at once")
     metrics: tuple[Annotated[Metric, register.metric], ...] = Field(
         default=(), description="of extensions, besides those of the features"
@@ -229,7 +239,7 @@ class Discrepancy(Options):
     """Velocity discrepancy of each coupling, by the denoisers of the data set."""
 
     samples: int = Field(ge=2, description="pairs per noise level")
-    sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels")
+    sigmas: Different[tuple[Level, ...]] = Field(min_length=1, description="noise levels")
     seed: int = Field(description="of the pairs")
 
 
@@ -238,7 +248,7 @@ class Transport(Options):
 
     predictor: RunReference = Field(description="the run whose EMA predicts endpoints")
     samples: int = Field(ge=2, description="pairs per estimate; a multiple of every batch size, of twice at least")
-    batch_sizes: tuple[Count, ...] = Field(description="of optimal transport")
+    batch_sizes: Different[tuple[Count, ...]] = Field(description="of optimal transport")
     sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")
     seed: int = Field(description="of the pairs")
 
@@ -253,8 +263,8 @@ class Transport(Options):
 class Table(Options):
     """A table of final metrics."""
 
-    title: str = Field(description="above the table")
-    methods: tuple[str, ...] = Field(description="whose runs it shows; a swept method means all of its sweep")
+    title: Line = Field(description="above the table")
+    methods: Methods = Field(min_length=1, description="whose runs it shows; a swept method means all of its sweep")
     reproduces: Reproduces | None = Field(
         default=None,
         description="which table of the paper it answers, `table1`; the workflow has a target of that name",
@@ -279,8 +289,8 @@ class Figure(Options):
     """A figure."""
 
     kind: FigureKindName = Field(description="how it is drawn: a file of `gcflow/pipeline/figures`")
-    title: str = Field(description="above the figure")
-    methods: tuple[str, ...] = Field(
+    title: Line = Field(description="above the figure")
+    methods: Methods = Field(
         default=(), description="whose runs it shows, where its kind shows runs; a swept method means all of its sweep"
     )
     reproduces: Reproduces | None = Field(
@@ -318,8 +328,8 @@ class DatasetEntry(Options):
 class RunsClaim(Options):
     """That one method's statistic is lower than another's, over the training seeds that both have."""
 
-    place: str = Field(description="in the paper")
-    claim: str = Field(description="one sentence")
+    place: Line = Field(description="in the paper")
+    claim: Line = Field(description="one sentence")
     statistic: Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"] = Field(
         description="of a run: ln distance at the end, at the first snapshot, its mean over snapshots, at the end over "
         "the least; mean ln discrepancy of a denoiser's coupling, its slope against ln sigma"
@@ -335,8 +345,8 @@ class RunsClaim(Options):
 class TransportClaim(Options):
     """About the transport cost of generator-augmented pairs: how it begins and ends, or that it falls below OT's."""
 
-    place: str = Field(description="in the paper")
-    claim: str = Field(description="one sentence")
+    place: Line = Field(description="in the paper")
+    claim: Line = Field(description="one sentence")
     statistic: Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"] = Field(description="what it does")
     test: Literal["transport"] = "transport"
 
@@ -344,8 +354,8 @@ class TransportClaim(Options):
 class TheoryClaim(Options):
     """That every numerical check of a statement holds."""
 
-    place: str = Field(description="in the paper")
-    claim: str = Field(description="one sentence")
+    place: Line = Field(description="in the paper")
+    claim: Line = Field(description="one sentence")
     statement: str = Field(description="as theory.json names it, e.g. `Theorem 1`")
     test: Literal["theory"] = "theory"
 
@@ -374,7 +384,9 @@ class Pretrained(Options):
 class Tracking(Options):
     """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
 
-    experiment: str = Field(description="its name there; each data set has its own below it, `<experiment>/<data set>`")
+    experiment: Line = Field(
+        description="its name there; each data set has its own below it, `<experiment>/<data set>`"
+    )
     watch_every: float | None = Field(
         default=30.0,
         gt=0,

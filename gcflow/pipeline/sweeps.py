@@ -6,12 +6,14 @@ own. docs/methods.md has an example.
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 from gcflow.errors import GcflowError
 
+MOST_METHODS = 1000
 Values = dict[str, Any]
 # (data set, `methods` or `runs`, method) to the swept method that it stands under in the file.
 Origins = dict[tuple[str, str, str], str]
@@ -74,6 +76,8 @@ def _points(where: str, method: str, sweep: Any, content: dict[str, Any]) -> dic
             block = block.get(part, {})
             if not isinstance(block, dict):
                 raise GcflowError(f"{where}.{key} is no key of this method, whose {part} is {block!r}")
+    if (number := math.prod(map(len, sweep.values()))) > MOST_METHODS:
+        raise GcflowError(f"{where} gives {number} methods, expected at most {MOST_METHODS}")
     points: dict[str, Values] = {}
     for combination in product(*sweep.values()):
         values = dict(zip(sweep, combination, strict=True))

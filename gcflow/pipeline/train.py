@@ -15,7 +15,7 @@ from torch import Tensor
 from gcflow.batches import resident
 from gcflow.config import check_start, digest, to_dict
 from gcflow.data import Dataset, load_dataset
-from gcflow.distributed import World, joined, launched
+from gcflow.distributed import World, is_first, joined, launched
 from gcflow.errors import GcflowError, OutOfMemory, Preempted
 from gcflow.extensions import origins
 from gcflow.files import sha256_of
@@ -35,8 +35,12 @@ from gcflow.weights import is_denoiser, load_model, load_run_model, load_tensors
 WAITING, STOPPED, ACQUIRED = "waiting", "stopped", "acquired"
 
 
+# A scheduler, Ctrl-C, and a terminal that is closed.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Deadline(Observer):
-    """The reasons to stop that each process of a run has for itself: SIGTERM, and the time budget.
+    """The reasons to stop that each process of a run has for itself: a signal of `STOPPING`, and the time budget.
 
     minutes: from now on; None means no budget.
     """
@@ -44,16 +48,19 @@ class Deadline(Observer):
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
         self.end = time.monotonic() + 60 * minutes if minutes is not None else None
-        self.terminated = False
-        signal.signal(signal.SIGTERM, self._terminate)
+        self.signal = ""
+        for number in STOPPING:
+            # Under nohup a closed terminal is ignored; a shell that ignores SIGTERM leaves it to this process.
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._stop)
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
 
     def stop_requested(self) -> str | None:
-        """SIGTERM, or the end of the budget."""
-        if self.terminated:
-            return "stopped by SIGTERM"
+        """A signal, or the end of the budget."""
+        if self.signal:
+            return f"stopped by {self.signal}"
         if self.end is not None and time.monotonic() > self.end:
             return f"time budget of {self.minutes:g} minutes spent"
         return None
@@ -70,7 +77,7 @@ class Deadline(Observer):
 
 
 class _Watcher(Observer):
-    """Saves what the loop offers, shows progress, and turns SIGTERM or the time budget into an orderly stop."""
+    """Saves what the loop offers, shows progress, and turns a signal or the time budget into an orderly stop."""
 
     def __init__(self, state: RunState, device: str, lock: RunLock, progress: Progress, deadline: Deadline) -> None:
         self.state = state
@@ -204,7 +211,7 @@ def train_run(
     Raises:
         GcflowError: bad input, a run that is locked, a checkpoint of another configuration, a device out of memory.
         NonFiniteLoss: the loss is not finite.
-        Preempted: SIGTERM or the time budget; the state was saved.
+        Preempted: a signal of `STOPPING` or the time budget; the state was saved.
     """
     run = params.parse_run(name)
     training = params.run_config(name).training
@@ -224,7 +231,9 @@ def train_run(
                 f"({size} samples pass at once now) or set training.precision to bfloat16"
             ) from None
         if launched() and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "peer")):
-            raise GcflowError(f"{name}: another process of this run ended before this one") from None
+            lost = GcflowError(f"{name}: another process of this run ended before this one")
+            lost.heard = is_first()
+            raise lost from None
         raise
 
 

@@ -12,6 +12,7 @@ from dvc.config import Config
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stage
+from gcflow.readable import one_line
 
 LOCK = "dvc.lock"
 
@@ -25,7 +26,8 @@ def run_dvc(params: Params, *arguments: str) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
     result = subprocess.run(command, cwd=params.root, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise GcflowError(f"dvc {arguments[0]} failed: {' '.join(result.stderr.split()) or 'no message'}")
+        said = one_line(result.stderr) or one_line(result.stdout) or f"exit code {result.returncode}, without a word"
+        raise GcflowError(f"dvc {arguments[0]} failed: {said}")
     return result.stdout
 
 

@@ -179,7 +179,7 @@ def bench_features(params: Params, dataset: str, data: Tensor, device: str) -> d
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return {
         "cpu": (names or [platform.processor() or platform.machine()])[0],

@@ -20,6 +20,8 @@ from gcflow.errors import GcflowError
 from gcflow.readable import one_line, size
 
 ANSWER_SECONDS = 15.0
+# Where stages write.
+FOLDERS = ("data", "checkpoints", "results")
 COLOURS = {"✓": "green", "!": "yellow", "✗": "red"}
 
 
@@ -115,7 +117,7 @@ def device(choice: str) -> str:
 def folders(root: Path) -> str:
     """Files where stages write, and hard links, by which results are recorded without a copy."""
     linked = True
-    for name in ("data", "checkpoints", "results"):
+    for name in FOLDERS:
         place = next(path for path in (root / name, *(root / name).resolve().parents) if path.is_dir())
         try:
             with tempfile.TemporaryDirectory(prefix=".doctor.", dir=place) as scratch:
@@ -150,15 +152,25 @@ def slurm() -> str:
 
 
 def dvc(root: Path) -> str:
-    """The repository in which `gcflow record` records."""
+    """The repository in which `gcflow record` records: its lock, its cache, and git's view of the folders."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
+    from dvc.scm import NoSCM
 
     try:
-        with Repo(str(root)) as repo:
+        with Repo(str(root)) as repo, repo.lock:
+            cache = Path(repo.cache.local.path)
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache):
+                pass
             remotes = ", ".join(f"{name} ({remote['url']})" for name, remote in repo.config["remote"].items())
+            top = None if isinstance(repo.scm, NoSCM) else Path(repo.scm.root_dir).resolve()
     except NotDvcRepoError:
         raise Note("no repository; dvc init (without git: dvc init --no-scm)") from None
+    for name in FOLDERS:
+        if top and not (place := (root / name).resolve()).is_relative_to(top):
+            mend = "move it within, or record without git: dvc init --no-scm --force"
+            raise Note(f"{name} is a link to {place}, and DVC records nothing outside the git repository; {mend}")
     return f"a repository with {remotes or 'no remote: results stay here'}"
 
 
@@ -288,15 +300,13 @@ def look(check: Check) -> list[tuple[str, str]]:
 
 def diagnose(path: Path, target: str, scale: str, archives: Path, chosen: str) -> bool:
     """Makes every check, tells of each as it is made, and returns whether the target can be made here."""
-    encoding, failures = sys.stdout.encoding or "utf-8", set()
+    failures = set()
     for check in checks(path, target, scale, archives, chosen):
         for mark, text in look(check):
             if text in failures:
                 # Of a file that several stages read.
                 continue
-            line = click.style(f"{mark} {check.name}", fg=COLOURS[mark]) + f": {text}"
-            # A diagnosis must not fail at a mark or a path that the terminal has no character for.
-            click.echo(line.encode(encoding, "replace").decode(encoding))
+            click.echo(click.style(f"{mark} {check.name}", fg=COLOURS[mark]) + f": {text}")
             failures |= {text} if mark == "✗" else set()
     what = "everything" if target == "all" else target
     result = "cannot be made here yet" if failures else "can be made here"

@@ -234,7 +234,7 @@ def test_each_format_becomes_its_arrays(archives, write, options):
     elif path.is_file():
         content = path.read_bytes()
         assert entry == {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert manifest["transform"].startswith("none" if write in (cifar, downsampled) else "shorter side resized to ")
+    assert ("shorter side resized to " in manifest["transform"]) == (write not in (cifar, downsampled))
     assert manifest.get("filter") == getattr(written.source, "filter", None)
     scaled = written.samples / 127.5 - 1
     assert manifest["channel_mean"] == pytest.approx(scaled.mean((0, 2, 3)), abs=1e-6)
@@ -271,6 +271,99 @@ def test_an_image_that_does_not_decode_is_named_or_skipped_and_listed(archives, 
     assert manifest["skipped"] == ["dogs/2.jpg"]
     assert np.array_equal(data.samples.numpy(), written.samples)
     assert data.labels.tolist() == written.labels == [0] * 4 + [1] * 3
+
+
+# A user's own images, as cameras, Windows and Kaggle leave them.
+
+
+def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_images_of_ones_own_are_as_a_viewer_shows_them_and_every_change_is_counted(archives):
+    colours = RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image, exif = Image.fromarray(colours), Image.Exif()
+    exif[0x0112] = 6  # Its top is at the right: a viewer turns it by a quarter, clockwise.
+    clear = Image.fromarray(np.dstack([colours, np.zeros((8, 8), np.uint8)]))
+    members = {
+        "a.png": file_of(image, "PNG", exif=exif),
+        "b.png": file_of(clear, "PNG"),
+        "c.png": file_of(image, "PNG", save_all=True, append_images=[clear.convert("RGB")]),
+        "d.avif": file_of(Image.new("RGB", (8, 8), (9, 99, 199)), "AVIF", quality=100),
+    }
+    as_folder(archives / "mine", members)
+    manifest, data = prepared(Folder("mine", 8), archives)
+    shown = data.samples.numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(shown[0], np.rot90(colours, -1))
+    assert (shown[1] == 255).all()
+    assert np.array_equal(shown[2], colours)
+    assert np.abs(shown[3].astype(int) - (9, 99, 199)).max() <= 2
+    assert manifest["converted"] == {
+        "RGBA": 1,
+        "first of several frames": 1,
+        "transparency on white": 1,
+        "turned upright": 1,
+    }
+
+
+def test_official_images_stay_as_they_are_stored(archives):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = file_of(opened(photograph(40, 50)), "JPEG", exif=exif)
+    as_folder(archives / "train", {"n01/a.JPEG": turned})
+    manifest, data = prepared(Imagenet32(images=1), archives)
+    assert np.array_equal(data.samples.numpy()[0], square(turned, 32, Image.Resampling.BILINEAR))
+    assert manifest["converted"] == {}
+
+
+def test_a_kind_of_image_that_cannot_be_read_is_refused_by_name(archives):
+    as_folder(archives / "mine", {"a.jpg": photograph(), "b.HEIC": b"ftypheic", "c.txt": b"no image"})
+    assert "image b.HEIC does not decode" in refusal(Folder("mine", 8), archives)
+    manifest, _ = prepared(Folder("mine", 8), archives, skip_broken=True)
+    assert (manifest["count"], manifest["skipped"]) == (1, ["b.HEIC"])
+
+
+def test_folders_behind_links_are_followed_and_loops_refused(archives):
+    as_folder(archives / "elsewhere", {"0.jpg": photograph(), "1.jpg": photograph()})
+    as_folder(archives / "mine", {"cat/0.jpg": photograph()})
+    (archives / "mine" / "dog").symlink_to(archives / "elsewhere")
+    assert prepared(Folder("mine", 8), archives)[1].labels.tolist() == [0, 1, 1]
+    (archives / "elsewhere" / "loop").symlink_to(archives / "mine")
+    message = f"{archives}/mine/dog/loop: a link to a folder that it lies in; remove it"
+    shutil.rmtree(archives.parent / "data")
+    assert refusal(Folder("mine", 8), archives) == message
+
+
+def test_a_zip_that_windows_made_has_its_classes(archives):
+    write_zip(archives / "mine", {f"faces\\{kind}\\0.jpg": photograph() for kind in ("cat", "dog")})
+    assert prepared(Folder("mine", 8), archives)[1].labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["zip", "tar"])
+def test_two_images_of_one_name_are_refused(archives, mode):
+    path = archives / "mine"
+    if mode == "zip":
+        write_zip(path, {"a/0.jpg": photograph(), "a\\0.jpg": photograph()})
+    else:
+        write_tar(path, {"a/0.jpg": photograph(), "./a/0.jpg": photograph()})
+    assert refusal(Folder("mine", 8), archives) == f"{path}: holds a/0.jpg twice; pack it again"
+
+
+def test_celeba_as_kaggle_has_it_gives_the_same_arrays(archives):
+    written = celeba(archives)
+    with zipfile.ZipFile(written.archive) as archive:
+        members = {f"img_align_celeba/{name}": archive.read(name) for name in archive.namelist()}
+    write_zip(written.archive, members)
+    listed = archives / "list_eval_partition.txt"
+    lines = listed.read_text().replace(" ", ",")
+    (archives / "list_eval_partition.csv").write_bytes(f"\ufeffimage_id,partition\r\n{lines}\r\n".encode())
+    listed.unlink()
+    manifest, data = prepared(written.source, archives)
+    assert manifest["source"][1]["file"] == "list_eval_partition.csv"
+    assert np.array_equal(data.samples.numpy(), written.samples)
+    assert np.array_equal(data.held_out.numpy(), written.held_out)
 
 
 # Damage, and archives of something else.

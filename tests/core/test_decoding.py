@@ -112,11 +112,11 @@ def test_an_image_is_its_pixels_and_mode_or_why_it_does_not_decode():
     image = Image.fromarray(pixels(16, 16))
     decoded = decode(Item("a.png", 0, lambda: encoded(image)), 16, "lanczos")
     assert np.array_equal(decoded.pixels.transpose(1, 2, 0), np.asarray(image))
-    assert (decoded.mode, decoded.problem) == ("RGB", "")
+    assert (decoded.changes, decoded.problem) == ((), "")
     for other in (Image.fromarray(pixels(20, 30, 1)[..., 0]), Image.fromarray(pixels(20, 30, 4), "CMYK")):
         decoded = decode(Item("b.jpg", 0, lambda other=other: encoded(other, "JPEG")), 16, "lanczos")
         assert decoded.pixels.shape == (3, 16, 16)
-        assert decoded.mode == other.mode
+        assert decoded.changes == (other.mode,)
     truncated = decode(Item("c.jpg", 0, lambda: encoded(Image.fromarray(pixels(20, 30)), "JPEG")[:-200]), 16, "box")
     assert truncated.pixels is None
     assert "truncated" in truncated.problem

@@ -18,6 +18,7 @@ from projects import (
     limit_file_size,
     prepare_data,
     run_folder,
+    start,
     tiny_params,
     train_here,
     write_project,
@@ -351,6 +352,43 @@ def test_a_device_that_does_not_exist_is_refused_by_name(root, here, device):
     before = contents(root)
     refused(here(root, "train", "digits/ic/0", "--device", device), device)
     assert contents(root).items() >= before.items()
+
+
+# Environments.
+
+
+@pytest.mark.parametrize("place", [{"RANK": ""}, {"RANK": "3"}, {"WORLD_SIZE": ""}, {"RANK": "1", "WORLD_SIZE": "2"}])
+def test_what_a_launcher_left_in_the_environment_keeps_no_verb_from_speaking(root, here, monkeypatch, place):
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    refused(here(root, "prepare", "cifar"), "datasets has no 'cifar'")
+    refused(here(root, "evaluate", "digits/ic/0"), "features/")
+    if place.get("WORLD_SIZE") == "":
+        assert here(root, "train", "digits/ic/0").code == 0
+    if place.get("WORLD_SIZE") == "2":
+        refused(here(root, "train", "digits/ic/0"), "the processes of this run do not find each other")
+
+
+def test_a_number_of_processes_that_is_none_is_refused(root, here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    refused(here(root, "train", "digits/ic/0"), "WORLD_SIZE is 'two'")
+
+
+def test_text_is_utf_8_whatever_the_locale(tmp_path):
+    root = write_project(tmp_path, edited("tables", "table1", "title", "Share μ, ± and 日本"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = gcflow(root, "report", check=False, env=ascii_only)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
+    assert "μ" in (root / "results" / "report.html").read_text("utf-8")
+    result = gcflow(root, "status", check=False, env=ascii_only)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
+
+
+def test_who_reads_no_further_ends_a_verb_without_a_word(tmp_path):
+    process = start(write_project(tmp_path), "status")
+    process.stdout.close()
+    assert process.wait() != 0
+    assert process.stderr.read() == ""
 
 
 # Samples.

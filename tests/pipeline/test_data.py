@@ -204,9 +204,31 @@ def hashes_of_no_file(folder: Path) -> str:
     return "manifest.json: "
 
 
+def vouched_for(name: str, change: Callable[[np.ndarray], Any], said: str) -> Callable[[Path], str]:
+    """Another array, whose hash the manifest has."""
+
+    def damage(folder: Path) -> str:
+        path = folder / name
+        changed = change(np.load(path))
+        path.write_bytes(changed) if isinstance(changed, bytes) else np.save(path, changed)
+        hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+        _edit(folder, "sha256", hashes | {name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        return f"{name}: {said}"
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        vouched_for("samples.npy", lambda points: np.where(points > 1, np.nan, points), "does not hold uint8 images"),
+        vouched_for("samples.npy", lambda points: points.astype(np.float64), "does not hold uint8 images"),
+        vouched_for("samples.npy", lambda points: points.astype(object), "no array of numbers"),
+        vouched_for("samples.npy", lambda points: b"PK", "no array of numbers"),
+        vouched_for("labels.npy", lambda labels: labels.astype(np.int32), "does not hold an int64 >= 0 for each"),
+        vouched_for("labels.npy", lambda labels: labels[1:], "does not hold an int64 >= 0 for each"),
+        vouched_for("labels.npy", lambda labels: labels - 1, "does not hold an int64 >= 0 for each"),
+        vouched_for("held_out.npy", lambda points: np.zeros((3, 4), np.float32), "does not hold what samples.npy has"),
         truncated,
         one_bit_changed,
         array_missing,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from projects import ROOT, contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, SCRIPT, contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import clone
 
 from gcflow.errors import GcflowError
@@ -36,7 +36,7 @@ def paper_params(data: dict[str, Any] | None = None, **changes: Any) -> dict[str
     entry |= {
         "scale": "paper",
         "data": data or FOLDER,
-        "features": {"kind": "inception", "weights": "inception.pt", "protocols": {"clean": {}}},
+        "features": {"kind": "inception", "weights": "inception.pt", "protocols": {"clean": {"score_splits": 2}}},
         "figures": {"grid": {"kind": "samples", "title": "Photographs", "reproduces": "figure9", "methods": ["ic"]}},
     }
     document["datasets"]["photos"] = entry | changes
@@ -113,9 +113,11 @@ def test_a_package_that_does_not_import_is_named_without_a_traceback(tmp_path, m
 
 
 def test_a_terminal_that_cannot_show_marks_gets_the_words(tmp_path):
-    result = gcflow(tmp_path, "doctor", check=False, env={"PYTHONIOENCODING": "ascii"})
-    assert (result.returncode, result.stderr) == (2, "")
-    assert "? params.yaml: params.yaml: no such file" in result.stdout
+    command = [sys.executable, str(SCRIPT), "doctor"]
+    latin = environment({"PYTHONIOENCODING": "latin-1"})
+    result = subprocess.run(command, cwd=tmp_path, env=latin, capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (2, b"")
+    assert b"? params.yaml: params.yaml: no such file" in result.stdout
 
 
 def test_each_mistake_in_params_is_a_line_and_the_machine_is_examined_still(tmp_path):
@@ -246,8 +248,26 @@ def test_dvcs_repository_and_its_remotes(tmp_path):
     for command in (["init", "--no-scm", "--quiet"], ["remote", "add", "near", "/somewhere/near"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, env=environment(), check=True)
     assert doctor.dvc(tmp_path) == "a repository with near (/somewhere/near)"
+    cache = tmp_path / ".dvc" / "cache"
+    shutil.rmtree(cache / "files")
+    (cache / "files").write_text("no folder")
+    marks = look(Check("DVC", partial(doctor.dvc, tmp_path), needed=False))
+    assert marks[0][0] == "!"
+    assert "cache/files" in marks[0][1]
+    (cache / "files").unlink()
     (tmp_path / ".dvc" / "config").write_text("[nonsense")
     assert look(Check("DVC", partial(doctor.dvc, tmp_path), needed=False))[0][0] == "!"
+
+
+def test_a_link_out_of_the_git_repository_is_a_note(tmp_path):
+    root = tmp_path / "project"
+    root.mkdir()
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=root, env=environment(), check=True)
+    assert doctor.dvc(root).startswith("a repository")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "data").symlink_to(tmp_path / "elsewhere")
+    refused(partial(doctor.dvc, root), f"data is a link to {tmp_path}/elsewhere, and DVC records nothing", kind=Note)
 
 
 # Data and weights.

@@ -372,7 +372,7 @@ TRAINING = {
     "steps": st.integers(1, 10**7),
     "batch": st.integers(1, 4096),
     "learning_rate": finite(1e-12, 10),
-    "snapshot_every": st.integers(1, 10**7),
+    "snapshot_every": st.integers(1000, 10**7),
     "optimizer": st.sampled_from(["lion", "adam", "radam"]),
     "learning_rate_decay": st.sampled_from(["none", "linear"]),
     "weight_decay": finite(0, 1),
@@ -848,6 +848,23 @@ methods.spare: {objective: consistency, network: {channels: "8"}}
     -> methods.spare.network.channels is '8', expected a valid integer; remove the quotes
 methods.spare: {objective: consistency, init: {method: nope}}
     -> methods.spare.init.method names 'nope', which has no runs
+methods.gc.mu: [0, 1, 1] -> methods.gc.mu is [0, 1, 1], expected at most 2 of them
+tables.table1.methods: [] -> tables.table1.methods is [], expected at least 1 of them
+tables.table1.methods: [ic, ic] -> tables.table1.methods is ['ic', 'ic'], expected each only once
+evaluation.generation_seeds: [0, 0] -> evaluation.generation_seeds is [0, 0], expected each only once
+process.sigma_max: 1.0e+308 -> process.sigma_max is 1e+308, expected a number <= 1e+06
+training.steps: 1000000000000000000 -> training.steps is 1000000000000000000, expected a number <= 1e+09
+training.steps: 1000000, training.snapshot_every: 1
+    -> training.snapshot_every is 1, expected so many steps that there are at most 10000
+runs.ic.label: "two\\nlines" -> runs.ic.label is 'two\\nlines', expected text in one line
+network: {architecture: ddpm++, channels: 8, blocks: 1, multipliers: [1, 1, 1, 1, 1]}
+    -> methods.ic.network.multipliers is [1, 1, 1, 1, 1], expected so few that the side 8 of the images
+network: {architecture: ddpm++, channels: 8, blocks: 1, attention: [4]}
+    -> methods.ic.network.attention is [4], expected sides of the levels: [8]
+features: {kind: surrogate, protocols: {clean: {reference_images: 2000}}}
+    -> features.protocols.clean asks for 2000 real images, and there are 1797
+data: {source: mixture2d, means: [[0.0, 0.0]], std: 1.0, count: 9, seed: 0}
+    -> features.kind is 'classifier', expected 'identity' for points
 training.learning_rte: 0.1 -> training.learning_rte is not a known key; did you mean 'learning_rate'?
 training.distance: psuedo-huber
     -> training.distance is 'psuedo-huber', expected 'pseudo-huber' or 'squared-l2'; did you mean 'pseudo-huber'?
@@ -949,27 +966,45 @@ def test_a_number_in_quotes_is_refused_with_a_hint(folder):
         Params(written(folder, "learning_rate: 0.001", "learning_rate: '0.001'"))
 
 
+def test_a_number_of_another_type_in_quotes_gets_no_hint(folder):
+    with pytest.raises(GcflowError, match=r"steps is '4e1', expected a valid integer$"):
+        Params(written(folder, "steps: 40", "steps: '4e1'"))
+
+
+ALIASES = "\n".join(f"a{k}: &a{k} [{', '.join(9 * [f'*a{k - 1}'])}]" for k in range(1, 9))
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        b"",
-        b"- a list",
-        b"just text",
-        b"a: [1, 2",
-        b"a: b: c",
-        b"\ttab: 1",
-        b"a: &x 1\nb: *y",
-        b"a: \xff\xfe",
-        b"a: \x00",
-        b"a: !!python/object/apply:os.system [true]",
+        (b"", "expected keys and their values"),
+        (b"- a list", "expected keys and their values"),
+        (b"just text", "expected keys and their values"),
+        (b"a: [1, 2", "while parsing a flow sequence"),
+        (b"a: b: c", "mapping values are not allowed"),
+        (b"\ttab: 1", "while scanning"),
+        (b"a: &x 1\nb: *y", "undefined alias"),
+        (b"a: \xff\xfe", "can't decode byte"),
+        (b"a: \x00", "control characters are not allowed"),
+        (b"b: 1\na: !!python/object/apply:os.system [true]", "line 2: a python/object/apply"),
+        (b"a: !!binary aGVsbG8=", "line 1: a binary is no number, text, list or mapping"),
+        (b"a: !!set {b, c}", "line 1: a set is no number, text, list or mapping"),
+        (b"a: " + 100_000 * b"[", "nested more than 50 deep"),
+        (100_000 * b"- ", "nested more than 50 deep"),
+        (b"a: " + 5_000 * b"1", "line 1: 11111111111111111111 begins with 0, or has more than 19 digits"),
+        (b"a: 010", "line 1: 010 begins with 0"),
+        (b"a: &a [*a]", "line 1: aliases make more than 200000 values"),
+        (f"a0: &a0 [1]\n{ALIASES}".encode(), "aliases make more than 200000 values"),
+        (b"? [1, 2]\n: 3", "keys must be"),
     ],
 )
-def test_a_file_that_is_not_a_grid_is_refused_in_one_line(tmp_path, content):
+def test_a_file_that_is_not_a_grid_is_refused_in_one_line(tmp_path, content, said):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     with pytest.raises(GcflowError) as caught:
         Params(path)
     assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -984,7 +1019,7 @@ def test_a_key_that_stands_twice_is_refused_because_one_of_the_two_would_be_lost
     with pytest.raises(GcflowError) as caught:
         Params(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert 'duplicate key "steps"' in str(caught.value)
+    assert "key 'steps' stands twice" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -247,14 +247,14 @@ def saved_step(line: str, root: Path, run: str) -> int:
     return step
 
 
-def test_sigterm_saves_the_step_it_came_to_and_exits_with_75(root, whole):
-    process = start(root, "train", RUN)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_stop_saves_the_step_it_came_to_and_exits_with_75(root, whole, number):
+    process = start(root, "train", RUN) if number == signal.SIGTERM else Fork(root, "train", RUN)
     wait_until(lambda: newest(root, RUN) > 0)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 75
-    line = error_line(errors)
-    assert line.startswith(f"{RUN}: stopped by SIGTERM; ")
+    os.kill(process.pid, number)
+    assert process.wait() == 75
+    line = error_line(process.output if isinstance(process, Fork) else process.stderr.read())
+    assert line.startswith(f"{RUN}: stopped by {number.name}; ")
     assert 0 < saved_step(line, root, RUN) < STEPS
     assert "resumes at step" in train(root, RUN)
     assert_ends_the_same(root, whole(RUN), RUN)

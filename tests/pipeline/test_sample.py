@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -392,7 +392,31 @@ def of_another_version(path: Path) -> str:
     return "its header is of another version of gcflow"
 
 
+def with_nan(path: Path) -> str:
+    tensors, header = load_tensors(path)
+    next(tensor for name, tensor in tensors.items() if name.startswith("ema."))[0] = torch.nan
+    save_tensors(path, tensors, header)
+    return "which is not finite"
+
+
+def header_with(change: Callable[[dict[str, Any]], object], said: str) -> Callable[[Path], str]:
+    def damage(path: Path) -> str:
+        tensors, header = load_tensors(path)
+        change(header)
+        save_tensors(path, tensors, header)
+        return said
+
+    return damage
+
+
+DEEP = {"architecture": "ddpm++", "channels": 8, "blocks": 1, "multipliers": [1, 1, 1, 1, 1]}
 DAMAGES = (
+    with_nan,
+    header_with(lambda header: header["model"].update(network=DEEP), "its header is of another version of gcflow"),
+    header_with(lambda header: header["model"].update(shape=[1, 0, 8]), "its header is of another version of gcflow"),
+    header_with(lambda header: header["model"]["network"].update(channels=10**12), "no network can be as its header"),
+    header_with(lambda header: header.update(config=[]), "not what gcflow train writes"),
+    header_with(lambda header: header["config"].pop("method"), "not what gcflow train writes"),
     missing,
     a_folder,
     truncated,
@@ -405,7 +429,7 @@ DAMAGES = (
 )
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("out", ["samples.png", "folder"])
 def test_weights_that_cannot_be_used_are_refused_by_name_and_nothing_is_written(root, sample, tmp_path, damage, out):
     path = tmp_path / "copy.safetensors"
@@ -425,6 +449,36 @@ def test_the_command_itself_refuses_damaged_weights_in_one_line_and_keeps_the_pi
     result = gcflow(tmp_path, "sample", "copy.safetensors", check=False)
     refused(Outcome(result.returncode, result.stdout, result.stderr), "copy.safetensors: not a readable")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--count", 10**12, "there is no image 999999999999; the last one is 999999"),
+        ("--first", 10**6, "there is no image 1000063; the last one is 999999"),
+        ("--device", "meta", "--device meta: "),
+    ],
+)
+def test_options_that_no_machine_can_serve_are_refused_in_one_line(root, sample, tmp_path, option, value, said):
+    refused(sample(weights_of(root, IC), option, value), said)
+    assert files(tmp_path) == set()
+
+
+def test_an_empty_path_is_not_the_folder_where_one_is(root, sample, tmp_path):
+    outcome = sample(weights_of(root, IC), "--out", "")
+    assert (outcome.code, outcome.output) == (2, "")
+    assert "'--out': the path is empty" in outcome.errors
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory\nframe")])
+def test_more_memory_than_there_is_ends_in_one_line(root, sample, tmp_path, monkeypatch, error):
+    def fails(*arguments: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("gcflow.pipeline.sample.generate", fails)
+    refused(sample(weights_of(root, IC)), "out of memory (")
+    assert files(tmp_path) == set()
 
 
 # Nothing half-written.
@@ -466,9 +520,9 @@ def test_a_full_disk_leaves_whole_images_alone_in_a_folder(root, sample, array, 
 def test_a_place_that_cannot_be_written_is_named(root, sample, tmp_path):
     (tmp_path / "file").write_bytes(b"good")
     (tmp_path / "folder.png").mkdir()
-    for out, named in (("file", "file"), ("file/grid.png", "file"), ("folder.png", "folder.png")):
+    for out, named in (("file", "file"), ("file/grid.png", "file"), ("folder.png", "folder.png: ")):
         outcome = sample(weights_of(root, IC), "--count", 2, "--out", out)
-        line = refused(outcome._replace(errors=outcome.errors.splitlines()[-1]), named)
+        line = refused(outcome._replace(errors=outcome.errors.splitlines()[-1]), f"error: {named}")
         assert line.endswith("; nothing was overwritten")
     assert files(tmp_path) == {"file", "folder.png"}
     assert (tmp_path / "file").read_bytes() == b"good"

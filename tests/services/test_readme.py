@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -136,8 +137,14 @@ def test_the_runs_on_a_server_are_at_its_own_address(project):
     address = "http://me:secret@127.0.0.1:1"
     process = start(project, f"MLFLOW_TRACKING_URI={address} make ui")
     output, _ = process.communicate()
-    assert "The runs: http://127.0.0.1:1" in output.splitlines()
-    assert "secret" not in output
+    assert output.splitlines() == ["The runs: http://127.0.0.1:1", "Log in there as me."]
+
+
+def test_a_port_that_is_taken_is_said(project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output, _ = start(project, f"make ui PORT={port}").communicate()
+    assert output.splitlines()[0] == f"Port {port} is taken: make ui PORT=5001"
 
 
 def page(process, address):

@@ -13,7 +13,6 @@ from gcflow.inception import PIXELS, REAL_PIXELS, Inception
 from gcflow.metrics import FeatureStatistics, InceptionScore, Metric, frechet_distance, kernel_inception_distance
 from gcflow.pipeline.features import KINDS, further_values
 from gcflow.pipeline.progress import Progress
-from gcflow.pipeline.schema import FEWEST_REAL
 from gcflow.pipeline.schema import Protocol as InceptionProtocol
 from gcflow.randomness import generator
 
@@ -115,7 +114,7 @@ def _chosen_images(data: Dataset, rules: InceptionProtocol, name: str) -> tuple[
     """
     images = data.samples if rules.split == "train" else data.held_out
     wanted = rules.reference_images
-    if len(images) < (least := max(wanted or FEWEST_REAL, rules.score_splits)):
+    if len(images) < (least := rules.fewest_images):
         raise GcflowError(
             f"{name}: the {rules.split} split has {len(images)} images, the protocol asks "
             f"for {'' if wanted else 'at least '}{least}; change features.protocols or prepare more"

@@ -102,7 +102,7 @@ class RunFiles:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole records of a file to which lines are added."""
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text("utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
 

@@ -2,6 +2,7 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
+PORT ?= 5000
 OTHERS := service or browser or slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -50,10 +51,12 @@ doctor: .venv/complete  ## what this machine lacks for a scale (GCFLOW_SCALE, el
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
 	@case "$${MLFLOW_TRACKING_URI}" in \
-	  http*) echo "The runs: $$(sed -E 's#//[^/@]*@#//#' <<<"$${MLFLOW_TRACKING_URI}")";; \
-	  *) echo "The runs: http://127.0.0.1:5000"; \
-	     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui \
-	       --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; \
+	  http*) echo "The runs: $$(sed -E 's#//.*@#//#; s#\?.*##' <<<"$${MLFLOW_TRACKING_URI}")";; \
+	  *) python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null \
+	       || { echo "Port $(PORT) is taken. Another one: make ui PORT=5001" >&2; exit 1; }; \
+	     echo "The runs: http://127.0.0.1:$(PORT) (no login: whoever works on this machine can change them)"; \
+	     MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
+	       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --port $(PORT);; \
 	esac
 
 .PHONY: report

@@ -9,6 +9,7 @@ from snakemake.logging import logger
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.scheduler import made_otherwise
 from gcflow.pipeline.stages import OF_RUNS, Stages, Subset
 
 # Jobs in a cluster outlive a Snakemake that was killed: the one that is submitted again waits for the end of the first.
@@ -69,7 +70,10 @@ def reads(kind):
     """Of a rule, the inputs that no wildcard tells: frozen weights, references, what a table shows, extensions."""
 
     def inputs(wildcards):
-        return stage_of(kind, wildcards).reads
+        stage = stage_of(kind, wildcards)
+        if made_otherwise(PARAMS, stage):
+            workflow.dag.forcefiles.add(stage.outs[0])
+        return stage.reads
 
     return inputs
 

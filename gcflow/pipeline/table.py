@@ -3,12 +3,11 @@
 import csv
 import io
 import math
-from html import escape
 from statistics import fmean, stdev, variance
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_header, write_text
+from gcflow.files import read_header, write_json, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
@@ -136,27 +135,6 @@ def _tex(rows: list[Row], caption: str) -> str:
     return f"% {caption.translate(TEX)}\n{tabular}"
 
 
-def _html_cells(tag: str, cells: list[str]) -> str:
-    return "".join(f"      <{tag}>{escape(cell, quote=False)}</{tag}>\n" for cell in cells)
-
-
-def _html(rows: list[Row], title: str, note: str) -> str:
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
-        "table{border-collapse:collapse}th,td{padding:.35rem .9rem;text-align:right;border-bottom:1px solid #ddd}"
-        "th:first-child,td:first-child{text-align:left}p{max-width:46rem;color:#555}"
-    )
-    heads, *body = _lines(rows)
-    lines = "".join(f"    <tr>\n{_html_cells('td', line)}    </tr>\n" for line in body)
-    table = (
-        '<table class="dataframe">\n  <thead>\n    <tr style="text-align: right;">\n'
-        f"{_html_cells('th', heads)}    </tr>\n  </thead>\n  <tbody>\n"
-        f"{lines}  </tbody>\n</table>"
-    )
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
-
-
 def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
     path, rules = reference_path(params.root, dataset, protocol), params.dataset(dataset).features.protocols[protocol]
     record = read_header(path)
@@ -197,9 +175,9 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
 
 
 def write_table(params: Params, dataset: str, name: str) -> None:
-    """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}: the cells, and how they were made.
+    """Writes results/<dataset>/tables/<name>.{json,md,csv,tex}: the cells, and a note on how they were made.
 
-    The CSV, which has no place for a note, has the protocol as its last column.
+    The JSON has both apart, for the report. The CSV has no place for a note: it has the protocol as its last column.
 
     Raises:
         GcflowError: a run lacks a metric, or the reference is missing, or was made with other settings.
@@ -213,7 +191,7 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     step = f"at the best step by {distance} of the snapshots" if best else "at the last step"
     where = ", where that step is the last" if best else ""
     note = (
-        f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
+        f"EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
         f"training seeds, in brackets over {len(settings.generation_seeds)} generation seeds of one run (root mean "
         f"square{where}). {protocol_line(params, dataset, table.methods, protocol, record)} {_real_data(record)}."
     )
@@ -223,7 +201,8 @@ def write_table(params: Params, dataset: str, name: str) -> None:
         note += f" Published: {params.published[table.published_entry]['source']}"
         note += "; Δ is ours minus published." if any(head.startswith("Δ") for head in rows[0]) else "."
     folder = results_folder(params.root, dataset) / "tables"
-    write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{note}\n")
+    captioned = f"{table.title}. {note}"
+    write_json(folder / f"{name}.json", {"protocol": protocol, "rows": rows, "note": note})
+    write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{captioned}\n")
     write_text(folder / f"{name}.csv", _csv([{**row, "protocol": protocol} for row in rows]))
-    write_text(folder / f"{name}.tex", _tex(rows, note))
-    write_text(folder / f"{name}.html", _html(rows, table.title, note))
+    write_text(folder / f"{name}.tex", _tex(rows, captioned))

@@ -1,13 +1,11 @@
 """`gcflow table`: reported metrics of a list of methods, with their deviation over seeds, in four formats."""
 
-import csv
-import io
 import math
 from statistics import fmean, stdev, variance
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_header, write_json, write_text
+from gcflow.files import read_header, write_csv, write_json, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
@@ -121,12 +119,6 @@ def _lines(rows: list[Row]) -> list[list[str]]:
     return [[*rows[0]], *([*row.values()] for row in rows)]
 
 
-def _csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_lines(rows))
-    return text.getvalue()
-
-
 def _tex(rows: list[Row], caption: str) -> str:
     lines = [" & ".join(cell.translate(TEX) for cell in line) + r" \\" for line in _lines(rows)]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
@@ -204,5 +196,5 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     captioned = f"{table.title}. {note}"
     write_json(folder / f"{name}.json", {"protocol": protocol, "rows": rows, "note": note})
     write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{captioned}\n")
-    write_text(folder / f"{name}.csv", _csv([{**row, "protocol": protocol} for row in rows]))
+    write_csv(folder / f"{name}.csv", [{**row, "protocol": protocol} for row in rows])
     write_text(folder / f"{name}.tex", _tex(rows, captioned))

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.folders import results_folder, run_folder
 from gcflow.pipeline.ledger.evidence import Evidence, compare_costs, compare_runs, statement_checks
 from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
 from gcflow.pipeline.params import CLAIMS, Params
@@ -211,9 +213,9 @@ def _percent(ratio: float) -> str:
 def _files(plan: Plan) -> str:
     if not plan.runs:
         return plan.files[0]
-    folder, _, name = plan.files[0].partition(f"/{plan.runs[0][0].method}/seed{plan.runs[0][0].seed}/")
+    name = Path(plan.files[0]).relative_to(run_folder(Path(), plan.runs[0][0]))
     methods, seeds = ",".join(run.method for run in plan.runs[0]), ",".join(str(run.seed) for run, _ in plan.runs)
-    return f"{folder}/{{{methods}}}/seed{{{seeds}}}/{name}"
+    return f"{results_folder(Path(), plan.dataset)}/{{{methods}}}/seed{{{seeds}}}/{name}"
 
 
 def _basis(evidence: Evidence, settings: Claims) -> str:

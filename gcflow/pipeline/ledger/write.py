@@ -92,7 +92,7 @@ def _introduction(judgement: Judgement) -> str:
     confidence = f"{100 * judgement.settings.confidence:g} %"
     risk = f"{1 - judgement.settings.confidence:.2g}"
     return (
-        "Each claim is a test that params.yaml writes down, the same on every data set. "
+        "Each claim is a test that claims.yaml writes down, the same on every data set. "
         "Effects set the side that a claim has lower against the other: a negative one, or a factor below 1, speaks "
         "for it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
         "in pairs of the same seed, transport costs in pairs of the same data and noise (two-sided paired t tests), "

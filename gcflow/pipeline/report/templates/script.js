@@ -14,8 +14,7 @@
     document.title = view.id === "/" ? title : `${view.querySelector("h2").firstChild.textContent.trim()} – ${title}`;
     document.querySelector("details:target")?.setAttribute("open", "");
   }
-  addEventListener("hashchange", arrive);
-  arrive();
+  for (const event of ["load", "hashchange"]) addEventListener(event, arrive);
   // By itself the link would take the place of the view's in the address.
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault();

@@ -109,5 +109,7 @@ def statement_checks(params: Params, plan: Plan, statement: str) -> list[Check]:
 
 
 def _check(found: dict[str, Any]) -> Check:
+    if found["relation"] not in ("=", "<", ">"):
+        raise ValueError(f"relation {found['relation']!r}")
     numbers = {name: float(found[name]) for name in ("measured", "expected", "tolerance")}
     return Check(**{field.name: found[field.name] for field in fields(Check)} | numbers)

@@ -53,12 +53,14 @@ class Finding:
 
     def record(self) -> dict[str, Any]:
         """As claims.json has it."""
-        claim = asdict(self.plan.claim)
-        head = {"name": self.plan.name, "place": claim.pop("place"), "claim": claim.pop("claim")}
-        about = {"dataset": self.plan.dataset, "verdict": self.verdict, "test": claim | {"words": self.test}}
+        terms = asdict(self.plan.claim)
         return {
-            **head,
-            **about,
+            "name": self.plan.name,
+            "place": terms.pop("place"),
+            "claim": terms.pop("claim"),
+            "dataset": self.plan.dataset,
+            "verdict": self.verdict,
+            "test": terms | {"words": self.test},
             "files": list(self.plan.files),
             **self.numbers,
             "shown": self.shown,
@@ -92,7 +94,7 @@ def judge(params: Params, scale: str) -> Judgement:
             if isinstance(found, Plan):
                 judgement.untested.append(found)
             else:
-                finding = tested(found, next(decisions), claims) if isinstance(found, Evidence) else found
+                finding = finding_of(found, next(decisions), claims) if isinstance(found, Evidence) else found
                 judgement.findings.append(finding)
     return judgement
 
@@ -154,7 +156,7 @@ def _pooled_std(statistic: str, family: list[Evidence]) -> float | None:
     return math.sqrt(sum(std**2 for std in stds) / len(stds)) if stds else None
 
 
-def tested(evidence: Evidence, decision: Decision, settings: Claims) -> Finding:
+def finding_of(evidence: Evidence, decision: Decision, settings: Claims) -> Finding:
     """A claim that was tested statistically."""
     plan, found = evidence.plan, evidence.comparison
     endpoints = [f", endpoints by {ENDPOINTS[side]}" for side in evidence.replicates if side in ENDPOINTS]

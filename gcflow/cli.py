@@ -421,7 +421,7 @@ def theory(context: click.Context, dataset: str, threads: int) -> None:
     check_theory(params, dataset, threads)
 
 
-@verb("Write the table NAME of DATASET as Markdown, CSV and LaTeX.", "gcflow table digits table1")
+@verb("Write the table NAME of DATASET as JSON, Markdown, CSV and LaTeX.", "gcflow table digits table1")
 @click.argument("dataset")
 @click.argument("name")
 @click.pass_context
@@ -503,7 +503,7 @@ def plan(context: click.Context, target: str, scale: str, gpus: int, tflops: flo
 
 
 @verb(
-    "Test every claim of claims.yaml on every data set of a scale and write results/claims.{json,md,html,png,svg}.",
+    "Test every claim of claims.yaml on every data set of a scale and write results/claims.{json,md,png,svg}.",
     "gcflow claims",
 )
 @SCALE

@@ -1,8 +1,10 @@
 """Files that are either whole or absent."""
 
+import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -73,7 +75,21 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes rows, all with the columns of the first, with ten digits of each number; nothing for None and nan."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.10g}"
+    return value
+
+
+def read_json(path: Path, made_by: str = "the stage that makes it") -> Any:
     """Reads a JSON file.
 
     Raises:
@@ -82,7 +98,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
+        raise GcflowError(f"{path}: no such file; run {made_by}") from None
     except ValueError as error:
         raise GcflowError(f"{path}: not valid JSON ({error}); delete it to make it again") from None
 
@@ -95,6 +111,17 @@ def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError) as error:
         problem = one_line(f"{type(error).__name__}: {error}")
         raise GcflowError(f"{path}: not what {made_by} writes ({problem}); make it again") from None
+
+
+@contextmanager
+def json_document(path: Path, made_by: str | None = None) -> Iterator[Any]:
+    """The content of a JSON file, for a block in which another form of it is an error that names it.
+
+    made_by: the command, for messages. Raises GcflowError also if the file is missing or not JSON.
+    """
+    document = read_json(path, made_by or "the stage that makes it")
+    with expected_form(path, made_by or "its stage"):
+        yield document
 
 
 @contextmanager

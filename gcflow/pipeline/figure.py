@@ -1,7 +1,8 @@
 """`gcflow figure`: a picture from the runs' own files as PNG and SVG, and the numbers that it shows as CSV."""
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.drawing.canvas import Drawing, save_data, save_figure
+from gcflow.files import write_csv
+from gcflow.pipeline.drawing.canvas import Drawing, save_figure
 from gcflow.pipeline.figures import figure_kind
 from gcflow.pipeline.folders import FIGURE_FORMATS, figure_path
 from gcflow.pipeline.params import Params
@@ -29,6 +30,6 @@ def write_figure(params: Params, dataset: str, name: str) -> None:
     for suffix in FIGURE_FORMATS:
         path = figure_path(params.root, dataset, name, suffix)
         if suffix == "csv":
-            save_data(drawing.rows, path)
+            write_csv(path, drawing.rows)
         else:
             save_figure(drawing.canvas, path)

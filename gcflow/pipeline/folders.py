@@ -5,10 +5,10 @@ from pathlib import Path
 from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.params import Run
 
-TABLE_FORMATS = ("md", "csv", "tex", "html")
+TABLE_FORMATS = ("json", "md", "csv", "tex")
 DATA_FILES = ("manifest.json", "samples.npy", "labels.npy", "held_out.npy")
 FIGURE_FORMATS = ("png", "svg", "csv")
-CLAIMS_FORMATS = ("json", "md", "html", "png", "svg")
+CLAIMS_FORMATS = ("json", "md", "png", "svg")
 DISCREPANCY = "discrepancy.json"
 
 

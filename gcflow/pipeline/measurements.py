@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from gcflow.errors import GcflowError
-from gcflow.files import expected_form, read_json
+from gcflow.files import json_document
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import Params, Run
 
@@ -57,9 +57,8 @@ def read_measured(params: Params, run: Run, protocol: str | None = None) -> tupl
         GcflowError: the run is not evaluated, or not under this protocol, or its file is damaged.
     """
     path = metrics_path(params.root, run)
-    records = read_json(path)
     protocol = protocol or next(iter(params.dataset(run.dataset).features.protocols))
-    with expected_form(path):
+    with json_document(path) as records:
         evaluations, curves = measured(records)
     if protocol not in curves:
         raise GcflowError(f"{path}: has no records of protocol {protocol}; run gcflow evaluate {run.name}")

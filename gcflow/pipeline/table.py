@@ -1,14 +1,11 @@
 """`gcflow table`: reported metrics of a list of methods, with their deviation over seeds, in four formats."""
 
-import csv
-import io
 import math
-from html import escape
 from statistics import fmean, stdev, variance
 from typing import Any
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_header, write_text
+from gcflow.files import read_header, write_csv, write_json, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
@@ -122,39 +119,12 @@ def _lines(rows: list[Row]) -> list[list[str]]:
     return [[*rows[0]], *([*row.values()] for row in rows)]
 
 
-def _csv(rows: list[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_lines(rows))
-    return text.getvalue()
-
-
 def _tex(rows: list[Row], caption: str) -> str:
     lines = [" & ".join(cell.translate(TEX) for cell in line) + r" \\" for line in _lines(rows)]
     body = "\n".join([lines[0], r"\midrule", *lines[1:]])
     columns = "l" + "r" * (len(rows[0]) - 1)
     tabular = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     return f"% {caption.translate(TEX)}\n{tabular}"
-
-
-def _html_cells(tag: str, cells: list[str]) -> str:
-    return "".join(f"      <{tag}>{escape(cell, quote=False)}</{tag}>\n" for cell in cells)
-
-
-def _html(rows: list[Row], title: str, note: str) -> str:
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222;background:#fff}"
-        "table{border-collapse:collapse}th,td{padding:.35rem .9rem;text-align:right;border-bottom:1px solid #ddd}"
-        "th:first-child,td:first-child{text-align:left}p{max-width:46rem;color:#555}"
-    )
-    heads, *body = _lines(rows)
-    lines = "".join(f"    <tr>\n{_html_cells('td', line)}    </tr>\n" for line in body)
-    table = (
-        '<table class="dataframe">\n  <thead>\n    <tr style="text-align: right;">\n'
-        f"{_html_cells('th', heads)}    </tr>\n  </thead>\n  <tbody>\n"
-        f"{lines}  </tbody>\n</table>"
-    )
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{style}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{table}<p>{escape(note)}</p></body></html>\n"
 
 
 def _reference_record(params: Params, dataset: str, protocol: str) -> dict[str, Any]:
@@ -197,9 +167,9 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
 
 
 def write_table(params: Params, dataset: str, name: str) -> None:
-    """Writes results/<dataset>/tables/<name>.{md,csv,tex,html}: the cells, and how they were made.
+    """Writes results/<dataset>/tables/<name>.{json,md,csv,tex}: the cells, and a note on how they were made.
 
-    The CSV, which has no place for a note, has the protocol as its last column.
+    The JSON has both apart, for the report. The CSV has no place for a note: it has the protocol as its last column.
 
     Raises:
         GcflowError: a run lacks a metric, or the reference is missing, or was made with other settings.
@@ -213,7 +183,7 @@ def write_table(params: Params, dataset: str, name: str) -> None:
     step = f"at the best step by {distance} of the snapshots" if best else "at the last step"
     where = ", where that step is the last" if best else ""
     note = (
-        f"{table.title}. EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
+        f"EMA weights {step}, {settings.samples} generated samples; ± is the standard deviation over "
         f"training seeds, in brackets over {len(settings.generation_seeds)} generation seeds of one run (root mean "
         f"square{where}). {protocol_line(params, dataset, table.methods, protocol, record)} {_real_data(record)}."
     )
@@ -223,7 +193,8 @@ def write_table(params: Params, dataset: str, name: str) -> None:
         note += f" Published: {params.published[table.published_entry]['source']}"
         note += "; Δ is ours minus published." if any(head.startswith("Δ") for head in rows[0]) else "."
     folder = results_folder(params.root, dataset) / "tables"
-    write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{note}\n")
-    write_text(folder / f"{name}.csv", _csv([{**row, "protocol": protocol} for row in rows]))
-    write_text(folder / f"{name}.tex", _tex(rows, note))
-    write_text(folder / f"{name}.html", _html(rows, table.title, note))
+    captioned = f"{table.title}. {note}"
+    write_json(folder / f"{name}.json", {"protocol": protocol, "rows": rows, "note": note})
+    write_text(folder / f"{name}.md", f"{markdown.table(_lines(rows))}\n\n{captioned}\n")
+    write_csv(folder / f"{name}.csv", [{**row, "protocol": protocol} for row in rows])
+    write_text(folder / f"{name}.tex", _tex(rows, captioned))

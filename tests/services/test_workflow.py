@@ -27,12 +27,10 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in snakemake(project, "all")
 
 
-def test_snakemakes_report_is_one_file_that_holds_tables_and_figures_and_asks_for_nothing(project):
+def test_snakemakes_report_is_one_file_that_holds_figures_and_asks_for_nothing(project):
     text = (project / "results" / "workflow-report.html").read_text()
     for content in (
         "Tiny convergence",
-        "Tiny table",
-        "data:text/html",
         "data:image/png",
         "are <strong>not</strong> FID",
     ):

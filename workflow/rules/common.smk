@@ -94,7 +94,3 @@ def train_threads(wildcards):
 
 def figure_title(wildcards):
     return PARAMS.dataset(wildcards.dataset).figures[wildcards.name].title
-
-
-def table_title(wildcards):
-    return PARAMS.dataset(wildcards.dataset).tables[wildcards.name].title

@@ -5,16 +5,10 @@ rule table:
     input:
         reads("table"),
     output:
+        json="results/{dataset}/tables/{name}.json",
         markdown="results/{dataset}/tables/{name}.md",
         csv="results/{dataset}/tables/{name}.csv",
         tex="results/{dataset}/tables/{name}.tex",
-        html=report(
-            "results/{dataset}/tables/{name}.html",
-            caption="../report/table.rst",
-            category="Tables",
-            subcategory="{dataset}",
-            labels={"table": "{name}"},
-        ),
     log:
         "results/{dataset}/logs/table-{name}.log",
     benchmark:
@@ -22,7 +16,6 @@ rule table:
     localrule: True
     params:
         slice=slice_of("table"),
-        title=table_title,
     message:
         "table {wildcards.dataset} {wildcards.name}"
     shell:
@@ -63,15 +56,9 @@ rule claims:
     output:
         json="results/claims.json",
         markdown="results/claims.md",
-        html=report(
-            "results/claims.html",
-            caption="../report/claims.rst",
-            category="Claims",
-            labels={"claims": "verdicts and how each was decided"},
-        ),
         png=report(
             "results/claims.png",
-            caption="../report/claims-figure.rst",
+            caption="../report/claims.rst",
             category="Claims",
             labels={"claims": "effects with their intervals"},
         ),

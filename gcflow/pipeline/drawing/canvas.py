@@ -1,7 +1,5 @@
 """Sheets to draw on in the one style, curves with their errors, and files that are the same for the same picture."""
 
-import csv
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,20 +57,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
     suffix = path.suffix.removeprefix(".")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=suffix, metadata=UNDATED.get(suffix))
-
-
-def save_data(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV, with ten digits of each number; nothing for None and nan."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.10g}"
-    return value
 
 
 def draw_curve(

@@ -44,7 +44,6 @@ class FigureKind:
         raises GcflowError if one is missing or of another form.
     caption: of every figure of the kind.
     of_methods: whether the figure names methods whose runs it shows.
-    of_curves: whether its CSV has a column `label`, and values after one that begins with `training step` or `sigma`.
     block: of the data set in params.yaml, which it needs; empty for none.
     mistakes: of (DatasetEntry, figure's name), (key below the data set, problem) for what else they lack.
     """
@@ -53,7 +52,6 @@ class FigureKind:
     draw: Callable[..., Any]
     caption: Caption
     of_methods: bool = False
-    of_curves: bool = False
     block: str = ""
     mistakes: Callable[..., Iterator[tuple[str, str]]] = _none
 

@@ -68,5 +68,4 @@ KIND = FigureKind(
         "are means over training seeds. The axis is logarithmic.",
     ),
     of_methods=True,
-    of_curves=True,
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcflow.files import expected_form, read_json
+from gcflow.files import json_document
 from gcflow.pipeline.drawing.canvas import Drawing, Row, legend_below, one_panel, plain_ticks
 from gcflow.pipeline.drawing.curves import OVER_SEEDS, counted, draw_rows, noise_units, over_seeds, renamed
 from gcflow.pipeline.drawing.looks import DASHED, DOTTED, Line, looks
@@ -38,16 +38,15 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     replicates, units = params.dataset(dataset).runs, noise_units(params, dataset)
     rows: list[Row] = []
     for method in figure.methods:
-        paths = [discrepancy_path(params.root, Run(dataset, method, seed)) for seed in replicates[method].seeds]
-        documents = {path: read_json(path) for path in paths}
-        for estimate in ESTIMATES:
-            curves = {}
-            for path, document in documents.items():
-                with expected_form(path):
+        curves: dict[str, dict[Path, dict[float, float]]] = {estimate: {} for estimate in ESTIMATES}
+        for path in (discrepancy_path(params.root, Run(dataset, method, seed)) for seed in replicates[method].seeds):
+            with json_document(path) as document:
+                for estimate, of_files in curves.items():
                     records = [record for record in document["records"] if record["estimate"] == estimate]
-                    curves[path] = {float(r["sigma"]): float(r["value"]) for r in records}
+                    of_files[path] = {float(r["sigma"]): float(r["value"]) for r in records}
+        for estimate, of_files in curves.items():
             label = f"{replicates[method].label}{ESTIMATES[estimate][1]}"
-            rows += over_seeds(curves, method=method, label=label, estimate=estimate)
+            rows += over_seeds(of_files, method=method, label=label, estimate=estimate)
 
     canvas, axes = one_panel(figure.title)
     for method, look in looks(figure.methods).items():
@@ -88,7 +87,6 @@ KIND = FigureKind(
         "out most of its fall at small noise, where it knows each sample by heart.",
     ),
     of_methods=True,
-    of_curves=True,
     block="discrepancy",
     mistakes=mistakes,
 )

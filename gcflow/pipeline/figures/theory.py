@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcflow.files import expected_form, read_json
+from gcflow.files import json_document
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, Drawing, Row, draw_curve, legend_below, new_figure, plain_ticks
 from gcflow.pipeline.drawing.looks import BLACK, DOTTED, GC, IC, Look, other_looks
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
@@ -111,9 +111,7 @@ def inputs(_params: Params, dataset: str, _figure: Figure) -> Inputs:
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
-    path = theory_path(params.root, dataset)
-    document = read_json(path)
-    with expected_form(path):
+    with json_document(theory_path(params.root, dataset)) as document:
         curves = document["curves"]
         gaps = [_theorem_1(curve) for name, curve in curves.items() if name.startswith("Theorem 1")]
         panels = [*gaps, [_theorem_2(curves["Theorem 2"]), _lemma_1(curves["Lemma 1"])]]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcflow.files import expected_form, read_json
+from gcflow.files import json_document
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, PLANE, POINT, Drawing, Row, new_figure
 from gcflow.pipeline.drawing.looks import BLACK, GC, GREY, IC, other_looks
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
@@ -39,9 +39,7 @@ def _path_rows(flow: str, sigmas: "np.ndarray", paths: "np.ndarray") -> list[Row
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     import numpy as np
 
-    path = theory_path(params.root, dataset)
-    document = read_json(path)
-    with expected_form(path):
+    with json_document(theory_path(params.root, dataset)) as document:
         curves = document["curves"]["Figure 1"]
         sigmas, flows = np.array(curves["sigmas"]), curves["paths"]
         states = {name: np.array(content["states"]) for name, content in flows.items()}

@@ -4,7 +4,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gcflow.files import expected_form, read_json
+from gcflow.files import json_document
 from gcflow.pipeline.drawing.canvas import Drawing, Row, draw_curve, legend_below, one_panel, plain_ticks
 from gcflow.pipeline.drawing.curves import noise_units, renamed
 from gcflow.pipeline.drawing.looks import BLACK, DASHED, DOTTED, GC, IC, OT, Line, Look
@@ -73,9 +73,8 @@ def _rows(document: dict[str, Any], predictor: str) -> list[Row]:
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     import numpy as np
 
-    path = _path(params.root, dataset)
-    document, units = read_json(path), noise_units(params, dataset)
-    with expected_form(path):
+    units = noise_units(params, dataset)
+    with json_document(_path(params.root, dataset)) as document:
         predictor = document["predictor"]["run"].split("/")[1]
         rows = _rows(document, params.dataset(dataset).runs[predictor].label)
 
@@ -121,6 +120,5 @@ KIND = FigureKind(
         "first of the pairs alone; its name says how many. Endpoints lie at σ_min and still hold σ_min z, which by "
         "itself saves about 2 σ_min per dimension.",
     ),
-    of_curves=True,
     block="transport",
 )

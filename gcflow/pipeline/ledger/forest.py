@@ -1,6 +1,6 @@
 """The claims' effects with their intervals, a row each: a forest plot."""
 
-from itertools import accumulate
+from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, new_figure
 from gcflow.pipeline.drawing.looks import BLUE, GREEN, VERMILLION, Look
-from gcflow.pipeline.ledger.legend import LIMITS
-from gcflow.pipeline.ledger.verdicts import Finding
-from gcflow.pipeline.ledger.wording import effect_words
+from gcflow.pipeline.ledger.evidence import Evidence
+from gcflow.pipeline.ledger.findings import MEANINGS, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,17 +20,8 @@ LOOKS = {
     "contradicted": Look(VERMILLION, "v"),
     "undecided": Look(BLUE, "s", filled=False),
 }
-SHORT = {
-    "final": "end",
-    "start": "first snapshot",
-    "area": "mean of training",
-    "rise": "rise at the end",
-    "discrepancy": "discrepancy",
-    "discrepancy-slope": "slope of discrepancy",
-    "falls-at-small-noise": "cost",
-    "falls-at-large-noise": "cost",
-    "below-ot": "cost",
-}
+# Ratios at the ends of the axis.
+LIMITS = (0.2, 5.0)
 TICKS = (0.25, 0.5, 1.0, 2.0, 4.0)
 ROW_HEIGHT = 0.185
 # Characters of a row's label.
@@ -44,13 +34,11 @@ def forest_plot(findings: list[Finding], confidence: float) -> "Figure":
     What lies beyond the axis is an arrow at its end. Slopes are drawn as the ratio that they make per e-fold of the
     noise. confidence: of the intervals.
     """
-    groups: dict[str, list[Finding]] = {}
-    for finding in findings:
-        groups.setdefault(finding.plan.dataset, []).append(finding)
     rows: list[tuple[str, Finding | None]] = []
-    for dataset, members in groups.items():
-        rows.append((dataset, None))
-        rows += [(f"{SHORT[found.evidence.statistic]}: {found.evidence.contrast}", found) for found in members]
+    for dataset, members in groupby(findings, lambda found: found.plan.dataset):
+        tested = [(found, found.evidence) for found in members if found.evidence]
+        rows += [(dataset, None)] if tested else []
+        rows += [(f"{MEANINGS[evidence.statistic][1]}: {evidence.contrast}", found) for found, evidence in tested]
     labels = [wrap(label, LABEL_WIDTH, break_on_hyphens=False) for label, _ in rows]
     lines = sum(map(len, labels))
     tops = [0, *accumulate(map(len, labels))]
@@ -58,8 +46,8 @@ def forest_plot(findings: list[Finding], confidence: float) -> "Figure":
     figure = new_figure(PAGE_WIDTH, 1.0 + ROW_HEIGHT * max(lines, 2))
     axes = figure.add_subplot()
     for place, (_, found) in zip(places, rows, strict=True):
-        if found is not None:
-            _draw(axes, found, place)
+        if found is not None and found.evidence:
+            _draw(axes, found, found.evidence, place)
     axes.axvline(1, color="#555555", linewidth=0.8)
     axes.set(xscale="log", xlim=LIMITS, ylim=(lines - 0.4, -0.6))
     axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS])
@@ -81,9 +69,8 @@ def _fill(look: Look) -> str:
     return look.colour if look.filled else "white"
 
 
-def _draw(axes: "Axes", finding: Finding, line: float) -> None:
-    evidence, found = finding.evidence, finding.evidence.comparison
-    look = LOOKS[finding.verdict]
+def _draw(axes: "Axes", finding: Finding, evidence: Evidence, line: float) -> None:
+    found, look = evidence.comparison, LOOKS[finding.verdict]
 
     def place(effect: float) -> tuple[float, str]:
         """The place and the marker of an effect."""
@@ -100,5 +87,5 @@ def _draw(axes: "Axes", finding: Finding, line: float) -> None:
             if arrow != look.marker:
                 axes.plot(shown, line, color=look.colour, marker=arrow, clip_on=False)
     axes.plot(centre, line, color=look.colour, marker=marker, markerfacecolor=_fill(look), clip_on=False)
-    words, beside = effect_words(evidence), axes.get_yaxis_transform()
-    axes.text(1.03, line, words, transform=beside, va="center", fontsize=8, color="#333333")
+    beside = axes.get_yaxis_transform()
+    axes.text(1.03, line, finding.shown, transform=beside, va="center", fontsize=8, color="#333333")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from gcflow.pipeline.folders import discrepancy_path, results_folder, theory_path
 from gcflow.pipeline.measurements import metrics_path
@@ -11,6 +12,9 @@ from gcflow.pipeline.schema import Claim, RunsClaim, TransportClaim
 
 DISCREPANCY_STATISTICS = ("discrepancy", "discrepancy-slope")
 CURVE_STATISTICS = ("start", "area", "rise")
+Verdict = Literal["supported", "contradicted", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+MARKS: dict[str, str] = dict(zip(VERDICTS, "✓✗?", strict=True))
 
 
 @dataclass(frozen=True)
@@ -32,29 +36,24 @@ class Plan:
 def plans(params: Params, dataset: str) -> Iterator[Plan]:
     """Every claim on a data set, in the file's order."""
     for name, claim in (params.claims.entries if params.claims else {}).items():
-        yield _plan(params, name, claim, dataset)
+        runs: tuple[tuple[Run, Run], ...] = ()
+        if isinstance(claim, RunsClaim):
+            runs = _pairs(params, claim, dataset)
+            files = [run_file(claim, run) for side in zip(*runs, strict=True) for run in side]
+            reason = next(_obstacles(params, claim, dataset, runs), None)
+        elif isinstance(claim, TransportClaim):
+            files = [results_folder(Path(), dataset) / "transport.json"]
+            reason = _why_no_transport(params, claim, dataset)
+        else:
+            files = [theory_path(Path(), dataset)]
+            reason = None if params.dataset(dataset).theory else f"{dataset} has no theory block"
+        yield Plan(name, claim, dataset, () if reason else runs, () if reason else tuple(map(str, files)), reason)
 
 
-def run_file(claim: RunsClaim, run: Run) -> str:
+def run_file(claim: RunsClaim, run: Run) -> Path:
     """The file with a run's statistic, relative to the root."""
-    if claim.statistic in DISCREPANCY_STATISTICS:
-        return str(discrepancy_path(Path(), run))
-    return str(metrics_path(Path(), run))
-
-
-def _plan(params: Params, name: str, claim: Claim, dataset: str) -> Plan:
-    runs: tuple[tuple[Run, Run], ...] = ()
-    if isinstance(claim, RunsClaim):
-        runs = _pairs(params, claim, dataset)
-        files = tuple(run_file(claim, run) for side in zip(*runs, strict=True) for run in side)
-        reason = next(_obstacles(params, claim, dataset, runs), None)
-    elif isinstance(claim, TransportClaim):
-        files = (str(results_folder(Path(), dataset) / "transport.json"),)
-        reason = _why_no_transport(params, claim, dataset)
-    else:
-        files = (str(theory_path(Path(), dataset)),)
-        reason = None if params.dataset(dataset).theory else f"{dataset} has no theory block"
-    return Plan(name, claim, dataset, () if reason else runs, () if reason else files, reason)
+    path = discrepancy_path if claim.statistic in DISCREPANCY_STATISTICS else metrics_path
+    return path(Path(), run)
 
 
 def _pairs(params: Params, claim: RunsClaim, dataset: str) -> tuple[tuple[Run, Run], ...]:

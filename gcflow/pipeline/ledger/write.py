@@ -1,103 +1,53 @@
-"""`gcflow claims`: the ledger of claims as JSON, Markdown, a page and a forest plot."""
+"""`gcflow claims`: the ledger of claims as JSON, Markdown and a forest plot."""
 
 import math
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from gcflow.files import write_json, write_text
 from gcflow.pipeline.drawing.canvas import save_figure
 from gcflow.pipeline.folders import claims_path
+from gcflow.pipeline.ledger.findings import Judgement, judge
 from gcflow.pipeline.ledger.forest import forest_plot
-from gcflow.pipeline.ledger.legend import VERDICTS
-from gcflow.pipeline.ledger.pages import html, markdown
-from gcflow.pipeline.ledger.verdicts import Finding, Judgement, TheoryFinding, judge
-from gcflow.pipeline.ledger.wording import Row, rows
+from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.markdown import escaped, table
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 
+UNTESTED = "–"
+
 
 def write_ledger(params: Params, scale: str) -> None:
-    """Writes results/claims.{json,md,html,png,svg} on the data sets of a scale and says each verdict.
+    """Writes results/claims.{json,md,png,svg} on the data sets of a scale and says each verdict.
 
     Raises:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
     judgement = judge(params, scale)
-    words = rows(judgement)
-    write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement, words)))
-    write_text(claims_path(params.root, "md"), markdown(judgement, words))
-    write_text(claims_path(params.root, "html"), html(judgement, words))
-    tested = [found for found in judgement.findings if isinstance(found, Finding)]
-    canvas = forest_plot(tested, judgement.settings.confidence)
+    write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement)))
+    write_text(claims_path(params.root, "md"), markdown(judgement))
+    canvas = forest_plot(judgement.findings, judgement.settings.confidence)
     for suffix in ("png", "svg"):
         save_figure(canvas, claims_path(params.root, suffix))
-    for row in words:
-        say(f"  {f'{row.dataset}/{row.name}':<42} {row.verdict:<12}  {row.effect}")
-    say(f"  {_summary(words)}; {claims_path(params.root, 'md')} says how each was decided")
+    for found in judgement.findings:
+        say(f"  {f'{found.plan.dataset}/{found.plan.name}':<42} {found.verdict:<12}  {found.shown}")
+    counts = Counter(found.verdict for found in judgement.findings)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    say(f"  {summary}; {claims_path(params.root, 'md')} says how each was decided")
 
 
-def _summary(words: list[Row]) -> str:
-    counts = Counter(row.verdict for row in words)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-
-
-def ledger_document(judgement: Judgement, words: list[Row]) -> dict[str, Any]:
+def ledger_document(judgement: Judgement) -> dict[str, Any]:
     """The content of claims.json: a record per tested claim and data set, and why the others were not tested."""
-    records = [_record(found, row, judgement) for found, row in zip(judgement.findings, words, strict=True)]
+    tests = Counter(found.plan.dataset for found in judgement.findings if found.evidence)
     return {
         "confidence": judgement.settings.confidence,
         "power": judgement.settings.power,
         "correction": "Holm, over all statistical tests of a data set",
-        "tests": {
-            dataset: sum(isinstance(f, Finding) and f.plan.dataset == dataset for f in judgement.findings)
-            for dataset in judgement.datasets
-        },
-        "records": records,
+        "tests": {dataset: tests[dataset] for dataset in judgement.datasets},
+        "records": [found.record() for found in judgement.findings],
         "not_tested": [
             {"name": plan.name, "dataset": plan.dataset, "reason": plan.reason} for plan in judgement.untested
         ],
-    }
-
-
-def _record(found: Finding | TheoryFinding, row: Row, judgement: Judgement) -> dict[str, Any]:
-    plan = found.plan
-    terms = {key: value for key, value in asdict(plan.claim).items() if key not in ("place", "claim")}
-    record = {
-        "name": row.name,
-        "place": row.place,
-        "claim": row.claim,
-        "dataset": row.dataset,
-        "verdict": found.verdict,
-        "test": terms | {"words": row.test},
-        "files": list(plan.files),
-    }
-    if isinstance(found, TheoryFinding):
-        measured = {"checks": [check.record() for check in found.checks], "worst": found.worst, "margin": found.margin}
-        return record | measured | {"shown": row.effect, "text": row.decided}
-    evidence, effect = found.evidence, found.evidence.comparison
-    return record | {
-        "runs": [run.name for pair in plan.runs for run in pair],
-        "seeds": [run.seed for run, _ in plan.runs],
-        "unit": evidence.unit,
-        "replicates": evidence.replicates,
-        "values": evidence.values,
-        "effect_is": f"difference of {evidence.scale}, lower minus higher: negative supports the claim",
-        "effect": effect.effect,
-        "interval": [effect.low, effect.high],
-        "ratio": evidence.ratio(effect.effect),
-        "ratio_interval": [evidence.ratio(effect.low), evidence.ratio(effect.high)],
-        "std": effect.std,
-        "standard_error": effect.standard_error,
-        "confidence": judgement.settings.confidence,
-        "p": effect.p,
-        "p_adjusted": found.p_adjusted,
-        "tests": found.tests,
-        "seeds_needed": found.seeds_needed,
-        "assumed_std": found.assumed_std,
-        "growth_needed": found.growth_needed,
-        "shown": row.effect,
-        "text": row.decided,
     }
 
 
@@ -108,3 +58,47 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(judgement: Judgement) -> str:
+    """claims.md: an overview, then for each data set a table and how each verdict came about."""
+    marks = {(found.plan.name, found.plan.dataset): MARKS[found.verdict] for found in judgement.findings}
+    overview = [
+        [entry.claim, entry.place, *(marks.get((name, dataset), UNTESTED) for dataset in judgement.datasets)]
+        for name, entry in judgement.settings.entries.items()
+    ]
+    parts = [
+        "# The paper's claims, tested",
+        _introduction(judgement),
+        table([["claim", "place", *judgement.datasets], *overview]),
+        f"{', '.join(f'{mark} {verdict}' for verdict, mark in MARKS.items())}, {UNTESTED} not tested.",
+    ]
+    for dataset in judgement.datasets:
+        here = [found for found in judgement.findings if found.plan.dataset == dataset]
+        parts.append(f"## {dataset}")
+        if here:
+            lines = [[f.plan.claim.claim, f.plan.claim.place, f.test, f.shown, f.verdict] for f in here]
+            parts.append(table([["claim", "place", "test", "effect", "verdict"], *lines]))
+        parts += [escaped(f"**{found.plan.claim.claim}** {found.text} Data: {found.source}") for found in here]
+        missing = [
+            escaped(f"- {plan.claim.claim} ({plan.reason})") for plan in judgement.untested if plan.dataset == dataset
+        ]
+        if missing:
+            parts += ["Not tested here:", "\n".join(missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(judgement: Judgement) -> str:
+    confidence = f"{100 * judgement.settings.confidence:g} %"
+    risk = f"{1 - judgement.settings.confidence:.2g}"
+    return (
+        "Each claim is a test that claims.yaml writes down, the same on every data set. "
+        "Effects set the side that a claim has lower against the other: a negative one, or a factor below 1, speaks "
+        "for it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
+        "in pairs of the same seed, transport costs in pairs of the same data and noise (two-sided paired t tests), "
+        "and the cost of GC with that of OT in batches as independent means (Welch's t test). A verdict needs "
+        f"p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "
+        f"of any wrong verdict there is about {risk} at most; {confidence} intervals are of each comparison alone. "
+        "Undecided speaks neither for a claim nor against it. Statements of theory are checked numerically and have no "
+        "p value."
+    )

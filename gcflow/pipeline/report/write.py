@@ -1,35 +1,42 @@
 """`gcflow report`: results/report.html, one file that opens anywhere and asks for nothing."""
 
+import io
+from collections import Counter
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
 
 from gcflow import readable
-from gcflow.files import write_text
+from gcflow.files import expected_form, write_text
+from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.features import KINDS
-from gcflow.pipeline.folders import report_path
-from gcflow.pipeline.ledger.legend import CAPTION, LIMITS, VERDICTS
-from gcflow.pipeline.params import Params
+from gcflow.pipeline.figures import Caption, figure_kind
+from gcflow.pipeline.folders import claims_path, data_folder, figure_path, report_path, results_folder, theory_path
+from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.report.claims import ledger, theory_checks
-from gcflow.pipeline.report.figures import shown_figures
-from gcflow.pipeline.report.jobs import environments
-from gcflow.pipeline.report.overview import MadeBy, data_set, hero, runs_table
-from gcflow.pipeline.report.records import Records
-from gcflow.pipeline.report.run_pages import run_page
-from gcflow.pipeline.report.tables import result_tables
-from gcflow.pipeline.stages import Stages
+from gcflow.pipeline.report.recorded import embedded, made_by, picture, recorded
+from gcflow.pipeline.report.runs import RunPage, run_page
+from gcflow.pipeline.schema import Figure, Table
+from gcflow.pipeline.stages import Stage, Stages
+from gcflow.readable import number
 
-SECTIONS = (
-    ("/", "Overview"),
-    ("/claims", "Claims"),
-    ("/tables", "Tables"),
-    ("/figures", "Figures"),
-    ("/samples", "Samples"),
-    ("/theory", "Theory"),
-    ("/runs", "Runs"),
-    ("/provenance", "Provenance"),
-)
+SECTIONS = {
+    "/": "Overview",
+    "/claims": "Claims",
+    "/tables": "Tables",
+    "/figures": "Figures",
+    "/samples": "Samples",
+    "/theory": "Theory",
+    "/runs": "Runs",
+    "/provenance": "Provenance",
+}
+HERO_METHODS = 3
+Rows = list[list[str]]
 
 
 def write_report(params: Params, scale: str) -> None:
@@ -43,49 +50,9 @@ def write_report(params: Params, scale: str) -> None:
     content = contents(params, scale)
     path = report_path(params.root)
     write_text(path, _render(content))
-    lacking = f", {readable.plural(len(content['pending']), 'stage')} not there yet" if content["pending"] else ""
+    pending = sum(bool(made.missing) for made in content["stages"])
+    lacking = f", {readable.plural(pending, 'stage')} not there yet" if pending else ""
     say(f"  {path}: {readable.size(path.stat().st_size)}{lacking}")
-
-
-def contents(params: Params, scale: str) -> dict[str, Any]:
-    """Everything that the page shows, by the names that its templates use."""
-    stages = Stages(params, scale)
-    records = Records(params.root, stages)
-    made = [stage for stage in stages if stage.name != "report"]
-    pages = {
-        dataset: [run_page(params, stages, records, run) for run in params.runs(dataset)] for dataset in stages.datasets
-    }
-    runs = [page for of_dataset in pages.values() for page in of_dataset]
-    ended = [page.ended for page in runs if page.ended is not None]
-    begun = [job.begun for page in runs for job in page.jobs]
-    checks = [found for dataset in stages.datasets if (found := theory_checks(records, dataset))]
-    datasets = [data_set(params, records, dataset, pages[dataset]) for dataset in stages.datasets]
-    return {
-        "scale": scale,
-        "sections": SECTIONS,
-        "datasets": datasets,
-        "hero": hero(params, datasets),
-        "runs": runs,
-        "runs_table": runs_table(runs),
-        "has_claims": params.claims is not None,
-        "ledger": ledger(records),
-        "verdicts": VERDICTS,
-        "limits": LIMITS,
-        "forest_caption": CAPTION,
-        "tables": [table for dataset in stages.datasets for table in result_tables(params, records, dataset)],
-        "figures": [
-            figure for dataset in stages.datasets for figure in shown_figures(params, stages, records, dataset)
-        ],
-        "checks": checks,
-        "environments": environments([page.jobs for page in runs]),
-        "unrecorded": sum(page.config is not None and not page.jobs for page in runs),
-        "begun": min(begun, default=None),
-        "ended": max(ended, default=None),
-        "seconds": sum(page.seconds or 0.0 for page in runs),
-        "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
-        "stages": [MadeBy(stage.name, stage.command, records.outputs(stage)) for stage in made],
-        "pending": records.pending(made),
-    }
 
 
 def _render(content: dict[str, Any]) -> str:
@@ -103,3 +70,193 @@ def _render(content: dict[str, Any]) -> str:
         name: getattr(readable, name) for name in ("number", "duration", "size", "moment", "plural", "value")
     }
     return environment.get_template("page.html").render(content)
+
+
+def contents(params: Params, scale: str) -> dict[str, Any]:
+    """Everything that the page shows, by the names that its templates use."""
+    stages = Stages(params, scale)
+    datasets = [_data_set(params, stages, dataset) for dataset in stages.datasets]
+    runs = [page for found in datasets for page in found.runs]
+    read = frozenset(stages.report().deps)
+    return {
+        "scale": scale,
+        "sections": SECTIONS,
+        "datasets": datasets,
+        "runs": runs,
+        "hero": _hero(params, datasets),
+        "ledger": _claims(params),
+        "has_claims": params.claims is not None,
+        "marks": MARKS,
+        "verdicts": VERDICTS,
+        "tables": [table for dataset in stages.datasets for table in _tables(params, stages, dataset)],
+        "figures": [figure for dataset in stages.datasets for figure in _figures(params, stages, dataset)],
+        "theory": [found for dataset in stages.datasets if (found := _theory(params, dataset))],
+        "environments": Counter(job for page in runs for job in {job.environment for job in page.jobs}),
+        "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
+        "stages": [made_by(params.root, stage, read) for stage in stages if stage.kind != "report"],
+    }
+
+
+class DataSet(NamedTuple):
+    """A data set and its runs.
+
+    manifest: None if it is not prepared. facts: source, number of samples and shape. real: a grid of its images.
+    """
+
+    name: str
+    manifest: dict[str, Any] | None
+    facts: list[str]
+    real: str | None
+    runs: list[RunPage]
+
+    @property
+    def firsts(self) -> dict[str, RunPage]:
+        """The first run of each method."""
+        found: dict[str, RunPage] = {}
+        for page in self.runs:
+            found.setdefault(page.run.method, page)
+        return found
+
+
+def _data_set(params: Params, stages: Stages, name: str) -> DataSet:
+    folder, facts, real = data_folder(params.root, name), [f"not prepared yet: gcflow prepare {name}", "–", "–"], None
+    with recorded(folder / "manifest.json") as manifest:
+        if manifest is not None:
+            facts = [manifest["source"], number(manifest["count"], 9), " × ".join(map(str, manifest["shape"]))]
+    path = folder / "samples.npy"
+    if manifest is not None and path.exists():
+        with expected_form(path):
+            real = _real(np.load(path, mmap_mode="r"), params.dataset(name).evaluation.grid)
+    return DataSet(name, manifest, facts, real, [run_page(params, stages, run) for run in params.runs(name)])
+
+
+def _real(samples: np.ndarray, side: int) -> str | None:
+    """Real images from all over the data, as many as in a grid of samples; None of points."""
+    from PIL import Image
+
+    if samples.ndim != 4:
+        return None
+    spread = np.linspace(0, len(samples) - 1, side**2).round().astype(int)
+    # The one format with the same bytes whatever the versions of libraries: it does not compress.
+    content = io.BytesIO()
+    Image.fromarray(tile(np.asarray(samples[spread]), side)).save(content, format="BMP")
+    return embedded(content.getvalue(), "image/bmp")
+
+
+def _hero(params: Params, datasets: list[DataSet]) -> tuple[str, dict[str, str]] | None:
+    """A data set, and for the front page its real images and samples of its first table's methods, by label."""
+    for found in datasets:
+        table = next(iter(params.dataset(found.name).tables.values()), None)
+        firsts = [found.firsts[method] for method in (table.methods[:HERO_METHODS] if table else ())]
+        samples = {page.label: page.samples for page in firsts if page.samples}
+        if found.real and samples:
+            return found.name, {"real data": found.real} | samples
+    return None
+
+
+def _claims(params: Params) -> dict[str, Any] | None:
+    """The ledger of claims; None where there is none."""
+    keys = ("dataset", "name", "verdict", "claim", "place", "shown", "text", "files")
+    with recorded(claims_path(params.root, "json")) as ledger:
+        if ledger is None:
+            return None
+        records = [
+            {key: record[key] for key in keys}
+            | {"test": record["test"]["words"], "runs": [*dict.fromkeys(record.get("runs", ()))]}
+            for record in ledger["records"]
+        ]
+        counts = {
+            dataset: Counter(r["verdict"] for r in records if r["dataset"] == dataset) for dataset in ledger["tests"]
+        }
+        untested: dict[str, dict[str, str]] = {}
+        for entry in ledger["not_tested"]:
+            untested.setdefault(entry["dataset"], {})[entry["name"]] = entry["reason"]
+        forest = picture(claims_path(params.root, "svg"))
+        shown = {"records": records, "untested": untested, "forest": forest, "total": sum(counts.values(), Counter())}
+        counts = {dataset: found for dataset, found in counts.items() if found}
+        return shown | {"counts": counts, "confidence": ledger["confidence"], "correction": ledger["correction"]}
+
+
+class ShownTable(NamedTuple):
+    """A table of results. rows: the heads first; none if it is not written. published: others' numbers, by data set."""
+
+    stage: Stage
+    settings: Table
+    rows: Rows
+    note: str
+    published: dict[str, Rows]
+    source: str
+
+
+def _tables(params: Params, stages: Stages, dataset: str) -> Iterator[ShownTable]:
+    entry = params.dataset(dataset)
+    for name, settings in entry.tables.items():
+        links = [
+            Markup(" ").join(_link(str(seed), f"/run/{dataset}/{method}/{seed}") for seed in entry.runs[method].seeds)
+            for method in settings.methods
+        ]
+        with recorded(results_folder(params.root, dataset) / "tables" / f"{name}.json") as found:
+            note, rows = (found["note"], found["rows"]) if found else ("", [])
+            lines = [[*row.values(), runs] for row, runs in zip(rows, links, strict=bool(rows))]
+        paper = params.published.get(settings.published_entry, {})
+        labels = {method: replicates.label for method, replicates in entry.runs.items()}
+        published = {} if settings.paper else _published(paper.get("datasets", {}), labels)
+        heads = [[*rows[0], "runs"]] if rows else []
+        yield ShownTable(stages.table(dataset, name), settings, heads + lines, note, published, paper.get("source", ""))
+
+
+def _link(text: str, place: str) -> Markup:
+    return Markup('<a href="#{}">{}</a>').format(place, text)
+
+
+def _published(datasets: dict[str, Any], labels: dict[str, str]) -> dict[str, Rows]:
+    found = {}
+    for dataset, methods in datasets.items():
+        metrics = list(dict.fromkeys(metric for values in methods.values() for metric in values))
+        found[dataset] = [["method", *metrics]] + [
+            [labels.get(method, method), *(PublishedValue(*v[m]).text if m in v else "–" for m in metrics)]
+            for method, v in methods.items()
+        ]
+    return {dataset: rows for dataset, rows in found.items() if len(rows) > 1}
+
+
+class ShownFigure(NamedTuple):
+    """A figure. picture: None if it is not drawn yet."""
+
+    stage: Stage
+    settings: Figure
+    caption: Caption
+    picture: str | None
+
+
+def _figures(params: Params, stages: Stages, dataset: str) -> Iterator[ShownFigure]:
+    for name, settings in params.dataset(dataset).figures.items():
+        shown = picture(figure_path(params.root, dataset, name, "svg"))
+        yield ShownFigure(stages.figure(dataset, name), settings, figure_kind(settings.kind).caption, shown)
+
+
+class Theory(NamedTuple):
+    """The checks of a data set. held: how many of them."""
+
+    dataset: str
+    held: int
+    rows: Rows
+
+
+def _theory(params: Params, dataset: str) -> Theory | None:
+    with recorded(theory_path(params.root, dataset)) as document:
+        if document is None:
+            return None
+        rows = [
+            [
+                check["statement"],
+                check["name"],
+                number(check["measured"], 6),
+                f"{'' if check['relation'] == '=' else check['relation']} {number(check['expected'], 6)}",
+                number(check["tolerance"], 2),
+                Markup('<b class="supported">✓ holds</b>' if check["holds"] else '<b class="contradicted">✗ fails</b>'),
+                check["reason"],
+            ]
+            for check in document["checks"]
+        ]
+        return Theory(dataset, sum(bool(check["holds"]) for check in document["checks"]), rows)

@@ -3,13 +3,15 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
-from gcflow.errors import GcflowError, OutOfMemory
+from gcflow.errors import GcflowError, OutOfMemory, Preempted
 
 if TYPE_CHECKING:
     from gcflow.config import Preconditioning, Weights
@@ -53,6 +55,28 @@ DEVICE = click.option(
     help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
 )
 
+
+def _lease_gpus(context: click.Context, option: click.Parameter, count: int) -> None:
+    from gcflow.distributed import launched
+    from gcflow.pipeline.gpus import leased
+
+    # Of several processes of a run the one that starts them leases for all.
+    if count and not launched():
+        try:
+            context.with_resource(leased(count))
+        except GcflowError as error:
+            raise click.BadParameter(str(error)) from None
+
+
+GPUS = click.option(
+    "--gpus",
+    default=0,
+    type=click.IntRange(min=0),
+    callback=_lease_gpus,
+    expose_value=False,
+    help="Use so many GPUs that no other job with this option uses, as soon as they are free.",
+)
+
 SCALE = click.option(
     "--scale",
     type=click.Choice(["embedded", "rehearsal", "paper", "all"]),
@@ -80,6 +104,12 @@ DOWNLOAD = click.option(
 )
 
 
+def _failure() -> Path | None:
+    """Where a stage of a workflow tells of a failure that its retries can only repeat."""
+    folder = os.environ.get("GCFLOW_FAILURES")
+    return Path(folder, quote(" ".join(sys.argv[1:]), safe=" ")) if folder else None
+
+
 def verb(
     help_text: str, example: str, group: click.Group | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
@@ -88,9 +118,17 @@ def verb(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
+            failure = _failure()
+            if failure and failure.exists():
+                code, _, text = failure.read_text().partition(" ")
+                click.echo(f"gcflow: error: {text}", err=True)
+                sys.exit(int(code))
             try:
                 function(*args, **kwargs)
             except GcflowError as error:
+                if failure and not isinstance(error, Preempted | OutOfMemory):
+                    with suppress(OSError):
+                        failure.write_text(f"{error.exit_code} {error}")
                 # Of several processes of a run the first speaks; only a lack of memory is one's own.
                 heard = os.environ.get("RANK", "0") == "0" or isinstance(error, OutOfMemory)
                 for line in str(error).splitlines() if heard else []:
@@ -169,6 +207,7 @@ def features(context: click.Context, dataset: str, archives: Path, download: boo
 @click.argument("dataset")
 @click.argument("protocol", required=False)
 @DEVICE
+@GPUS
 @click.pass_context
 def reference(context: click.Context, dataset: str, protocol: str | None, device: str) -> None:
     params = _load(context)
@@ -199,7 +238,15 @@ def pretrained(context: click.Context, name: str, archives: Path, download: bool
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.option("--time-budget", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
+@click.option(
+    "--requeue",
+    is_flag=True,
+    envvar="GCFLOW_REQUEUE",
+    show_envvar=True,
+    help="In a Slurm job: save before its time limit, and put it back into the queue, to go on.",
+)
 @click.option("--restart", is_flag=True, help="Forget the checkpoints of this configuration and begin anew.")
 @click.option(
     "--wait",
@@ -240,6 +287,7 @@ def train(
     run: str,
     device: str,
     time_budget: float | None,
+    requeue: bool,
     restart: bool,
     wait: bool,
     processes: int,
@@ -254,7 +302,7 @@ def train(
         sys.exit(launch(processes))
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, _device(device), time_budget, restart, wait, data_share, scratch)
+    train_run(params, run, _device(device), time_budget, restart, wait, data_share, scratch, requeue)
 
 
 @verb(
@@ -263,6 +311,7 @@ def train(
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.pass_context
 def evaluate(context: click.Context, run: str, device: str) -> None:
     params = _load(context)
@@ -364,6 +413,7 @@ def export(weights: Path, out: Path, raw: bool) -> None:
 @verb("Measure the transport cost of each coupling on DATASET.", "gcflow transport digits")
 @click.argument("dataset")
 @DEVICE
+@GPUS
 @click.pass_context
 def transport(context: click.Context, dataset: str, device: str) -> None:
     params = _load(context)
@@ -379,6 +429,7 @@ def transport(context: click.Context, dataset: str, device: str) -> None:
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.pass_context
 def discrepancy(context: click.Context, run: str, device: str) -> None:
     params = _load(context)

@@ -1,5 +1,6 @@
 # What a job asks a cluster for, as its size demands. One machine reads none of it.
 
+import re
 from math import prod
 
 # Per process of a GPU job: CUDA's libraries alone take several gigabytes of it.
@@ -10,6 +11,21 @@ CPUS_PER_GPU = 4
 # A folder of images of the user's own says how many there are only once it was read.
 UNKNOWN_DATA_MB = 16_000
 PREPARE_WORKERS = 8
+
+
+def whole_number(variable, default):
+    """A setting of the environment, checked before anything is submitted."""
+    value = os.environ.get(variable) or str(default)
+    if not re.fullmatch("[1-9][0-9]*", value):
+        raise WorkflowError(
+            f"{variable} is {value!r}, expected a whole number from 1 up"
+        )
+    return int(value)
+
+
+# What a job may ask for at most: a run that takes longer goes on in the next one.
+MINUTES = whole_number("GCFLOW_SLURM_MINUTES", 24 * 60)
+PROCESSES = whole_number("GCFLOW_PROCESSES", 1)
 
 
 def on_gpu(wildcards):
@@ -24,13 +40,8 @@ def data_mb(wildcards):
     return source.count * prod(source.shape) // 2**20
 
 
-def time_limit():
-    """Minutes that a job may ask for at most: a run that takes longer goes on in the next one."""
-    return int(os.environ.get("GCFLOW_SLURM_MINUTES", 24 * 60))
-
-
 def train_processes(wildcards):
-    return int(os.environ.get("GCFLOW_PROCESSES", 1)) if on_gpu(wildcards) else 1
+    return PROCESSES if on_gpu(wildcards) else 1
 
 
 def train_gpus(wildcards):
@@ -47,7 +58,7 @@ def train_memory(wildcards):
 
 
 def train_minutes(wildcards):
-    return time_limit() if on_gpu(wildcards) else min(120, time_limit())
+    return MINUTES if on_gpu(wildcards) else min(120, MINUTES)
 
 
 def gpus(wildcards):
@@ -65,7 +76,7 @@ def memory(wildcards, attempt):
 
 
 def minutes(wildcards, attempt):
-    return min((240 if on_gpu(wildcards) else 60) * attempt, time_limit())
+    return min((240 if on_gpu(wildcards) else 60) * attempt, MINUTES)
 
 
 def prepare_cpus(wildcards):
@@ -74,7 +85,7 @@ def prepare_cpus(wildcards):
 
 
 def prepare_minutes(wildcards):
-    return time_limit() if on_gpu(wildcards) else min(60, time_limit())
+    return MINUTES if on_gpu(wildcards) else min(60, MINUTES)
 
 
 def partition(wildcards):

@@ -54,26 +54,10 @@ DEVICE = click.option(
     show_envvar=True,
     help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
 )
-
-
-def _lease_gpus(context: click.Context, option: click.Parameter, count: int) -> None:
-    from gcflow.distributed import launched
-    from gcflow.pipeline.gpus import leased
-
-    # Of several processes of a run the one that starts them leases for all.
-    if count and not launched():
-        try:
-            context.with_resource(leased(count))
-        except GcflowError as error:
-            raise click.BadParameter(str(error)) from None
-
-
 GPUS = click.option(
     "--gpus",
     default=0,
     type=click.IntRange(min=0),
-    callback=_lease_gpus,
-    expose_value=False,
     help="Use so many GPUs that no other job with this option uses, as soon as they are free.",
 )
 
@@ -124,6 +108,10 @@ def verb(
                 click.echo(f"gcflow: error: {text}", err=True)
                 sys.exit(int(code))
             try:
+                if gpus := kwargs.pop("gpus", 0):
+                    from gcflow.pipeline.gpus import leased
+
+                    click.get_current_context().with_resource(leased(gpus))
                 function(*args, **kwargs)
             except GcflowError as error:
                 if failure and not isinstance(error, Preempted | OutOfMemory):

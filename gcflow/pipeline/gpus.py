@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
+from gcflow.distributed import launched
 from gcflow.errors import GcflowError
 from gcflow.pipeline.progress import say
 
@@ -18,8 +20,6 @@ def visible() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.replace(" ", "").split(",") if name not in ("", "-1")]
-    import torch
-
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
@@ -32,7 +32,8 @@ def leased(count: int) -> Iterator[None]:
     Raises:
         GcflowError: there are some, yet fewer than `count`.
     """
-    gpus, told = visible(), False
+    # Of several processes of a run the one that starts them leases for all.
+    gpus, told = [] if launched() else visible(), False
     if gpus and count > len(gpus):
         raise GcflowError(f"{count} GPUs are asked for, of which there are {len(gpus)}: {', '.join(gpus)}")
     # Slurm may give each of its jobs on a machine a GPU 0.

@@ -16,7 +16,7 @@ rule prepare:
     resources:
         cpus_per_task=prepare_cpus,
         mem_mb=memory,
-        runtime=prepare_minutes,
+        runtime=long_minutes,
     params:
         slice=slice_of("prepare"),
     message:

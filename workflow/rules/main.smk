@@ -5,33 +5,25 @@ import signal
 import subprocess
 import time
 
-from gcflow.pipeline.lock import RunLock, newest_lease
+from filelock import FileLock, Timeout
 
-CLAIM = Path(".snakemake", "claim")
-CLAIMED = RunLock(CLAIM, "this folder")
-FAILURES = Path(".snakemake", "failures")
-
-
-def claim_folder():
-    """Keeps out a second Snakemake, which would delete this one's outputs: --unlock does not end the first."""
-    lease = newest_lease(CLAIM)
-    if lease and lease.held:
-        raise WorkflowError(
-            f"Snakemake still runs here, as {lease.holder}: end it first"
-        )
-    CLAIMED.__enter__()
+# Whoever holds it lives: `--unlock` ends no Snakemake, and two would delete each other's outputs.
+ALONE = FileLock(".snakemake/alone", timeout=0)
+FAILURES = Path(".snakemake/failures")
 
 
-def collect_failures():
-    """Has the stages tell of what is no use to retry (`gcflow.cli`): a new start by a person forgets it."""
+def begin():
+    try:
+        ALONE.acquire()
+    except Timeout:
+        raise WorkflowError("Snakemake still runs here: end it first") from None
+    # A terminal that is closed ends it as Ctrl-C does.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # Here stages tell of what their retries can only repeat; a new start by a person forgets it.
     shutil.rmtree(FAILURES, ignore_errors=True)
-    FAILURES.mkdir(parents=True)
+    FAILURES.mkdir()
     os.environ["GCFLOW_FAILURES"] = str(FAILURES.resolve())
-
-
-def tell_failures():
-    for file in sorted(FAILURES.glob("*")):
-        logger.error(f"gcflow: error: {file.read_text().partition(' ')[2]}")
 
 
 def slurm():
@@ -40,50 +32,45 @@ def slurm():
     return executor if hasattr(executor, "run_uuid") else None
 
 
-def ask_slurm(executor):
-    """Lets Slurm refuse a partition, an account, a time limit, a number of GPUs before anything is submitted."""
+def submission(executor, job):
+    """The command that will submit a job, without what it will run."""
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-    calls = {}
-    for job in workflow.dag.needrun_jobs():
-        if not job.is_local:
-            params = {
-                "run_uuid": executor.run_uuid,
-                "slurm_logfile": os.devnull,
-                "comment_str": "",
-                "account": next(executor.get_account_arg(job)),
-                "partition": executor.get_partition_arg(job),
-                "workdir": workflow.workdir_init,
-            }
-            settings = workflow.executor_settings
-            call = get_submit_command(job, params, settings) + set_gres_string(job)
-            calls[call] = job
-    for call, job in calls.items():
-        test = f"{call} --test-only --wrap true"
+    params = dict(
+        run_uuid=executor.run_uuid,
+        slurm_logfile=os.devnull,
+        comment_str="",
+        account=next(executor.get_account_arg(job)),
+        partition=executor.get_partition_arg(job),
+        workdir=None,
+    )
+    settings = workflow.executor_settings
+    return get_submit_command(job, params, settings) + set_gres_string(job)
+
+
+def ask_slurm(executor):
+    """Lets Slurm refuse a partition, an account, a number of GPUs before anything is submitted."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    for command in {submission(executor, job) for job in jobs}:
+        test = f"{command} --test-only --wrap true"
         asked = subprocess.run(test, shell=True, capture_output=True, text=True)
         if asked.returncode:
-            raise WorkflowError(
-                f"Slurm refuses to {job.message}: {asked.stderr.strip()}\n    {test}"
-            )
+            raise WorkflowError(f"Slurm refuses {test}\n{asked.stderr.strip()}")
 
 
 def cancel_jobs(executor):
-    """By the name that all jobs of this start have: the plugin's list is empty while it waits for an answer of Slurm."""
+    """By the name of all jobs of this start: the plugin's list of them is empty while Slurm does not answer it."""
     scancel = ["scancel", f"--name={executor.run_uuid}"]
     while subprocess.run(scancel, capture_output=True).returncode:
         logger.warning(
-            "Slurm does not answer: the jobs are cancelled as soon as it does. Ctrl-C again leaves them to themselves."
+            "Slurm does not answer: the jobs are cancelled once it does. Ctrl-C again leaves them."
         )
         time.sleep(10)
 
 
 onstart:
-    claim_folder()
-    # A terminal that is closed ends Snakemake as Ctrl-C does.
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-    collect_failures()
+    begin()
     if executor := slurm():
         ask_slurm(executor)
         executor.cancel_jobs = lambda active_jobs: cancel_jobs(executor)
@@ -92,13 +79,12 @@ onstart:
 
 onsuccess:
     end_watch()
-    CLAIMED.__exit__(None, None, None)
 
 
 onerror:
     end_watch()
-    # Those that were being submitted while the others were cancelled.
+    # Those that were submitted while the others were cancelled.
     if executor := slurm():
         cancel_jobs(executor)
-    tell_failures()
-    CLAIMED.__exit__(None, None, None)
+    for file in sorted(FAILURES.iterdir()):
+        logger.error(f"gcflow: error: {file.read_text().partition(' ')[2]}")

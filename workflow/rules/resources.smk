@@ -40,12 +40,8 @@ def data_mb(wildcards):
     return source.count * prod(source.shape) // 2**20
 
 
-def train_processes(wildcards):
-    return PROCESSES if on_gpu(wildcards) else 1
-
-
 def train_gpus(wildcards):
-    return train_processes(wildcards) if on_gpu(wildcards) else 0
+    return PROCESSES * on_gpu(wildcards)
 
 
 def train_cpus(wildcards):
@@ -54,10 +50,11 @@ def train_cpus(wildcards):
 
 def train_memory(wildcards):
     per_process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
-    return per_process * train_processes(wildcards) + 2 * data_mb(wildcards)
+    return per_process * max(1, train_gpus(wildcards)) + 2 * data_mb(wildcards)
 
 
-def train_minutes(wildcards):
+def long_minutes(wildcards):
+    """Of what can go on where an earlier job stopped."""
     return MINUTES if on_gpu(wildcards) else min(120, MINUTES)
 
 
@@ -72,7 +69,7 @@ def cpus(wildcards):
 def memory(wildcards, attempt):
     """A job that ended for lack of memory gets more; it ends early, unlike a training that is continued."""
     process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
-    return (process + 2 * data_mb(wildcards)) * min(attempt, 4)
+    return (process + 2 * data_mb(wildcards)) * attempt
 
 
 def minutes(wildcards, attempt):
@@ -82,10 +79,6 @@ def minutes(wildcards, attempt):
 def prepare_cpus(wildcards):
     """Archives of photographs are decoded by as many processes; points and 8x8 images take a second."""
     return PREPARE_WORKERS if on_gpu(wildcards) else 1
-
-
-def prepare_minutes(wildcards):
-    return MINUTES if on_gpu(wildcards) else min(60, MINUTES)
 
 
 def partition(wildcards):

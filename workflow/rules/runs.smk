@@ -22,7 +22,7 @@ rule train:
         gpu=train_gpus,
         cpus_per_task=train_cpus,
         mem_mb=train_memory,
-        runtime=train_minutes,
+        runtime=long_minutes,
         slurm_partition=partition,
     params:
         slice=slice_of("train"),

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import click
 
-from gcflow.errors import GcflowError, OutOfMemory, Preempted
+from gcflow.errors import GcflowError, OutOfMemory, Transient
 
 if TYPE_CHECKING:
     from gcflow.config import Preconditioning, Weights
@@ -114,7 +114,7 @@ def verb(
                     click.get_current_context().with_resource(leased(gpus))
                 function(*args, **kwargs)
             except GcflowError as error:
-                if failure and not isinstance(error, Preempted | OutOfMemory):
+                if failure and not isinstance(error, Transient):
                     with suppress(OSError):
                         failure.write_text(f"{error.exit_code} {error}")
                 # Of several processes of a run the first speaks; only a lack of memory is one's own.

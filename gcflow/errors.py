@@ -10,7 +10,11 @@ class GcflowError(Exception):
     exit_code = 2
 
 
-class Preempted(GcflowError):
+class Transient(GcflowError):
+    """What the next attempt may not meet: another process, the network, a lack of memory."""
+
+
+class Preempted(Transient):
     """A run was asked to stop (SIGTERM or a time limit) and has saved its state."""
 
     exit_code = 75
@@ -22,5 +26,5 @@ class NonFiniteLoss(GcflowError):
     exit_code = 3
 
 
-class OutOfMemory(GcflowError):
+class OutOfMemory(Transient):
     """A device had too little memory."""

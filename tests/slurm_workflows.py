@@ -42,7 +42,6 @@ class Workflow:
         params: its params.yaml.
         gpu_partition: for jobs with a GPU.
         processes: GPUs of each run.
-        minutes: time limit of its jobs.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Workflow:
         params: dict[str, Any],
         gpu_partition: str = "gpu",
         processes: int = 1,
-        minutes: int = 30,
     ) -> None:
         self.cluster = cluster
         self.folder = clone(folder, params)
@@ -64,7 +62,7 @@ class Workflow:
         settings = {
             "GCFLOW_SLURM_PARTITION": "cpu",
             "GCFLOW_SLURM_GPU_PARTITION": gpu_partition,
-            "GCFLOW_SLURM_MINUTES": str(minutes),
+            "GCFLOW_SLURM_MINUTES": "30",
             "GCFLOW_PROCESSES": str(processes),
         }
         path = f"{cluster.programs}:{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
@@ -72,6 +70,14 @@ class Workflow:
         self.environment = environment(reach | settings | {"PATH": path})
         self.output = self.folder / "snakemake.output"
         self.process: subprocess.Popen[bytes] | None = None
+
+    def shadow(self, name: str, lines: str) -> None:
+        """Has its processes run a shell script of their own first where they mean a program."""
+        program = self.folder / ".programs" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\n{lines}\nPATH={self.environment["PATH"]} exec {name} "$@"\n')
+        program.chmod(0o755)
+        self.environment["PATH"] = f"{program.parent}:{self.environment['PATH']}"
 
     def start(self, *targets: str) -> None:
         """Submits what the targets need."""

@@ -15,7 +15,7 @@ from gcflow.batches import resident
 from gcflow.config import check_start, digest, to_dict
 from gcflow.data import Dataset, load_dataset
 from gcflow.distributed import World, joined, launched
-from gcflow.errors import GcflowError, OutOfMemory, Preempted
+from gcflow.errors import GcflowError, OutOfMemory, Preempted, Transient
 from gcflow.extensions import origins
 from gcflow.files import sha256_of
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
@@ -225,7 +225,7 @@ def train_run(
                 f"(at most {size} samples pass at once now) or set training.precision to bfloat16"
             ) from None
         if launched() and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "peer")):
-            raise GcflowError(f"{name}: another process of this run ended before this one") from None
+            raise Transient(f"{name}: another process of this run ended before this one") from None
         raise
 
 

@@ -17,10 +17,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(ABSENT is not None, reason=f
 WEIGHTS = f"results/{RUN}/seed0/weights.safetensors"
 # The plugin's own patience is over in a blink.
 SECONDS_WITHOUT_ANSWER = 15
-UNANSWERING = """#!/bin/sh
-[ -e {flag} ] && {{ echo "squeue: error: no answer" >&2; exit 1; }}
-PATH={path} exec squeue "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +76,9 @@ def test_bad_input_is_told_by_snakemake_and_its_retries_only_repeat_it(workflow)
 def outage(workflow, cluster, tmp_path):
     """Two spells without an answer, of `squeue` and of the controller; who hangs up or interrupts in the midst."""
     patient, hung_up, interrupted = (workflow(name) for name in ("patient", "hung-up", "interrupted"))
-    flag, programs = tmp_path / "no-answer", tmp_path / "programs"
-    programs.mkdir()
+    flag = tmp_path / "no-answer"
     for one in (patient, hung_up, interrupted):
-        path = one.environment["PATH"]
-        (programs / "squeue").write_text(UNANSWERING.format(flag=flag, path=path))
-        (programs / "squeue").chmod(0o755)
-        one.environment["PATH"] = f"{programs}:{path}"
+        one.shadow("squeue", f"[ -e {flag} ] && exit 1")
         one.start(WEIGHTS)
     trainers = [one.trainer(0) for one in (patient, hung_up, interrupted)]
 

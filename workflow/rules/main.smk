@@ -37,14 +37,14 @@ def submission(executor, job):
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-    params = dict(
-        run_uuid=executor.run_uuid,
-        slurm_logfile=os.devnull,
-        comment_str="",
-        account=next(executor.get_account_arg(job)),
-        partition=executor.get_partition_arg(job),
-        workdir=None,
-    )
+    params = {
+        "run_uuid": executor.run_uuid,
+        "slurm_logfile": os.devnull,
+        "comment_str": "",
+        "account": next(executor.get_account_arg(job)),
+        "partition": executor.get_partition_arg(job),
+        "workdir": None,
+    }
     settings = workflow.executor_settings
     return get_submit_command(job, params, settings) + set_gres_string(job)
 

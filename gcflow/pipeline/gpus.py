@@ -32,13 +32,15 @@ def leased(count: int) -> Iterator[None]:
     Raises:
         GcflowError: there are some, yet fewer than `count`.
     """
-    # Of several processes of a run the one that starts them leases for all.
-    gpus, told = [] if launched() else visible(), False
+    gpus, job, told = visible(), os.environ.get("SLURM_JOB_ID", ""), False
     if gpus and count > len(gpus):
         raise GcflowError(f"{count} GPUs are asked for, of which there are {len(gpus)}: {', '.join(gpus)}")
-    # Slurm may give each of its jobs on a machine a GPU 0.
-    place = f"gcflow-gpus-{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"
-    folder = Path(tempfile.gettempdir(), place)
+    # Of several processes of a run the one that starts them leases for all; a Slurm job may have just what it needs.
+    if not gpus or launched() or (job and count == len(gpus)):
+        yield
+        return
+    # Each Slurm job of a machine may see a GPU 0 of its own.
+    folder = Path(tempfile.gettempdir(), f"gcflow-gpus-{os.getuid()}-{job}")
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
         with ExitStack() as locks:
@@ -48,9 +50,8 @@ def leased(count: int) -> Iterator[None]:
                     if len(mine) < count:
                         locks.enter_context(FileLock(folder / gpu.replace("/", "-"), timeout=0))
                         mine.append(gpu)
-            if len(mine) == count or not gpus:
-                if mine:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            if len(mine) == count:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
                 yield
                 return
         if not told:

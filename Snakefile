@@ -14,6 +14,7 @@ include: "workflow/rules/views.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/watch.smk"
+include: "workflow/rules/main.smk"
 
 
 rule all:

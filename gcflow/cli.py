@@ -1,14 +1,17 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, Transient
 
 if TYPE_CHECKING:
     from gcflow.config import Preconditioning, Weights
@@ -63,6 +66,12 @@ DEVICE = click.option(
     show_envvar=True,
     help="Torch device, e.g. cpu or cuda:1; auto is the GPU if there is one.",
 )
+GPUS = click.option(
+    "--gpus",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Use so many GPUs that no other job with this option uses, as soon as they are free.",
+)
 
 SCALE = click.option(
     "--scale",
@@ -91,6 +100,12 @@ DOWNLOAD = click.option(
 )
 
 
+def _failure() -> Path | None:
+    """Where a stage of a workflow tells of a failure that its retries can only repeat."""
+    folder = os.environ.get("GCFLOW_FAILURES")
+    return Path(folder, quote(" ".join(sys.argv[1:]), safe=" ")) if folder else None
+
+
 def verb(
     help_text: str, example: str, group: click.Group | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
@@ -99,9 +114,21 @@ def verb(
     def decorate(function: Callable[..., None]) -> click.Command:
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
+            failure = _failure()
+            if failure and failure.exists():
+                code, _, text = failure.read_text("utf-8").partition(" ")
+                click.echo(f"gcflow: error: {text}", err=True)
+                sys.exit(int(code))
             try:
+                if gpus := kwargs.pop("gpus", 0):
+                    from gcflow.pipeline.gpus import leased
+
+                    click.get_current_context().with_resource(leased(gpus))
                 function(*args, **kwargs)
             except GcflowError as error:
+                if failure and not isinstance(error, Transient):
+                    with suppress(OSError):
+                        failure.write_text(f"{error.exit_code} {error}", encoding="utf-8")
                 for line in str(error).splitlines() if error.heard else []:
                     click.echo(f"gcflow: error: {line}", err=True)
                 sys.exit(error.exit_code)
@@ -187,6 +214,7 @@ def features(context: click.Context, dataset: str, archives: Path, download: boo
 @click.argument("dataset")
 @click.argument("protocol", required=False)
 @DEVICE
+@GPUS
 @click.pass_context
 def reference(context: click.Context, dataset: str, protocol: str | None, device: str) -> None:
     params = _load(context)
@@ -217,7 +245,15 @@ def pretrained(context: click.Context, name: str, archives: Path, download: bool
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.option("--time-budget", type=float, metavar="MINUTES", help="Save and exit with code 75 after so long.")
+@click.option(
+    "--requeue",
+    is_flag=True,
+    envvar="GCFLOW_REQUEUE",
+    show_envvar=True,
+    help="In a Slurm job: save before its time limit, and put it back into the queue, to go on.",
+)
 @click.option("--restart", is_flag=True, help="Forget the checkpoints of this configuration and begin anew.")
 @click.option(
     "--wait",
@@ -258,6 +294,7 @@ def train(
     run: str,
     device: str,
     time_budget: float | None,
+    requeue: bool,
     restart: bool,
     wait: bool,
     processes: int,
@@ -272,7 +309,7 @@ def train(
         sys.exit(launch(processes))
     from gcflow.pipeline.train import train_run
 
-    train_run(params, run, _device(device), time_budget, restart, wait, data_share, scratch)
+    train_run(params, run, _device(device), time_budget, restart, wait, data_share, scratch, requeue)
 
 
 @verb(
@@ -281,6 +318,7 @@ def train(
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.pass_context
 def evaluate(context: click.Context, run: str, device: str) -> None:
     params = _load(context)
@@ -382,6 +420,7 @@ def export(weights: Path, out: Path, raw: bool) -> None:
 @verb("Measure the transport cost of each coupling on DATASET.", "gcflow transport digits")
 @click.argument("dataset")
 @DEVICE
+@GPUS
 @click.pass_context
 def transport(context: click.Context, dataset: str, device: str) -> None:
     params = _load(context)
@@ -397,6 +436,7 @@ def transport(context: click.Context, dataset: str, device: str) -> None:
 )
 @click.argument("run")
 @DEVICE
+@GPUS
 @click.pass_context
 def discrepancy(context: click.Context, run: str, device: str) -> None:
     params = _load(context)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, Transient
 
 PATIENCE = timedelta(minutes=15)
 SECONDS_TO_LET_GO = 0.1
@@ -150,7 +150,7 @@ def joined(device: str) -> Iterator[tuple[World, str]]:
     try:
         torch.distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise GcflowError(f"the processes of this run do not find each other: {str(error).splitlines()[0]}") from None
+        raise Transient(f"the processes of this run do not find each other: {str(error).splitlines()[0]}") from None
     try:
         yield World(torch.distributed.get_rank(), torch.distributed.get_world_size()), device
     except GcflowError as error:

@@ -14,7 +14,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 
 from gcflow.archives.formats import BLOCK, Report, silent
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, Transient
 from gcflow.files import naming
 
 ATTEMPTS = 5
@@ -53,7 +53,7 @@ def download(url: str, target: Path, md5: str | None = None, report: Report = si
         except _Lost as problem:
             fruitless = 0 if _size(part) > before else fruitless + 1
             if fruitless == ATTEMPTS:
-                raise GcflowError(
+                raise Transient(
                     f"{url}: {problem}; run it again to go on, or put the file to {target} yourself"
                 ) from None
             time.sleep(PAUSE_SECONDS)

@@ -12,7 +12,11 @@ class GcflowError(Exception):
     heard = True
 
 
-class Preempted(GcflowError):
+class Transient(GcflowError):
+    """What the next attempt may not meet: another process, the network, a lack of memory."""
+
+
+class Preempted(Transient):
     """A run was asked to stop (SIGTERM or a time limit) and has saved its state."""
 
     exit_code = 75
@@ -24,5 +28,5 @@ class NonFiniteLoss(GcflowError):
     exit_code = 3
 
 
-class OutOfMemory(GcflowError):
+class OutOfMemory(Transient):
     """A device had too little memory."""

@@ -25,7 +25,7 @@ from gcflow.archives.sources import Archived
 from gcflow.config import to_dict
 from gcflow.data import described, write_array
 from gcflow.download import download as fetch
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, Transient
 from gcflow.files import atomic_path, read_json, sha256_of, write_json
 from gcflow.sources import SmallSource, Source
 
@@ -76,7 +76,7 @@ def prepare(
             with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
                 return _from_archive(source, files, folder, workers or available_cores(), skip_broken, report)
         except Timeout:
-            raise GcflowError(f"{folder}: another process prepares this data set; wait for it") from None
+            raise Transient(f"{folder}: another process prepares this data set; wait for it") from None
     assert isinstance(source, SmallSource)
     raw = source.load()
     held_out = raw.samples[:0] if raw.held_out is None else raw.held_out

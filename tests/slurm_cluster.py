@@ -112,7 +112,7 @@ class Cluster:
             # An own group each: what the terminal sends to the tests must not end the daemons before their jobs.
             self._start("munged", "--foreground", "--force", *self._munge_files())
             wait_until((self.folder / "munge.socket").exists)
-            self._start("slurmctld", "-D", "-i")
+            self.start_controller()
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
             wait_until(self._idle, pause=0.1)
@@ -180,6 +180,16 @@ class Cluster:
                     process_group=0,
                 )
             )
+
+    def lose_controller(self) -> None:
+        """Kills the controller; the jobs go on."""
+        (controller,) = (daemon for daemon in self.daemons if daemon.args[0] == "slurmctld")
+        controller.kill()
+        controller.wait()
+        self.daemons.remove(controller)
+
+    def start_controller(self) -> None:
+        self._start("slurmctld", "-D", "-i")
 
     def _idle(self) -> bool:
         for daemon in self.daemons:

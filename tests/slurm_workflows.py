@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sysconfig
@@ -44,10 +45,19 @@ class Workflow:
     """
 
     def __init__(
-        self, cluster: Cluster, folder: Path, params: dict[str, Any], gpu_partition: str = "gpu", processes: int = 1
+        self,
+        cluster: Cluster,
+        folder: Path,
+        params: dict[str, Any],
+        gpu_partition: str = "gpu",
+        processes: int = 1,
     ) -> None:
         self.cluster = cluster
         self.folder = clone(folder, params)
+        # Asks Slurm sooner and waits less than a person would.
+        profile = self.folder / "workflow/profiles/slurm/config.yaml"
+        text = profile.read_text().replace("before-status-checks: 20", "before-status-checks: 1")
+        profile.write_text(text.replace("latency-wait: 60", "latency-wait: 10"))
         prepare_data(self.folder, *(name for name in params["datasets"] if name == "digits"))
         settings = {
             "GCFLOW_SLURM_PARTITION": "cpu",
@@ -61,13 +71,28 @@ class Workflow:
         self.output = self.folder / "snakemake.output"
         self.process: subprocess.Popen[bytes] | None = None
 
+    def shadow(self, name: str, lines: str) -> None:
+        """Has its processes run a shell script of their own first where they mean a program."""
+        program = self.folder / ".programs" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\n{lines}\nPATH={self.environment["PATH"]} exec {name} "$@"\n')
+        program.chmod(0o755)
+        self.environment["PATH"] = f"{program.parent}:{self.environment['PATH']}"
+
     def start(self, *targets: str) -> None:
-        """Submits what the targets need, asking Slurm sooner and waiting less than a person would."""
-        sooner = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
-        command = ["snakemake", "--profile", "slurm", "--config", "scale=embedded", *sooner, "--", *targets]
+        """Submits what the targets need."""
+        self.run(f"snakemake --profile slurm {' '.join(targets)} --config scale=embedded")
+
+    def run(self, command: str) -> None:
+        """Starts a command as it is written."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+                shlex.split(command),
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
             )
 
     def submit(self, *script: str) -> str:
@@ -79,7 +104,7 @@ class Workflow:
 
     def plan(self, target: str) -> str:
         """What `snakemake -n` says of a target."""
-        return self.call("snakemake", "--profile", "slurm", "--config", "scale=embedded", "-n", "--", target)
+        return self.call("snakemake", "--profile", "slurm", "-n", target, "--config", "scale=embedded")
 
     def call(self, *command: str) -> str:
         """What a command says in the project; a failure shows it."""
@@ -97,13 +122,16 @@ class Workflow:
 
     def finish(self, seconds: float = 300.0) -> None:
         """Waits for Snakemake's success."""
-        assert self.process is not None
-        code = self.process.wait(seconds)
-        assert code == 0, self.logs()
+        assert self.end(seconds) == 0, self.logs()
 
-    def trainer(self, seed: int) -> "Trainer":
-        """The process that trains a run, held in the midst of it."""
-        return Trainer.held(self.folder, f"{RUN}/{seed}")
+    def end(self, seconds: float = 300.0) -> int:
+        """Waits for Snakemake's end, and returns its exit code."""
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def trainer(self, seed: int, step: int = 0) -> "Trainer":
+        """The process that trains a run, held in the midst of it, after a step."""
+        return Trainer.held(self.folder, f"{RUN}/{seed}", step)
 
     def jobs(self, name: str = "") -> list[dict[str, str]]:
         """Its jobs in Slurm, oldest first, or those of a rule and its wildcards, such as `train digits_ic_0`."""
@@ -137,12 +165,15 @@ class Trainer:
         self.pid = pid
 
     @classmethod
-    def held(cls, root: Path, run: str) -> "Trainer":
-        """The holder of the run's lock, stopped (SIGSTOP) when it has begun to train."""
+    def held(cls, root: Path, run: str, step: int = 0) -> "Trainer":
+        """The holder of the run's lock, stopped (SIGSTOP) when it has trained on after a step."""
         folder = run_folder(root, run) / "state"
 
         def training() -> bool:
-            return any(path.stat().st_size for path in folder.glob("*/metrics.jsonl"))
+            with suppress(ValueError):
+                for path in folder.glob("*/metrics.jsonl"):
+                    return any(json.loads(line)["step"] > step for line in path.read_text().splitlines())
+            return False
 
         wait_until(training, seconds=600)
         # Half-written, or just replaced: the next look will do.

@@ -23,6 +23,14 @@ def run(folder: Path, *command: str | Path, check: bool = True, env: dict[str, s
     return result.stdout + result.stderr
 
 
+def as_a_plan(folder: Path) -> Path:
+    """A folder for PATH whose `snakemake` only plans, and says in a line per rule what."""
+    program = folder / "snakemake"
+    program.write_text(f'#!/bin/sh\nexec {SCRIPTS}/snakemake "$@" --dry-run --quiet rules\n')
+    program.chmod(0o755)
+    return folder
+
+
 def snakemake(folder: Path, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
     return run(folder, "snakemake", "--profile", "local", *arguments, check=check, env=env)
 

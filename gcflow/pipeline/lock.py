@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, Transient
 from gcflow.files import clock_of
 from gcflow.pipeline.progress import say
 
@@ -181,7 +181,7 @@ class RunLock:
             while busy := self._take():
                 holder, silence = busy
                 if not self.wait:
-                    raise GcflowError(
+                    raise Transient(
                         f"{self.name}: already being trained by {holder}, last heard of {max(silence, 0):.0f} s ago; "
                         "give --wait, or stop it"
                     )
@@ -220,9 +220,9 @@ class RunLock:
             if self.lost:
                 numbers = _numbers(self.folder)
                 fate = f"taken over by {Holder.read(_path(self.folder, numbers[-1]))}" if numbers else "removed"
-                raise GcflowError(f"{self.name}: the lock was {fate}; this process stops without writing")
+                raise Transient(f"{self.name}: the lock was {fate}; this process stops without writing")
         except OSError as error:
-            raise GcflowError(f"{self.folder}: its lock cannot be checked ({error.strerror})") from None
+            raise Transient(f"{self.folder}: its lock cannot be checked ({error.strerror})") from None
 
     def _held(self) -> bool:
         # The text too: a folder that was deleted and made again counts from 1 again.

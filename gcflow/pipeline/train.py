@@ -16,7 +16,7 @@ from gcflow.batches import resident
 from gcflow.config import check_start, digest, to_dict
 from gcflow.data import Dataset, load_dataset
 from gcflow.distributed import World, is_first, joined, launched
-from gcflow.errors import GcflowError, OutOfMemory, Preempted
+from gcflow.errors import GcflowError, OutOfMemory, Preempted, Transient
 from gcflow.extensions import origins
 from gcflow.files import refuse_times_ahead, sha256_of
 from gcflow.pipeline.folders import DATA_FILES, data_folder, run_folder, snapshot
@@ -25,6 +25,7 @@ from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
+from gcflow.pipeline.slurm import minutes_left, put_back_into_queue
 from gcflow.precision import tune
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.scratch import load_near
@@ -49,6 +50,8 @@ class Deadline(Observer):
         self.minutes = minutes
         self.end = time.monotonic() + 60 * minutes if minutes is not None else None
         self.signal = ""
+        # Whether a further job like this one would help: a step was trained, or another process trains the run.
+        self.advanced = False
         for number in STOPPING:
             # Under nohup a closed terminal is ignored; a shell that ignores SIGTERM leaves it to this process.
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
@@ -57,11 +60,16 @@ class Deadline(Observer):
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
 
+    @property
+    def spent(self) -> bool:
+        """Whether the budget is the reason to stop."""
+        return not self.signal and self.end is not None and time.monotonic() > self.end
+
     def stop_requested(self) -> str | None:
         """A signal, or the end of the budget."""
         if self.signal:
             return f"stopped by {self.signal}"
-        if self.end is not None and time.monotonic() > self.end:
+        if self.spent:
             return f"time budget of {self.minutes:g} minutes spent"
         return None
 
@@ -96,6 +104,7 @@ class _Watcher(Observer):
     def checkpoint(self, state: TrainingState) -> None:
         self.lock.require()
         self.state.save(state)
+        self.deadline.advanced |= state.step > self.progress.start
 
     def snapshot(self, state: TrainingState) -> None:
         self.lock.require()
@@ -194,6 +203,7 @@ def train_run(
     wait: bool = False,
     data_share: float = 0.5,
     scratch: Path | None = None,
+    requeue: bool = False,
 ) -> None:
     """Trains a run to its end, from its newest checkpoint if it has one, and publishes its outputs.
 
@@ -208,14 +218,20 @@ def train_run(
         wait: wait for another process that trains this run, instead of refusing.
         data_share: share of the device's memory that the data may take; larger data are streamed.
         scratch: folder on the node's own disk, to which the data are copied and from which they are read.
+        requeue: save before the time limit of the Slurm job, and put it back into the queue.
 
     Raises:
-        GcflowError: bad input, a run that is locked, a checkpoint of another configuration, a device out of memory.
+        GcflowError: bad input, a run that is locked, a checkpoint of another configuration, a device out of memory, a
+            time limit in which not one step was trained.
         NonFiniteLoss: the loss is not finite.
         Preempted: a signal of `STOPPING` or the time budget; the state was saved.
     """
     run = params.parse_run(name)
     training = params.run_config(name).training
+    # Of several processes the first speaks to Slurm; the others stop with it.
+    requeue = requeue and is_first()
+    if requeue and (left := minutes_left()) is not None:
+        minutes = left if minutes is None else min(minutes, left)
     # From the start of the job, which waits, reads and compiles before its first step.
     deadline = Deadline(minutes)
     torch.set_num_threads(training.cpu_threads)
@@ -224,6 +240,12 @@ def train_run(
     try:
         with joined(device) as (world, own_device):
             _train_shared(params, run, own_device, deadline, world, restart, wait, data_share, scratch)
+    except Preempted as error:
+        if requeue and deadline.spent:
+            if not deadline.advanced:
+                raise GcflowError(f"{error}: not one step; the job needs a longer time limit") from None
+            put_back_into_queue()
+        raise
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             size = training.grain or training.batch
@@ -232,7 +254,7 @@ def train_run(
                 f"({size} samples pass at once now) or set training.precision to bfloat16"
             ) from None
         if launched() and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "peer")):
-            lost = GcflowError(f"{name}: another process of this run ended before this one")
+            lost = Transient(f"{name}: another process of this run ended before this one")
             lost.heard = is_first()
             raise lost from None
         raise
@@ -274,6 +296,7 @@ def _train_shared(
         return
 
     def meanwhile() -> None:
+        deadline.advanced = True
         reason = deadline.stop_requested()
         world.from_first(WAITING if reason is None else STOPPED)
         if reason is not None:

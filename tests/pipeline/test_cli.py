@@ -301,6 +301,23 @@ def test_data_that_cannot_be_written_are_named_and_leave_the_old_arrays(root):
     refused(Outcome(result.returncode, result.stdout, result.stderr), "data/digits/samples.npy: ")
 
 
+def test_within_a_workflow_a_failure_that_can_only_be_repeated_is_repeated_at_once(tmp_path):
+    root, failures = write_project(tmp_path / "project"), tmp_path / "failures"
+    failures.mkdir()
+    workflow = {"GCFLOW_FAILURES": str(failures)}
+    first = gcflow(root, "train", "digits/ic/0", check=False, env=workflow)
+    prepare_data(root, "digits")
+    retry = gcflow(root, "train", "digits/ic/0", check=False, env=workflow)
+    assert (retry.returncode, retry.stderr) == (first.returncode, first.stderr) == (2, first.stderr)
+    (line,) = failures.iterdir()
+    line.write_text("3 digits/ic/0: loss is nan")
+    retry = gcflow(root, "train", "digits/ic/0", check=False, env=workflow)
+    assert (retry.returncode, retry.stderr) == (3, "gcflow: error: digits/ic/0: loss is nan\n")
+    # Another run, or a person's own start, is none of its retries.
+    gcflow(root, "train", "digits/ic/1", env=workflow)
+    gcflow(root, "train", "digits/ic/0")
+
+
 def test_a_run_whose_reference_is_not_trained_is_refused_with_the_run_to_train_first(root, here):
     before = contents(root)
     line = refused(here(root, "train", "digits/cd/0"), "gcflow train digits/denoiser/0 first")

@@ -36,6 +36,7 @@ from projects import (
 from gcflow.errors import GcflowError, Preempted
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.run_state import RunState
+from gcflow.pipeline.slurm import minutes_left
 from gcflow.training import TrainingState, initial_state
 from gcflow.weights import load_tensors, save_tensors, weights_metadata
 
@@ -294,6 +295,39 @@ def test_a_time_budget_saves_and_exits_with_75_and_the_next_run_goes_on(root, wh
     saved_step(line, root, RUN)
     train(root, RUN, processes)
     assert_same_run(root, whole(RUN, processes), RUN)
+
+
+@pytest.fixture
+def time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Pretends a Slurm job whose time left `squeue` tells, and whose `scontrol` is only written down."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def tell(left: str) -> None:
+        for name, line in {"squeue": f"echo {left}", "scontrol": f'echo "$@" >> {tmp_path}/asked'}.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("left", "minutes"),
+    [("1-02:03:30", 1561.5), ("2:00:00", 118), ("5:30", 3.5), ("0:30", -1.5), ("UNLIMITED", None), ("INVALID", None)],
+)
+def test_a_training_has_the_time_that_its_slurm_job_has_left_less_two_minutes_to_save(time_left, left, minutes):
+    time_left(left)
+    assert minutes_left() == minutes
+
+
+def test_a_time_limit_without_room_for_a_step_is_an_error_and_no_reason_to_queue_again(root, time_left, tmp_path):
+    time_left("2:00")
+    process = Fork(root, "train", RUN, "--requeue")
+    assert process.wait() == 2
+    line = error_line(process.output)
+    assert line.endswith(f"saved at step 0 of {STEPS}: not one step; the job needs a longer time limit")
+    assert not (tmp_path / "asked").exists()
 
 
 # Doubled.

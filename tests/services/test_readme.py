@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow_servers import free_port
 from projects import environment, tiny_params, write_project
-from workflows import ROOT, SCRIPTS, commit, duplicate, run
+from workflows import ROOT, SCRIPTS, as_a_plan, commit, duplicate, run
 
 PAGES = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/paper-scale.md"))
 
@@ -28,11 +28,6 @@ def commands(text):
 INSTEAD = {
     # It would run this test.
     "make test": "make --dry-run test",
-    # Weeks on a cluster or a GPU: planned only.
-    "snakemake --profile slurm all": "snakemake --profile slurm all --dry-run --quiet rules",
-    "snakemake --profile local --config scale=paper table1": (
-        "snakemake --profile local --config scale=paper --dry-run table1 --quiet rules"
-    ),
     # The paper's network, at a size that a CPU can time.
     "gcflow bench cifar10": (
         "gcflow bench cifar10 --method ic --steps 1 --rounds 1 --set training.batch=2 --set network.channels=32 "
@@ -40,6 +35,8 @@ INSTEAD = {
     ),
     "gcflow bench digits": "gcflow bench digits --method ic --steps 1 --rounds 1",
 }
+# Weeks on a cluster or a GPU: planned only, as they are written (`as_a_plan`).
+WEEKS = ("snakemake --profile slurm all", "snakemake --profile local table1 --config scale=paper")
 # Those that go on until they are stopped, with what they show by then.
 ENDLESS = {"make ui": "http://127.0.0.1:5000", "gcflow status --watch": "digits/gc/0"}
 # What a machine lacks is no mistake of the command.
@@ -87,12 +84,12 @@ def project(finished, tmp_path_factory):
     return folder
 
 
-def start(folder, command):
+def start(folder, command, programs=SCRIPTS):
     """A command of the README as a process group of its own."""
     return subprocess.Popen(
         ["bash", "-c", command],
         cwd=folder,
-        env=environment({"PATH": f"{SCRIPTS}:{environment()['PATH']}", "PYTHONUNBUFFERED": "1"}),
+        env=environment({"PATH": f"{programs}:{SCRIPTS}:{environment()['PATH']}", "PYTHONUNBUFFERED": "1"}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,12 +100,12 @@ def start(folder, command):
 def test_there_are_commands_and_none_is_replaced_in_vain():
     found = commands(PAGES)
     assert len(found) > 15
-    assert {*INSTEAD, *ENDLESS, *MAY_FIND_SOMETHING} <= set(found)
+    assert {*INSTEAD, *WEEKS, *ENDLESS, *MAY_FIND_SOMETHING} <= set(found)
 
 
 @pytest.mark.parametrize("command", [c for c in dict.fromkeys(commands(PAGES)) if c not in ENDLESS])
-def test_a_command_does_what_it_says(project, command):
-    process = start(project, INSTEAD.get(command, command))
+def test_a_command_does_what_it_says(project, command, tmp_path):
+    process = start(project, INSTEAD.get(command, command), as_a_plan(tmp_path) if command in WEEKS else SCRIPTS)
     output, _ = process.communicate()
     assert "Traceback" not in output
     if command in MAY_FIND_SOMETHING:
@@ -198,7 +195,7 @@ def test_every_message_of_the_trouble_table_is_one_that_the_code_says():
     section = (ROOT / "docs" / "troubleshooting.md").read_text()
     messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     assert len(messages) >= 8
-    sources = [*(ROOT / "gcflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.py")]
+    sources = [*(ROOT / "gcflow").rglob("*.py"), *(ROOT / "workflow").rglob("*.[ps]*")]
     code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sources))
     for message in messages:
         pieces = [piece.strip(" :;,…") for piece in re.split(r"…|params\.yaml", message)]

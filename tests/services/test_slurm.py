@@ -5,11 +5,13 @@ All workflows run at the same time and are disturbed in one go; then the tests l
 
 import re
 import signal
+import time
 from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 from projects import (
+    ROOT,
     checkpoints,
     gcflow,
     metrics,
@@ -30,7 +32,9 @@ from gcflow.pipeline.stages import Stages
 ABSENT = missing()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(ABSENT is not None, reason=f"no Slurm to test on: {ABSENT}")]
 
-CANCELLED, KILLED, REQUEUED, WARNED, HUNG = DISTURBED = range(5)
+CANCELLED, KILLED, REQUEUED, HUNG = DISTURBED = range(4)
+README_COMMAND = "snakemake --profile slurm all"
+SECONDS_LEFT = 20
 OUTLIVED, LOST = range(2)
 WITHIN, ACROSS = range(2)
 WEIGHTS = [f"results/{RUN}/seed{seed}/weights.safetensors" for seed in DISTURBED]
@@ -49,12 +53,11 @@ def hasten(cluster, job):
 
 
 def disturb(workflow, trainers):
-    """Five runs, each in its own way; returns the numbers of their jobs."""
+    """Four runs, each in its own way; returns the numbers of their jobs."""
     cluster = workflow.cluster
     jobs = [workflow.job(seed) for seed in DISTURBED]
-    # Both are so near their end now that Slurm warns them; the one that hangs does not hear it.
+    # It does not hear Slurm's SIGTERM.
     trainers[HUNG].hang()
-    cluster.call("scontrol", "update", f"JobId={jobs[WARNED]}", "TimeLimit=3")
     cluster.call("scontrol", "update", f"JobId={jobs[HUNG]}", "TimeLimit=1")
     cluster.call("scancel", jobs[CANCELLED])
     cluster.call("scontrol", "requeue", jobs[REQUEUED])
@@ -68,7 +71,7 @@ def outlive(workflow, first):
     """Snakemake is killed while its job runs, and started again; returns what was seen then."""
     job = workflow.job(OUTLIVED)
     workflow.kill()
-    workflow.call("snakemake", "--profile", "slurm", "--config", "scale=embedded", "--unlock")
+    workflow.call("snakemake", "--profile", "slurm", "--unlock")
     workflow.start(*WEIGHTS[:2])
     wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1], seconds=120)
     lone, saved = first.alive, checkpoints(workflow.folder, f"{RUN}/{OUTLIVED}")
@@ -92,6 +95,24 @@ def lose_node(workflow):
     return SimpleNamespace(job=job, drained=drained)
 
 
+def pass_limit(workflow, trainer):
+    """Twice the time to save comes while the run is held; returns the number of its job."""
+    job = workflow.job(0)
+
+    def requeued(restarts):
+        time.sleep(SECONDS_LEFT)
+        trainer.go_on()
+        seen = {"Restarts": restarts, "JobState": "PENDING"}
+        wait_until(lambda: seen.items() <= workflow.cluster.describe(job).items(), pause=0.2)
+        hasten(workflow.cluster, job)
+
+    requeued("1")
+    (log,) = workflow.attempts("train/digits_ic_0")
+    trainer = workflow.trainer(0, int(re.findall(r"saved at step (\d+)", log)[0]))
+    requeued("2")
+    return job
+
+
 def train_by_hand(folder, seeds, *options):
     """Runs of `tiny_unets` with nothing in their way."""
     prepare_data(write_project(folder, tiny_unets(len(DISTURBED))), "digits")
@@ -104,35 +125,41 @@ def train_by_hand(folder, seeds, *options):
 def story(cluster, tmp_path_factory):
     """The workflows, all finished.
 
-    everything: `all` of points in the plane. disturbed, spare: what the names of their runs say. pair: two processes
-    per run, one run as a job of the workflow, one over two nodes.
+    everything: `all` of points in the plane. disturbed, spare: what the names of their runs say. limited: a run that
+    takes longer than its time limit. pair: two processes per run, one run as a job of the workflow, one over two nodes.
     """
     folder = tmp_path_factory.mktemp("workflows")
     points = tiny_params()
-    points["datasets"] = {"mixture2d": points["datasets"]["mixture2d"]}
+    points["datasets"] = {"mixture2d": points["datasets"]["mixture2d"] | {"scale": "paper"}}
     everything = Workflow(cluster, folder / "everything", points)
     disturbed = Workflow(cluster, folder / "disturbed", tiny_unets(len(DISTURBED)))
     spare = Workflow(cluster, folder / "spare", tiny_unets(2), gpu_partition="spare")
+    limited = Workflow(cluster, folder / "limited", tiny_unets(1))
+    # A limit of some seconds after every start, however long that takes. Two minutes are for saving.
+    limited.shadow("squeue", f'case "$*" in *%L*) echo 2:{SECONDS_LEFT}; exit;; esac')
     pair = Workflow(cluster, folder / "pair", tiny_unets(2), processes=2)
-    workflows = (everything, disturbed, spare, pair)
+    workflows = (everything, disturbed, spare, limited, pair)
     try:
         disturbed.start(*WEIGHTS)
         spare.start(WEIGHTS[OUTLIVED])
         held = spare.trainer(OUTLIVED)
         jobs = disturb(disturbed, [disturbed.trainer(seed) for seed in DISTURBED])
         outlived = outlive(spare, held)
-        everything.start("all")
+        limited.start(WEIGHTS[0])
+        in_time = limited.trainer(0)
+        everything.run(README_COMMAND)
         pair.start(WEIGHTS[WITHIN])
         across = pair.submit("docs/two-nodes.sh", f"{RUN}/{ACROSS}")
         lost = lose_node(spare)
         alone = train_by_hand(folder / "alone", DISTURBED)
         together = train_by_hand(folder / "together", (WITHIN, ACROSS), "--processes", "2")
+        passed = pass_limit(limited, in_time)
         for workflow in workflows:
             workflow.finish()
         wait_until(lambda: cluster.describe(across)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), pause=0.5)
         yield SimpleNamespace(
-            everything=everything, disturbed=disturbed, spare=spare, pair=pair, jobs=jobs, outlived=outlived,
-            lost=lost, across=across, alone=alone, together=together,
+            everything=everything, disturbed=disturbed, spare=spare, limited=limited, pair=pair, jobs=jobs,
+            outlived=outlived, lost=lost, passed=passed, across=across, alone=alone, together=together,
         )  # fmt: skip
     except BaseException:
         print(*(workflow.logs() for workflow in workflows), cluster.logs(), sep="\n")  # noqa: T201
@@ -151,9 +178,10 @@ def assert_same_training(root, other, seed):
     assert {name: found[name] for name in found if not name.startswith(".snakemake")} == expected
 
 
-def test_every_declared_file_of_all_exists(story):
+def test_the_readmes_own_command_makes_every_declared_file_of_all(story):
+    assert re.search(rf"^{README_COMMAND} ", (ROOT / "README.md").read_text(), re.MULTILINE)
     folder = story.everything.folder
-    stages = Stages(Params(folder / "params.yaml"), "embedded")
+    stages = Stages(Params(folder / "params.yaml"), "paper")
     assert [out for stage in stages for out in stage.outs if not (folder / out).exists()] == []
 
 
@@ -174,7 +202,7 @@ def test_a_run_of_a_u_net_asks_for_one_gpu_and_memory_for_its_data(story):
 def test_an_edited_rule_reruns_nothing(story):
     rules = story.everything.folder / "workflow/rules/runs.smk"
     rules.write_text(rules.read_text().replace("gcflow train", "gcflow  train") + "\n# A comment.\n")
-    assert "Nothing to be done" in story.everything.plan("all")
+    assert "Nothing to be done" in story.everything.call(*README_COMMAND.split(), "-n")
 
 
 @pytest.mark.parametrize("seed", DISTURBED)
@@ -187,17 +215,25 @@ def test_a_run_that_outlives_snakemake_or_its_node_does_too(story, seed):
     assert_same_training(story.spare.folder, story.alone, seed)
 
 
-@pytest.mark.parametrize("seed", [CANCELLED, WARNED])
-def test_slurms_sigterm_saves_and_the_next_job_goes_on_from_there(story, seed):
-    first, second = story.disturbed.attempts(f"train/digits_ic_{seed}")
+def test_slurms_sigterm_saves_and_the_next_job_goes_on_from_there(story):
+    first, second = story.disturbed.attempts(f"train/digits_ic_{CANCELLED}")
     step = re.search(r"stopped by SIGTERM; saved at step (\d+) of 200", first)
     assert step, first
     assert f"resumes at step {step[1]}\n" in second
 
 
-def test_a_warned_job_ends_before_its_limit_and_a_hung_one_at_it(story):
+def test_a_run_longer_than_its_limit_saves_before_it_and_goes_on_under_its_number_without_a_retry(story):
+    (log,) = story.limited.attempts("train/digits_ic_0")
+    saved = re.findall(r"time budget of [\d.]+ minutes spent; saved at step (\d+) of 200", log)
+    assert re.findall(r"resumes at step (\d+)\n", log) == saved
+    assert len(saved) == 2
+    described = story.limited.cluster.describe(story.passed)
+    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", "2")
+    assert_same_training(story.limited.folder, story.alone, 0)
+
+
+def test_a_hung_job_ends_at_its_limit(story):
     cluster = story.disturbed.cluster
-    assert cluster.describe(story.jobs[WARNED])["JobState"] == "FAILED"
     assert cluster.describe(story.jobs[HUNG])["JobState"] == "TIMEOUT"
     assert len(story.disturbed.attempts(f"train/digits_ic_{HUNG}")) == 2
 
@@ -256,5 +292,5 @@ def test_a_run_over_two_nodes_has_the_bits_of_two_processes_on_one(story):
 
 
 def test_nothing_half_written_is_left(story):
-    for workflow in (story.everything, story.disturbed, story.spare, story.pair):
+    for workflow in (story.everything, story.disturbed, story.spare, story.limited, story.pair):
         assert [path for path in temporary_files(workflow.folder) if "gcflow" in path.name] == []

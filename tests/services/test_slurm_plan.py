@@ -2,11 +2,12 @@
 
 import copy
 import re
+import shutil
 
 import pytest
 import yaml
 from projects import ROOT, write_project
-from workflows import run
+from workflows import as_a_plan, run
 
 from gcflow.pipeline.params import Params
 
@@ -16,6 +17,16 @@ def folder(tmp_path):
     for name in ("Snakefile", "workflow", "slurm", "params.yaml", "claims.yaml", "paper.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = re.findall(
+    r"^((?:[A-Z_]+=\S+ )?snakemake --[^#\n]+?)(?: +#.*)?$|`((?:[A-Z_]+=\S+ )?snakemake --[^`]+)`",
+    "\n".join(page.read_text() for page in PAGES),
+    re.MULTILINE,
+)
+# `…` stands for what a table lists; these say how they begin.
+COMMANDS = sorted({line or span for line, span in WRITTEN if "…" not in span})
 
 
 def trained(folder, *arguments):
@@ -44,3 +55,28 @@ def test_a_thousand_runs_are_one_plan(tmp_path, folder):
     (folder / "params.yaml").unlink()
     write_project(folder, {"tracking": document["tracking"], "datasets": {"digits": digits}})
     assert trained(folder, "--config", "scale=embedded", "-n", "all") >= 1000
+
+
+def test_the_pages_show_commands_of_snakemake():
+    assert len(COMMANDS) > 10
+
+
+# On the whole grid, of which the README's tests have a part.
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_snakemake_in_the_pages_plans_what_it_names_as_it_is_written(folder, command):
+    programs = folder / "programs"
+    programs.mkdir()
+    (folder / "local").symlink_to(ROOT / "local")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns(".snakemake", "results"))
+    output = run(folder, "bash", "-c", f"PATH={as_a_plan(programs)}:$PATH; {command}")
+    assert "unlock" in command or "dry-run" in output or "Nothing to be done" in output
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("GCFLOW_SLURM_MINUTES", "24h"), ("GCFLOW_SLURM_MINUTES", "-5"), ("GCFLOW_PROCESSES", "0")],
+)
+def test_a_setting_that_is_no_number_is_refused_by_name(folder, variable, value):
+    output = run(folder, "snakemake", "--profile", "slurm", "-n", "all", check=False, env={variable: value})
+    assert f"{variable} is '{value}', expected a whole number from 1 up" in output
+    assert "Traceback" not in output

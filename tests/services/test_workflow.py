@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
 
 import pytest
-from projects import contents, gcflow, tiny_params, write_project
-from workflows import clone, duplicate, dvc, snakemake
+from filelock import FileLock, Timeout
+from projects import contents, environment, gcflow, prepare_data, tiny_params, write_project
+from slurm_workflows import Trainer, tiny_unets
+from workflows import SCRIPTS, clone, duplicate, dvc, snakemake
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -138,6 +141,42 @@ def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(project, t
     dvc(folder, "repro", "--single-item", "table-digits-table1")
     assert table.read_bytes() == before
     assert planned(folder, "table") == set()
+
+
+def test_how_a_stage_ends_is_told_by_it_alone_whatever_becomes_of_its_log(tmp_path):
+    folder, programs = clone(tmp_path / "project", tiny_params()), tmp_path / "programs"
+    programs.mkdir()
+    # As on a full disk.
+    (programs / "tee").write_text("#!/bin/sh\ncat\nexit 1\n")
+    (programs / "tee").chmod(0o755)
+    env = {"PATH": f"{programs}:{SCRIPTS}:{environment()['PATH']}"}
+    snakemake(folder, "data/mixture2d/manifest.json", env=env)
+    assert (folder / "data/mixture2d/samples.npy").exists()
+    (folder / "data/mixture2d/samples.npy").write_bytes(b"damaged")
+    weights = "results/mixture2d/ic/seed0/weights.safetensors"
+    output = snakemake(folder, weights, "--rerun-triggers", "params", check=False, env=env)
+    # Shown by Snakemake beside the job, and at its end.
+    assert "gcflow: error:" in output.splitlines()[-3]
+    assert not (folder / weights).exists()
+
+
+def test_trainings_side_by_side_have_each_a_gpu_of_its_own(tmp_path):
+    folder, seeds = clone(tmp_path / "project", tiny_unets(2)), range(2)
+    prepare_data(folder, "digits")
+    targets = [f"results/digits/ic/seed{seed}/weights.safetensors" for seed in seeds]
+    env = {"CUDA_VISIBLE_DEVICES": "2,5", "TMPDIR": str(tmp_path), "PATH": f"{SCRIPTS}:{environment()['PATH']}"}
+    command = ["snakemake", "--profile", "local", *targets, "--cores", "2", "--resources", "gpu=2"]
+    process = subprocess.Popen(command, cwd=folder, env=environment(env), stderr=subprocess.PIPE, text=True)
+    trainers = [Trainer.held(folder, f"digits/ic/{seed}") for seed in seeds]
+    (leases,) = tmp_path.glob("gcflow-gpus-*")
+    assert sorted(file.name for file in leases.iterdir()) == ["2", "5"]
+    for file in leases.iterdir():
+        with pytest.raises(Timeout):
+            FileLock(file, timeout=0).acquire()
+    for trainer in trainers:
+        trainer.go_on()
+    _, output = process.communicate()
+    assert process.returncode == 0, output
 
 
 def test_a_mistake_in_params_stops_snakemake_before_anything_runs_with_one_line(project, tmp_path):

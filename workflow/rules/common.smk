@@ -14,6 +14,13 @@ from gcflow.pipeline.stages import OF_RUNS, Stages, Subset
 
 # Jobs in a cluster outlive a Snakemake that was killed: the one that is submitted again waits for the end of the first.
 os.environ.setdefault("GCFLOW_WAIT", "1")
+if workflow.remote_exec:
+    os.environ.update(GCFLOW_REQUEUE="1")
+
+# How a job ends is told by `gcflow` alone, whatever becomes of its log. A scheduler's SIGTERM reaches every process of a
+# job, and is for `gcflow`, which saves: the shell waits for it, and what copies its words goes on.
+shell.prefix("trap : TERM; log_to() {{ trap '' TERM; tee \"$1\"; }}; ")
+shell.suffix("; exit ${{PIPESTATUS[0]}}")
 
 # --config scale=paper, GCFLOW_SCALE, or else what runs anywhere; and of it --config methods="ic gc" seeds="0 1".
 SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))

@@ -16,13 +16,13 @@ rule prepare:
     resources:
         cpus_per_task=prepare_cpus,
         mem_mb=memory,
-        runtime=prepare_minutes,
+        runtime=long_minutes,
     params:
         slice=slice_of("prepare"),
     message:
         "prepare {wildcards.dataset}"
     shell:
-        "gcflow prepare {wildcards.dataset} 2>&1 | tee {log}"
+        "gcflow prepare {wildcards.dataset} 2>&1 | log_to {log}"
 
 
 rule features:
@@ -39,7 +39,7 @@ rule features:
     message:
         "features {wildcards.dataset}"
     shell:
-        "gcflow features {wildcards.dataset} 2>&1 | tee {log}"
+        "gcflow features {wildcards.dataset} 2>&1 | log_to {log}"
 
 
 rule reference:
@@ -63,7 +63,7 @@ rule reference:
     message:
         "reference {wildcards.dataset} {wildcards.protocol}"
     shell:
-        "gcflow reference {wildcards.dataset} {wildcards.protocol} 2>&1 | tee {log}"
+        "gcflow reference {wildcards.dataset} {wildcards.protocol} --gpus {resources.gpu} 2>&1 | log_to {log}"
 
 
 rule pretrained:
@@ -78,4 +78,4 @@ rule pretrained:
     message:
         "pretrained {wildcards.name}"
     shell:
-        "gcflow pretrained {wildcards.name} 2>&1 | tee {log}"
+        "gcflow pretrained {wildcards.name} 2>&1 | log_to {log}"

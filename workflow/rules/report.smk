@@ -17,4 +17,4 @@ rule report:
     message:
         "report"
     shell:
-        "gcflow report --scale {params.scale} 2>&1 | tee {log}"
+        "gcflow report --scale {params.scale} 2>&1 | log_to {log}"

@@ -1,5 +1,6 @@
 # What a job asks a cluster for, as its size demands. One machine reads none of it.
 
+import re
 from math import prod
 
 # Per process of a GPU job: CUDA's libraries alone take several gigabytes of it.
@@ -10,6 +11,21 @@ CPUS_PER_GPU = 4
 # A folder of images of the user's own says how many there are only once it was read.
 UNKNOWN_DATA_MB = 16_000
 PREPARE_WORKERS = 8
+
+
+def whole_number(variable, default):
+    """A setting of the environment, checked before anything is submitted."""
+    value = os.environ.get(variable) or str(default)
+    if not re.fullmatch("[1-9][0-9]*", value):
+        raise WorkflowError(
+            f"{variable} is {value!r}, expected a whole number from 1 up"
+        )
+    return int(value)
+
+
+# What a job may ask for at most: a run that takes longer goes on in the next one.
+MINUTES = whole_number("GCFLOW_SLURM_MINUTES", 24 * 60)
+PROCESSES = whole_number("GCFLOW_PROCESSES", 1)
 
 
 def on_gpu(wildcards):
@@ -24,17 +40,8 @@ def data_mb(wildcards):
     return source.count * prod(source.shape) // 2**20
 
 
-def time_limit():
-    """Minutes that a job may ask for at most: a run that takes longer goes on in the next one."""
-    return int(os.environ.get("GCFLOW_SLURM_MINUTES", 24 * 60))
-
-
-def train_processes(wildcards):
-    return int(os.environ.get("GCFLOW_PROCESSES", 1)) if on_gpu(wildcards) else 1
-
-
 def train_gpus(wildcards):
-    return train_processes(wildcards) if on_gpu(wildcards) else 0
+    return PROCESSES * on_gpu(wildcards)
 
 
 def train_cpus(wildcards):
@@ -43,11 +50,12 @@ def train_cpus(wildcards):
 
 def train_memory(wildcards):
     per_process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
-    return per_process * train_processes(wildcards) + 2 * data_mb(wildcards)
+    return per_process * max(1, train_gpus(wildcards)) + 2 * data_mb(wildcards)
 
 
-def train_minutes(wildcards):
-    return time_limit() if on_gpu(wildcards) else min(120, time_limit())
+def long_minutes(wildcards):
+    """Of what can go on where an earlier job stopped."""
+    return MINUTES if on_gpu(wildcards) else min(120, MINUTES)
 
 
 def gpus(wildcards):
@@ -61,20 +69,16 @@ def cpus(wildcards):
 def memory(wildcards, attempt):
     """A job that ended for lack of memory gets more; it ends early, unlike a training that is continued."""
     process = GPU_PROCESS_MB if on_gpu(wildcards) else CPU_PROCESS_MB
-    return (process + 2 * data_mb(wildcards)) * min(attempt, 4)
+    return (process + 2 * data_mb(wildcards)) * attempt
 
 
 def minutes(wildcards, attempt):
-    return min((240 if on_gpu(wildcards) else 60) * attempt, time_limit())
+    return min((240 if on_gpu(wildcards) else 60) * attempt, MINUTES)
 
 
 def prepare_cpus(wildcards):
     """Archives of photographs are decoded by as many processes; points and 8x8 images take a second."""
     return PREPARE_WORKERS if on_gpu(wildcards) else 1
-
-
-def prepare_minutes(wildcards):
-    return time_limit() if on_gpu(wildcards) else min(60, time_limit())
 
 
 def partition(wildcards):

@@ -22,16 +22,14 @@ rule train:
         gpu=train_gpus,
         cpus_per_task=train_cpus,
         mem_mb=train_memory,
-        runtime=train_minutes,
+        runtime=long_minutes,
         slurm_partition=partition,
     params:
         slice=slice_of("train"),
     message:
         "train {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
-    # A scheduler's SIGTERM reaches every process of a job. It is for `gcflow`, which saves and says how it ended: without
-    # a shell that waits for it, the job would be over, and its processes killed, before the save is.
     shell:
-        "trap '' TERM; gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+        "gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} --gpus {resources.gpu} 2>&1 | log_to {log}"
 
 
 rule evaluate:
@@ -68,7 +66,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     shell:
-        "gcflow evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+        "gcflow evaluate {wildcards.dataset}/{wildcards.method}/{wildcards.seed} --gpus {resources.gpu} 2>&1 | log_to {log}"
 
 
 rule transport:
@@ -92,7 +90,7 @@ rule transport:
     message:
         "transport {wildcards.dataset}"
     shell:
-        "gcflow transport {wildcards.dataset} 2>&1 | tee {log}"
+        "gcflow transport {wildcards.dataset} --gpus {resources.gpu} 2>&1 | log_to {log}"
 
 
 rule discrepancy:
@@ -117,7 +115,7 @@ rule discrepancy:
     message:
         "discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     shell:
-        "gcflow discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed} 2>&1 | tee {log}"
+        "gcflow discrepancy {wildcards.dataset}/{wildcards.method}/{wildcards.seed} --gpus {resources.gpu} 2>&1 | log_to {log}"
 
 
 rule theory:
@@ -135,4 +133,4 @@ rule theory:
     message:
         "theory {wildcards.dataset}"
     shell:
-        "gcflow theory {wildcards.dataset} 2>&1 | tee {log}"
+        "gcflow theory {wildcards.dataset} 2>&1 | log_to {log}"

@@ -14,4 +14,4 @@ rule track:
     message:
         "track"
     shell:
-        "gcflow track sync --scale {params.scale} 2>&1 | tee {log}"
+        "gcflow track sync --scale {params.scale} 2>&1 | log_to {log}"

@@ -19,7 +19,7 @@ rule table:
     message:
         "table {wildcards.dataset} {wildcards.name}"
     shell:
-        "gcflow table {wildcards.dataset} {wildcards.name} 2>&1 | tee {log}"
+        "gcflow table {wildcards.dataset} {wildcards.name} 2>&1 | log_to {log}"
 
 
 rule figure:
@@ -46,7 +46,7 @@ rule figure:
     message:
         "figure {wildcards.dataset} {wildcards.name}"
     shell:
-        "gcflow figure {wildcards.dataset} {wildcards.name} 2>&1 | tee {log}"
+        "gcflow figure {wildcards.dataset} {wildcards.name} 2>&1 | log_to {log}"
 
 
 rule claims:
@@ -74,7 +74,7 @@ rule claims:
     message:
         "claims"
     shell:
-        "gcflow claims --scale {params.scale} 2>&1 | tee {log}"
+        "gcflow claims --scale {params.scale} 2>&1 | log_to {log}"
 
 
 # The paper's tables and figures by their names there: `snakemake table1` makes it on every data set of the scale.

@@ -33,15 +33,3 @@ def end_watch():
         watch.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             watch.wait(timeout=5)
-
-
-onstart:
-    begin_watch()
-
-
-onsuccess:
-    end_watch()
-
-
-onerror:
-    end_watch()

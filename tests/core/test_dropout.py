@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from builders import gaussian
 from scipy.stats import chi2
 from torch import nn
 
@@ -23,10 +24,6 @@ def layer(rate, number=0):
     dropout = Dropout(rate)
     dropout.layer = number
     return dropout
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sixteenths(keys, number, size):

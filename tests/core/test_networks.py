@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import gaussian
 from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
@@ -23,10 +24,6 @@ CASES = [
     (replace(NCSN, multipliers=(2, 1, 2), blocks=(1, 2, 1), dropout=(0.0, 0.3, 0.1)), (2, 4, 4)),
 ]
 EACH = [(MLP, (2,)), (DDPM, (1, 4, 4)), (NCSN, (1, 4, 4))]
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def perturbed(config, shape):

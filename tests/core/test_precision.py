@@ -1,25 +1,21 @@
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from builders import NCSN, batch_of, randomised
+from builders import run_config as any_run_config
 
-from gcflow.batches import Batches
 from gcflow.config import (
     Cadence,
-    EctSchedule,
-    EdmSchedule,
-    IctSchedule,
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
-    RunConfig,
-    TrainingConfig,
 )
 from gcflow.couplings import CouplingContext, generator_augmented
-from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
@@ -30,14 +26,11 @@ SHAPE = (1, 4, 4)
 IMAGES = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 MLP = NetworkConfig("mlp", channels=16, blocks=1, dropout=0.25)
 UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2), attention=(2,), dropout=0.25)
-NCSN = NetworkConfig("ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
-METHODS = {
-    "ic": (MethodConfig(objective="consistency"), IctSchedule(s0=3, s1=12)),
-    "gc": (MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="online"), IctSchedule(s0=3, s1=12)),
-    "gc-all": (MethodConfig(objective="consistency", coupling="gc", mu=1.0, predictor="online"), IctSchedule(3, 12)),
-    "ect": (MethodConfig(objective="consistency"), EctSchedule()),
-    "denoiser": (MethodConfig(objective="denoising"), EdmSchedule()),
-}
+METHODS = ["ic", "gc-online", "ect", "denoiser"]
+ALL_GC = MethodConfig("consistency", "gc", mu=1.0, predictor="online")
+run_config = partial(
+    any_run_config, process=NoiseProcess(data_mean=0.1), network=MLP, steps=6, batch=8, optimizer="adam", ema_decay=0.8
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,37 +42,17 @@ def global_switches():
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = convolution, deterministic
 
 
-def run_config(method="ic", network=MLP, **changes):
-    method, schedule = METHODS[method]
-    settings = {
-        "steps": 6,
-        "batch": 8,
-        "learning_rate": 1e-3,
-        "snapshot_every": 6,
-        "optimizer": "adam",
-        "ema_decay": 0.8,
-        "schedule": schedule,
-    } | changes
-    return RunConfig("toy", "method", 0, NoiseProcess(data_mean=0.1), network, TrainingConfig(**settings), method)
-
-
 def random_state(config):
     """An initial state with weights at which every gradient counts."""
     state = initial_state(config, SHAPE)
-    for i, parameter in enumerate(state.model.parameters()):
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    randomised(state.model)
     state.ema.network.load_state_dict(state.model.network.state_dict())
     return state
 
 
-def batch_of(config, step=3):
-    with Batches(config, IMAGES, torch.device("cpu"), World()) as batches:
-        return batches[step]
-
-
 def loss_and_gradients(config, state):
     objective = make_loss(config, state, state.model, Helpers())
-    loss = accumulate(objective, batch_of(config), state.model, None).item()
+    loss = accumulate(objective, batch_of(config, IMAGES, 3), state.model, None).item()
     return loss, [parameter.grad for parameter in state.model.parameters()]
 
 
@@ -146,7 +119,7 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32 or name.startswith("window."), name
     assert tensors["window.loss_sum"].dtype == torch.float64
-    loss = make_loss(config, state, state.model, Helpers())(batch_of(config))
+    loss = make_loss(config, state, state.model, Helpers())(batch_of(config, IMAGES, 3))
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in state.model.parameters())
@@ -178,7 +151,7 @@ def test_under_bfloat16_a_model_is_still_exactly_the_identity_at_its_boundary(pr
     assert torch.equal(answer, x)
 
 
-@pytest.mark.parametrize("method", ["gc", "ect"])
+@pytest.mark.parametrize("method", ["gc-online", "ect"])
 def test_a_run_under_bfloat16_continues_to_the_bit(method):
     config = run_config(method, UNET, precision="bfloat16", micro_batch=3)
     expected = train(config, IMAGES, initial_state(config, SHAPE))
@@ -272,7 +245,7 @@ def runs(tmp_path_factory):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         torch._dynamo.reset()
         for mode in ("none", "default"):
-            config, observer = run_config("gc-all", steps=3, compile=mode), Losses()
+            config, observer = run_config(ALL_GC, steps=3, compile=mode), Losses()
             torch._dynamo.utils.counters.clear()
             state = train(config, IMAGES, random_state(config), observer, Cadence(log_every=1))
             finished[mode] = Finished(state, observer.values, torch._dynamo.utils.counters["stats"]["unique_graphs"])

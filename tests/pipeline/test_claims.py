@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from builders import refusal_of
 from matplotlib import image
 from projects import environment, error_line, gcflow, tiny_params, write_project
 
@@ -756,10 +757,7 @@ def test_a_file_that_is_missing_or_damaged_is_named_with_the_command_that_makes_
 def refusal(folder, change):
     params = document()
     change(params["claims"])
-    with pytest.raises(GcflowError) as caught:
-        Params(write_project(folder, params) / "params.yaml")
-    (line,) = str(caught.value).splitlines()
-    return line.removeprefix(f"{folder / 'claims.yaml'}: ")
+    return refusal_of(params, folder, "claims.yaml")
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,8 @@ def test_a_run_that_does_not_exist_is_refused_before_the_pipelines_packages_are_
 
 
 @pytest.mark.parametrize("name", sorted(VERBS))
-def test_the_help_of_a_verb_has_an_example_that_calls_it(name):
-    result = gcflow(Path.cwd(), name, "--help")
-    (example,) = re.findall(r"^\s*Example: (.*)$", result.stdout, re.MULTILINE)
+def test_the_help_of_a_verb_has_an_example_that_calls_it(here, tmp_path, name):
+    (example,) = re.findall(r"^\s*Example: (.*)$", here(tmp_path, name, "--help").output, re.MULTILINE)
     assert example.startswith(f"gcflow {name}")
 
 

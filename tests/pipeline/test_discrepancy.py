@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from builders import refusal_of
 from matplotlib import image
 from projects import (
     contents,
@@ -546,10 +547,7 @@ def test_without_a_discrepancy_block_no_denoiser_is_measured(tmp_path):
 
 
 def refusal(folder, whole):
-    with pytest.raises(GcflowError) as caught:
-        Params(write_project(folder, whole) / "params.yaml")
-    (line,) = str(caught.value).splitlines()
-    return line.removeprefix(f"{folder / 'params.yaml'}: datasets.mixture2d.")
+    return refusal_of(whole, folder).removeprefix("datasets.mixture2d.")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from gcflow.training import initial_state
 from gcflow.weights import load_tensors, weights_metadata
 
 STEPS, CHECKPOINT_EVERY = 160, 5
-METHODS = ("ic", "ot", "gc", "cd", "ect")
+METHODS = ("gc", "ot", *(pytest.param(method, marks=pytest.mark.slow) for method in ("ic", "cd", "ect")))
 RUN = "digits/gc/0"
 TWO = ("--processes", "2")
 

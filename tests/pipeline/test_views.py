@@ -16,6 +16,7 @@ from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import published_values
 
 
+@pytest.mark.service
 def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_path):
     folder = prepare_data(write_project(tmp_path), "mixture2d")
     gcflow(folder, "train", "mixture2d/ic/0")

@@ -940,13 +940,6 @@ def test_the_figure_of_trajectories_shows_the_three_flows_with_their_numbers(pro
     assert drawn(project, "mixture2d", "paths") == text
 
 
-@pytest.mark.parametrize("name", ["theory", "paths"])
-def test_a_figure_of_the_theory_without_its_numbers_is_refused_by_file(tmp_path, name):
-    params = Params(write_project(tmp_path, document()) / "params.yaml")
-    with pytest.raises(GcflowError, match=r"results/mixture2d/theory\.json: no such file"):
-        write_figure(params, "mixture2d", name)
-
-
 # Its stages and its block of params.yaml.
 
 

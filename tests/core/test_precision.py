@@ -261,6 +261,7 @@ def models(runs):
     return plain, compiled
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
     plain, compiled = runs["none"], runs["default"]
     assert len(plain.losses) == 3
@@ -272,11 +273,13 @@ def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_student_teacher_and_predictor_are_compiled_once_for_all_steps(runs):
     assert runs["none"].graphs == 0
     assert runs["default"].graphs == 2
 
 
+@pytest.mark.slow
 def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(models):
     plain, compiled = models
     x, sigma, keys = inputs()
@@ -292,6 +295,7 @@ def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(mo
         assert (different - expected).abs().amax() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_predictor_of_a_rounded_number_of_samples_gives_the_same_endpoints(models):
     plain, compiled = models
     x, sigma, _ = inputs()

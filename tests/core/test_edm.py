@@ -528,7 +528,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "where"), zip(CALLS, itertools.cycle(("top", "attribute", "instead"))))
+@pytest.mark.parametrize(("call", "where"), list(zip(CALLS, itertools.cycle(("top", "attribute", "instead")))))
 def test_calls_are_refused_by_name_and_not_run(call, where, tmp_path, sentinel):
     evil = CALLS[call](sentinel)
     document = checkpoint()

@@ -108,7 +108,7 @@ class StopAt(Observer):
 @pytest.mark.parametrize("network", [MLP, UNET])
 @pytest.mark.parametrize("method", METHODS)
 def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precision(method, network):
-    config = run_config(method, network, precision="bfloat16", gradient_clip=10.0)
+    config = run_config(method, network=network, precision="bfloat16", gradient_clip=10.0)
     state, passes = initial_state(config, SHAPE), []
     for model in (state.model, state.ema):
         model.network.register_forward_hook(lambda module, args, output: passes.append(output.dtype))
@@ -129,7 +129,7 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_gradients_under_bfloat16_are_near_those_in_single_precision(method, network):
     """Also where a pass without gradient (a prediction, the teacher's) came before the student's or after it."""
-    exact, rounded = run_config(method, network), run_config(method, network, precision="bfloat16")
+    exact, rounded = run_config(method, network=network), run_config(method, network=network, precision="bfloat16")
     loss, gradients = loss_and_gradients(exact, random_state(exact))
     near, others = loss_and_gradients(rounded, random_state(rounded))
     assert near == pytest.approx(loss, rel=5e-3)
@@ -153,7 +153,7 @@ def test_under_bfloat16_a_model_is_still_exactly_the_identity_at_its_boundary(pr
 
 @pytest.mark.parametrize("method", ["gc-online", "ect"])
 def test_a_run_under_bfloat16_continues_to_the_bit(method):
-    config = run_config(method, UNET, precision="bfloat16", micro_batch=3)
+    config = run_config(method, network=UNET, precision="bfloat16", micro_batch=3)
     expected = train(config, IMAGES, initial_state(config, SHAPE))
     observer, state = StopAt(4), initial_state(config, SHAPE)
     with pytest.raises(Preempted):
@@ -184,7 +184,7 @@ def test_the_memory_layout_is_that_of_channels_last_only_where_it_is_asked_for(n
 @pytest.mark.parametrize("network", [MLP, UNET, NCSN])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_memory_layout_changes_losses_and_gradients_by_no_more_than_rounding(method, network):
-    first, last = (run_config(method, network, channels_last=flag) for flag in (False, True))
+    first, last = (run_config(method, network=network, channels_last=flag) for flag in (False, True))
     loss, gradients = loss_and_gradients(first, random_state(first))
     near, others = loss_and_gradients(last, random_state(last))
     assert near == pytest.approx(loss, rel=1e-5)

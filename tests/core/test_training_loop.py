@@ -135,7 +135,7 @@ def interrupted(config, path, at, cadence):
     return state, before.records + after.records
 
 
-@pytest.mark.parametrize(("method", "optimizer"), zip(METHODS, cycle(OPTIMIZERS)))
+@pytest.mark.parametrize(("method", "optimizer"), list(zip(METHODS, cycle(OPTIMIZERS))))
 def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stopped(method, optimizer, tmp_path):
     config = run_config(method, optimizer=optimizer, weight_decay=0.01, gradient_clip=1.0, ema_ramp_up=True)
     cadence = Cadence(log_every=4, checkpoint_every=5)
@@ -182,7 +182,7 @@ def test_a_run_stopped_after_every_single_step_ends_the_same(tmp_path):
     assert_identical(state.tensors(), expected.tensors())
 
 
-@pytest.mark.parametrize(("method", "case"), zip(["ic", "ot", "gc", "cd", "ect-gc"], cycle(range(3))))
+@pytest.mark.parametrize(("method", "case"), list(zip(["ic", "ot", "gc", "cd", "ect-gc"], cycle(range(3)))))
 def test_a_run_stopped_at_several_random_steps_ends_the_same(method, case, tmp_path):
     draws = np.random.default_rng([case, len(method)])
     config = run_config(
@@ -606,7 +606,7 @@ def gradients(config, micro_batch):
     return loss, [p.grad for p in state.model.parameters()]
 
 
-@pytest.mark.parametrize(("method", "micro_batch"), zip(METHODS, cycle([1, 3, 4, 5])))
+@pytest.mark.parametrize(("method", "micro_batch"), list(zip(METHODS, cycle([1, 3, 4, 5]))))
 def test_the_gradients_of_micro_batches_add_up_to_those_of_the_batch(method, micro_batch):
     config = run_config(method, network=replace(MLP, channels=16, dropout=0.4), batch=10)
     loss, expected = gradients(config, None)

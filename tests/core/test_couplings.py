@@ -58,13 +58,13 @@ def squared_costs(x, z):
 
 
 def test_the_independent_coupling_does_nothing():
-    coupling = register.coupling["ic"]()
+    coupling = register.coupling.named("ic")()
     assert not coupling.assigns
     assert not coupling.predicts
 
 
 def test_each_other_coupling_does_one_of_the_two():
-    transport, augmented = register.coupling["ot"](), register.coupling["gc"]()
+    transport, augmented = register.coupling.named("ot")(), register.coupling.named("gc")()
     assert (transport.assigns, transport.predicts) == (True, False)
     assert (augmented.assigns, augmented.predicts) == (False, True)
     x, z = gaussian(0, 8, 3), gaussian(1, 8, 3)

@@ -33,7 +33,7 @@ SCHEDULE = IctSchedule(s0=5, s1=5, p_mean=-0.5, p_std=1.0)
 ECT = EctSchedule(q=4, k=2.0, p_mean=-0.5, p_std=1.0)
 SCALE = 0.7
 run_config = partial(
-    any_run_config, process=GENTLE, schedule=SCHEDULE, network=NetworkConfig("mlp", 16, 2, dropout=0.4)
+    any_run_config, process=GENTLE, schedule=SCHEDULE, steps=10, network=NetworkConfig("mlp", 16, 2, dropout=0.4)
 )
 
 

@@ -578,7 +578,7 @@ def test_precision_and_recall_of_closed_cases(examples):
 
 
 def test_rings_are_the_same_at_every_call_and_have_four_radii(examples, tmp_path):
-    source = register.source["rings"](count=400, side=16)
+    source = register.source.named("rings")(count=400, side=16)
     first, second = source.load(), source.load()
     assert (first.samples == second.samples).all()
     assert first.samples.shape == (source.count, *source.shape)

@@ -10,9 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what needs other programs: the tests in `services`, and those with a browser or an SSH server."""
+    """Marks what needs other programs: `services`, a project that Snakemake has finished, a browser, an SSH server."""
     for item in items:
-        if item.path.parent.name == "services":
+        if item.path.parent.name == "services" or "finished" in item.fixturenames:
             item.add_marker("service")
         if {"browser", "page"} & set(item.fixturenames):
             item.add_marker("browser")

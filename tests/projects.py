@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -171,6 +172,10 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return kept | ours | (extra or {})
 
 
+# What a process reads once, as it begins.
+READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ", "OMP_", "MKL_")
+
+
 def gcflow(
     folder: Path,
     *args: str | Path,
@@ -178,13 +183,22 @@ def gcflow(
     env: dict[str, str] | None = None,
     preexec: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the installed `gcflow` in a project; with `check` a failure shows what it wrote."""
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
-    result = subprocess.run(
-        command, cwd=folder, env=environment(env), capture_output=True, text=True, check=False, preexec_fn=preexec
-    )
+    """Runs `gcflow` as a process in a project; with `check` a failure shows what it wrote.
+
+    It is a `Fork`, unless `env` or `preexec` change what is read or done at a process's start: then the installed one.
+    """
+    if preexec is None and not any(key.startswith(READ_AT_START) for key in env or {}):
+        process = Fork(folder, *args, env=env, together=False)
+        process.wait(600)
+        result = process.result()
+    else:
+        command = [sys.executable, str(SCRIPT), *map(str, args)]
+        result = subprocess.run(
+            command, cwd=folder, env=environment(env), capture_output=True, text=True, check=False, preexec_fn=preexec
+        )
     if check and result.returncode != 0:
-        raise AssertionError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
+        called = " ".join(map(str, ("gcflow", *args)))
+        raise AssertionError(f"{called} exited with {result.returncode}:\n{result.stdout}{result.stderr}")
     return result
 
 
@@ -194,6 +208,14 @@ def start(folder: Path, *args: str | Path, env: dict[str, str] | None = None) ->
     return subprocess.Popen(
         command, cwd=folder, env=environment(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+PRELOADED = [
+    "pytest",
+    "gcflow.cli",
+    *(f"gcflow.pipeline.{name}" for name in ("train", "evaluate", "figure", "table", "theory_checks", "discrepancy")),
+    *("gcflow.pipeline.ledger.write", "gcflow.pipeline.report.write", "gcflow.tools.status", "torch._dynamo"),
+]
 
 
 class _ForkedMember:
@@ -246,12 +268,13 @@ def _run(args: tuple[str, ...], env: dict[str, str]) -> NoReturn:
         os._exit(code)
 
 
-def _forked(folder: Path, args: tuple[str, ...], env: dict[str, str], output: Path, file_size: int | None) -> None:
+def _forked(
+    folder: Path, args: tuple[str, ...], env: dict[str, str], outputs: tuple[Path, ...], file_size: int | None
+) -> None:
     from gcflow.pipeline import launch
 
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    for number, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder)
     if file_size is not None:
         limit_file_size(file_size)
@@ -263,7 +286,7 @@ class Fork:
     """`gcflow` as a process of its own that begins with torch imported, which costs tenths of a second.
 
     It is forked from a server that has imported it once, and so are the processes that it launches. output: what it
-    has written. exitcode: -9 after SIGKILL, None while it runs.
+    has written, with `together` to standard error too. exitcode: -9 after SIGKILL, None while it runs.
     """
 
     def __init__(
@@ -272,11 +295,14 @@ class Fork:
         *args: str | Path,
         env: dict[str, str] | None = None,
         file_size: int | None = None,
+        together: bool = True,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "gcflow.cli", "gcflow.pipeline.train", "torch._dynamo"])
-        self.file = folder / f".output.{time.monotonic_ns()}"
-        target = (folder, tuple(map(str, args)), environment(env), self.file, file_size)
+        context.set_forkserver_preload(PRELOADED)
+        self.args = list(map(str, args))
+        self.folder = tempfile.TemporaryDirectory()
+        self.outputs = tuple(Path(self.folder.name) / name for name in ("output", "output" if together else "errors"))
+        target = (folder, tuple(self.args), environment(env), self.outputs, file_size)
         self.process = context.Process(target=_forked, args=target)
         self.process.start()
         assert self.process.pid is not None
@@ -284,7 +310,12 @@ class Fork:
 
     @property
     def output(self) -> str:
-        return self.file.read_text() if self.file.exists() else ""
+        return self.outputs[0].read_text() if self.outputs[0].exists() else ""
+
+    def result(self) -> subprocess.CompletedProcess[str]:
+        """Of a process that has ended, as `subprocess.run` gives it."""
+        assert self.exitcode is not None
+        return subprocess.CompletedProcess(self.args, self.exitcode, *(path.read_text() for path in self.outputs))
 
     @property
     def exitcode(self) -> int | None:

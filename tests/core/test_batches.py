@@ -2,23 +2,17 @@ import math
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from builders import run_config as any_run_config
 from scipy import stats
 
 from gcflow.batches import STEPS_AHEAD, Batches, Prefetcher, device_memory, draw_levels, resident
 from gcflow.config import (
-    EctSchedule,
-    EdmSchedule,
-    IctSchedule,
-    MethodConfig,
-    NetworkConfig,
     NoiseProcess,
-    RunConfig,
-    RunReference,
-    TrainingConfig,
 )
 from gcflow.couplings import OptimalTransport, optimal_assignment
 from gcflow.distributed import World, halves
@@ -34,31 +28,9 @@ IMAGES = torch.randint(0, 256, (50, 1, 3, 3), generator=torch.Generator().manual
 POINTS = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
 PROCESS = NoiseProcess(data_mean=0.1)
 STEPS = 9
-ICT, ECT, EDM = IctSchedule(s0=3, s1=12), EctSchedule(stage_every=3), EdmSchedule()
-METHODS = {
-    "ic": (MethodConfig(objective="consistency"), ICT),
-    "ot": (MethodConfig(objective="consistency", coupling="ot"), ICT),
-    "gc": (MethodConfig(objective="consistency", coupling="gc", mu=(0.2, 0.8), predictor="ema"), ICT),
-    "ect-gc": (MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="ema"), ECT),
-    "cd-ot": (MethodConfig(objective="distillation", teacher="exact", coupling="ot"), ICT),
-    "denoiser": (MethodConfig(objective="denoising"), EDM),
-    "denoiser-ot": (MethodConfig(objective="denoising", coupling="ot"), EDM),
-    "denoiser-gc": (MethodConfig(objective="denoising", coupling="gc", mu=0.5, predictor=RunReference("ic")), EDM),
-}
-PAIRED = [name for name in METHODS if METHODS[name][0].coupling.kind == "ot"]
-
-
-def run_config(method="ic", seed=0, batch=16, **training):
-    method, schedule = METHODS[method]
-    settings = {
-        "steps": STEPS,
-        "learning_rate": 1e-3,
-        "snapshot_every": STEPS,
-        "schedule": schedule,
-        "grain": 2,
-    } | training
-    network = NetworkConfig("mlp", channels=8, blocks=1)
-    return RunConfig("toy", "method", seed, PROCESS, network, TrainingConfig(batch=batch, **settings), method)
+METHODS = ("ic", "ot", "gc-online", "ect-gc", "cd-ot", "denoiser", "denoiser-ot", "denoiser-gc")
+PAIRED = ("ot", "cd-ot", "denoiser-ot")
+run_config = partial(any_run_config, process=PROCESS, batch=16, grain=2, steps=STEPS)
 
 
 def batches_of(config, data=IMAGES, steps=range(STEPS), world=None, streamed=False):
@@ -118,9 +90,9 @@ def test_every_tensor_is_a_function_of_seed_and_step_wherever_a_run_is_taken_up(
 def test_steps_and_seeds_have_their_own_draws(method):
     (first, later), (other,) = (
         batches_of(run_config(method), steps=[4, 5]),
-        batches_of(run_config(method, 1), steps=[4]),
+        batches_of(run_config(method, seed=1), steps=[4]),
     )
-    fields = set(Batch._fields) - (set() if METHODS[method][0].coupling.kind == "gc" else {"take_gc"})
+    fields = set(Batch._fields) - (set() if "gc" in method else {"take_gc"})
     for name in fields:
         assert not torch.equal(getattr(first, name), getattr(later, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
@@ -129,7 +101,7 @@ def test_steps_and_seeds_have_their_own_draws(method):
 def test_noise_is_standard_normal_and_tells_nothing_of_data_levels_and_takers():
     count = 5000
     data = torch.randn(count, 2, generator=torch.Generator().manual_seed(3))
-    (batch,) = batches_of(run_config("gc", batch=count), data, steps=[4])
+    (batch,) = batches_of(run_config("gc-online", batch=count), data, steps=[4])
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > 1e-3
     for part in (batch.data[:, 0], batch.high, batch.take_gc.float(), batch.noise[:, 1], batch.dropout.float()):
         correlation = stats.spearmanr(batch.noise[:, 0].numpy(), part.numpy()).statistic
@@ -194,7 +166,7 @@ class Elsewhere(torch.Tensor):
 
 @pytest.mark.parametrize("data", [IMAGES, POINTS])
 def test_data_on_another_device_are_streamed_and_make_the_same_batches(data):
-    config = run_config("gc")
+    config = run_config("gc-online")
     elsewhere = data.clone().as_subclass(Elsewhere)
     with Batches(config, elsewhere, CPU, World()) as batches:
         assert batches.streamed is not None

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from projects import ROOT
 
+# It compiles, with a cache of its own.
+pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 # What gcflow needs elsewhere, and a machine that has only torch lacks.
 LACKING = ["scipy", "yaml", "ruamel", "click", "dvc", "lmdb", "mlflow", "pandas", "PIL", "sklearn", "snakemake"]

@@ -1,33 +1,31 @@
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from builders import Loss, batch_of, gaussian, must_not_be_called, randomised
+from builders import run_config as any_run_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from losses import Loss
 from scipy import stats
 from scipy.optimize import linprog
 from torch import nn
 
 from gcflow import register
-from gcflow.batches import Batches
 from gcflow.config import (
     EctSchedule,
     IctSchedule,
     MethodConfig,
-    NetworkConfig,
     NoiseProcess,
-    RunConfig,
-    TrainingConfig,
 )
 from gcflow.couplings import CouplingContext, generator_augmented, optimal_assignment
-from gcflow.distributed import World
 from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.weights import spec_of
 
 SEEDS = st.integers(0, 2**31)
 PROCESS = NoiseProcess()
+run_config = partial(any_run_config, schedule=IctSchedule(s0=10, s1=20))
 
 
 class Predictor:
@@ -40,42 +38,11 @@ class Predictor:
         return 0.5 * x + self.shift
 
 
-def must_not_be_called(x, sigma):
-    raise AssertionError("no sample takes the generator-augmented coupling")
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def run_config(method, batch=64, seed=0, steps=100, dropout=0.0, schedule=None):
-    return RunConfig(
-        dataset="toy",
-        method_name="method",
-        seed=seed,
-        process=PROCESS,
-        network=NetworkConfig(architecture="mlp", channels=16, blocks=1, dropout=dropout),
-        training=TrainingConfig(
-            steps=steps,
-            batch=batch,
-            learning_rate=1e-3,
-            snapshot_every=steps,
-            schedule=schedule or IctSchedule(s0=10, s1=20),
-        ),
-        method=method,
-    )
-
-
 def gc(mu, mu_from_step=None):
     return MethodConfig(objective="consistency", coupling="gc", mu=mu, mu_from_step=mu_from_step, predictor="ema")
 
 
 IC = MethodConfig(objective="consistency", coupling="ic")
-
-
-def drawn(config, data, step):
-    with Batches(config, data, torch.device("cpu"), World()) as batches:
-        return batches[step]
 
 
 def objective(config, predict, model=None, multiple=1):
@@ -91,13 +58,13 @@ def squared_costs(x, z):
 
 
 def test_the_independent_coupling_does_nothing():
-    coupling = register.coupling["ic"]()
+    coupling = register.coupling.named("ic")()
     assert not coupling.assigns
     assert not coupling.predicts
 
 
 def test_each_other_coupling_does_one_of_the_two():
-    transport, augmented = register.coupling["ot"](), register.coupling["gc"]()
+    transport, augmented = register.coupling.named("ot")(), register.coupling.named("gc")()
     assert (transport.assigns, transport.predicts) == (True, False)
     assert (augmented.assigns, augmented.predicts) == (False, True)
     x, z = gaussian(0, 8, 3), gaussian(1, 8, 3)
@@ -193,10 +160,8 @@ def test_rounding_up_the_number_of_predictions_changes_no_endpoint(takers, multi
 
 def test_endpoints_of_a_real_network_do_not_change_by_rounding_up():
     config = run_config(gc(0.5))
-    model = spec_of(config, (6,)).build(0)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.data += 0.1 * gaussian(i, *parameter.shape)
-    batch = drawn(config, gaussian(3, 64, 6), 2)
+    model = randomised(spec_of(config, (6,)).build(0))
+    batch = batch_of(config, gaussian(3, 64, 6), 2)
     assert 16 < batch.take_gc.sum() < 48
     with torch.no_grad():
         one, four = (
@@ -226,11 +191,9 @@ def test_a_taker_has_the_endpoint_of_its_own_prediction_however_many_are_added_a
 def test_mu_zero_gives_the_loss_and_gradient_of_independent_coupling_to_the_bit(schedule, seed, step):
     results = []
     for method in (IC, gc(0.0)):
-        config = run_config(method, seed=seed, dropout=0.3, schedule=schedule)
-        model = spec_of(config, (6,)).build(config.seed)
-        for i, parameter in enumerate(model.parameters()):
-            parameter.data += 0.1 * gaussian(i, *parameter.shape)
-        loss = objective(config, must_not_be_called, model)(drawn(config, gaussian(9, 64, 6), step))
+        config = run_config(method, seed=seed, schedule=schedule)
+        model = randomised(spec_of(config, (6,)).build(config.seed))
+        loss = objective(config, must_not_be_called, model)(batch_of(config, gaussian(9, 64, 6), step))
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -242,7 +205,7 @@ def test_mu_zero_gives_the_loss_and_gradient_of_independent_coupling_to_the_bit(
 def test_both_points_of_a_pair_lie_on_one_line_from_the_endpoint_along_the_noise(mu, schedule):
     config = run_config(gc(mu), batch=200, schedule=schedule)
     predictor = Predictor()
-    batch = drawn(config, gaussian(3, 200, 4), 7)
+    batch = batch_of(config, gaussian(3, 200, 4), 7)
     model = PreconditionedNetwork(nn.Identity(), "consistency", PROCESS)
     x_low, x_high = (part.double() for part in objective(config, predictor, model).points(batch))
     x, z, low, high = (part.double() for part in batch[:4])
@@ -269,15 +232,13 @@ def test_in_ect_the_predicted_endpoint_is_the_data_itself_where_the_lower_level_
     )
     config = run_config(method, batch=300, schedule=EctSchedule())
     model = spec_of(config, (4,)).build(0)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.data += 0.1 * gaussian(i, *parameter.shape)
     seen = []
 
     def predict(x, sigma):
         seen.append(sigma)
         return model(x, sigma)
 
-    batch = drawn(config, gaussian(3, 300, 4), 0)
+    batch = batch_of(config, gaussian(3, 300, 4), 0)
     at_zero = batch.low == 0
     assert 30 < at_zero.sum() < 290
     x_low, x_high = objective(config, predict, model).points(batch)
@@ -298,14 +259,14 @@ def test_in_ect_the_predicted_endpoint_is_the_data_itself_where_the_lower_level_
 def test_the_share_of_augmented_samples_is_mu(mu):
     count = 8000
     config, predictor = run_config(gc(mu), batch=count), Predictor()
-    objective(config, predictor).points(drawn(config, torch.zeros(count, 1), 0))
+    objective(config, predictor).points(batch_of(config, torch.zeros(count, 1), 0))
     rows = len(predictor.calls[0][0])
     assert stats.binomtest(rows, count, mu).pvalue > 1e-3
 
 
 def test_which_samples_are_augmented_does_not_depend_on_their_interval():
     count = 20_000
-    batch = drawn(run_config(gc(0.5), batch=count), torch.zeros(count, 1), 0)
+    batch = batch_of(run_config(gc(0.5), batch=count), torch.zeros(count, 1), 0)
     levels, everyone = batch.low.unique(return_counts=True)
     takers = np.array([batch.take_gc[batch.low == level].sum() for level in levels])
     table = np.stack([takers, everyone.numpy() - takers])
@@ -333,8 +294,8 @@ def test_mu_is_zero_before_its_step_and_from_it_on_as_if_it_had_always_been_on(b
 
 @pytest.mark.parametrize("step", [0, 59, 60, 99])
 def test_batches_are_those_of_independent_coupling_before_mu_begins_and_of_mu_afterwards(step):
-    late = drawn(run_config(gc((0.2, 0.8), 60)), gaussian(0, 64, 2), step)
-    other = drawn(run_config(IC if step < 60 else gc((0.2, 0.8))), gaussian(0, 64, 2), step)
+    late = batch_of(run_config(gc((0.2, 0.8), 60)), gaussian(0, 64, 2), step)
+    other = batch_of(run_config(IC if step < 60 else gc((0.2, 0.8))), gaussian(0, 64, 2), step)
     assert all(torch.equal(a, b) for a, b in zip(late, other, strict=True))
     assert late.take_gc.any() == (step >= 60)
     if step < 60:
@@ -344,15 +305,15 @@ def test_batches_are_those_of_independent_coupling_before_mu_begins_and_of_mu_af
 def test_the_share_of_augmented_samples_follows_the_change_of_mu():
     count = 4000
     config = run_config(gc((1.0, 0.0)), batch=count, steps=4)
-    shares = [drawn(config, torch.zeros(count, 1), step).take_gc.double().mean().item() for step in range(4)]
+    shares = [batch_of(config, torch.zeros(count, 1), step).take_gc.double().mean().item() for step in range(4)]
     assert shares == pytest.approx([1, 0.75, 0.5, 0.25], abs=4 * 0.5 / count**0.5)
 
 
 def test_a_sample_that_is_augmented_at_a_share_is_augmented_at_every_higher_share():
-    low, high = (drawn(run_config(gc(mu), batch=500), torch.zeros(500, 1), 3).take_gc for mu in (0.3, 0.6))
+    low, high = (batch_of(run_config(gc(mu), batch=500), torch.zeros(500, 1), 3).take_gc for mu in (0.3, 0.6))
     assert (high | ~low).all()
 
 
 def test_without_the_coupling_no_sample_is_marked_as_augmented():
     for method in (IC, MethodConfig(objective="consistency", coupling="ot")):
-        assert not drawn(run_config(method), gaussian(0, 64, 2), 0).take_gc.any()
+        assert not batch_of(run_config(method), gaussian(0, 64, 2), 0).take_gc.any()

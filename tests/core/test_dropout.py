@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from builders import gaussian
 from scipy.stats import chi2
 from torch import nn
 
@@ -23,10 +24,6 @@ def layer(rate, number=0):
     dropout = Dropout(rate)
     dropout.layer = number
     return dropout
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sixteenths(keys, number, size):
@@ -280,6 +277,7 @@ def test_two_passes_with_the_same_keys_agree_to_the_bit_and_other_keys_differ(co
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_layer_has_the_mask_of_the_plain_one(tmp_path, monkeypatch):
     # The machine's own cache is shared with whatever else compiles at the same time.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -105,9 +105,9 @@ def _train_all(rank, size, folder):
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
     found = {}
     for network, method, precision in CASES:
-        network_config = replace(getattr(loop, network), dropout=0.2)
+        built = replace(getattr(loop, network), dropout=0.2)
         config = loop.run_config(
-            method, network_config, batch=16, grain=2, steps=4, snapshot_every=4, precision=precision
+            method, network=built, batch=16, grain=2, steps=4, snapshot_every=4, precision=precision
         )
         state = train(config, loop.DATA, loop.start(config), None, None, loop.helpers(config), World(rank, size))
         content = hashlib.sha256()

@@ -69,7 +69,7 @@ def folder(tmp_path_factory, benchmark):
 
 
 def natural(benchmark, side):
-    return benchmark.natural_patches(4 if side > 299 else 24, side, seed=side)
+    return benchmark.natural_patches(2 if side > 299 else 6, side, seed=side)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_fid_of_two_folders_is_clean_fids(folder, benchmark, fid, network):
         for side in ("32", "64")
     ]
     # Fewer features than images: clean-fid's root of a singular product is inaccurate, and takes half a minute.
-    columns = theirs[0].var(0).argsort()[-16:].copy()
+    columns = theirs[0].var(0).argsort()[-4:].copy()
     ours = [FeatureStatistics(), FeatureStatistics()]
     for statistics, side in zip(ours, (32, 64), strict=True):
         statistics.update(network(natural(benchmark, side), "clean")[0][:, columns])
@@ -188,9 +188,9 @@ def test_probabilities_are_those_of_the_logits_without_bias(folder, benchmark):
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_the_batch_does_not_matter(resize, network, monkeypatch):
-    images = noise(7, 3, 20, 24)
+    images = noise(3, 3, 20, 24)
     features, probabilities = network(images, resize)
-    for batch in (1, 3, 7):
+    for batch in (1, 2):
         monkeypatch.setattr(network, "batch", batch)
         again = network(images, resize)
         torch.testing.assert_close(again[0], features, rtol=1e-5, atol=1e-5)
@@ -199,7 +199,7 @@ def test_the_batch_does_not_matter(resize, network, monkeypatch):
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_grey_images_are_images_of_three_equal_channels(resize, network):
-    grey = noise(3, 1, 28, 28)
+    grey = noise(1, 1, 28, 28)
     ours, expected = network(grey, resize), network(grey.repeat(1, 3, 1, 1), resize)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -265,11 +265,11 @@ def test_a_surrogates_bytes_are_a_function_of_its_seed_whatever_the_file_is_call
 
 
 def test_a_surrogates_features_differ_between_images(network, benchmark):
-    features, probabilities = network(benchmark.natural_patches(64, 32, seed=1), "clean")
+    features, probabilities = network(benchmark.natural_patches(24, 32, seed=1), "clean")
     spectrum = torch.linalg.eigvalsh(torch.cov(features.double().T)).flip(0)
     assert 0.1 < features.mean() < 1
     assert 0.1 < features.std(0).mean() < 1
-    assert spectrum[40] > 1e-5 * spectrum[0]
+    assert spectrum[16] > 1e-5 * spectrum[0]
     assert probabilities.max() < 0.5
 
 

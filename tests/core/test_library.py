@@ -14,6 +14,8 @@ from projects import ROOT, environment
 import gcflow
 
 EXAMPLES = ROOT / "examples"
+# pip installs it, and mypy reads torch.
+pytestmark = pytest.mark.slow
 
 
 def core_distributions():

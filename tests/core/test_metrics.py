@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import gaussian64 as gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
@@ -21,10 +22,6 @@ from gcflow.metrics import (
 )
 
 SEEDS = st.integers(0, 10**6)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def with_moments(seed, count, mean, covariance):

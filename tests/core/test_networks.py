@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import gaussian
 from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
@@ -23,10 +24,6 @@ CASES = [
     (replace(NCSN, multipliers=(2, 1, 2), blocks=(1, 2, 1), dropout=(0.0, 0.3, 0.1)), (2, 4, 4)),
 ]
 EACH = [(MLP, (2,)), (DDPM, (1, 4, 4)), (NCSN, (1, 4, 4))]
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def perturbed(config, shape):
@@ -53,7 +50,7 @@ def test_the_output_has_the_shape_of_the_input_and_every_parameter_matters(confi
     assert all(p.grad.abs().max() > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize(("config", "shape"), CASES)
+@pytest.mark.parametrize(("config", "shape"), EACH)
 @pytest.mark.parametrize("preconditioning", COEFFICIENTS)
 def test_an_untrained_model_is_its_skip_connection(config, shape, preconditioning):
     model = ModelSpec(config, preconditioning, NoiseProcess(), shape).build()
@@ -88,7 +85,7 @@ def test_the_noise_level_changes_the_output(config, shape):
     assert not torch.allclose(outputs[1], outputs[2], rtol=1e-2)
 
 
-@pytest.mark.parametrize(("config", "shape"), CASES)
+@pytest.mark.parametrize(("config", "shape"), EACH)
 @pytest.mark.parametrize("mode", [True, False])
 def test_dropout_needs_keys_and_equal_keys_give_equal_masks(config, shape, mode):
     network = perturbed(config, shape).train(mode)
@@ -108,8 +105,7 @@ def test_keys_change_nothing_at_rate_zero(config, shape):
     assert torch.equal(network(x, condition, dropout_keys(0, 0, 3)), network(x, condition, None))
 
 
-@pytest.mark.parametrize("config", [DDPM, NCSN])
-@pytest.mark.parametrize("shape", [(1, 6, 6), (1, 4, 8), (1, 8, 4), (3, 9, 9)])
+@pytest.mark.parametrize(("config", "shape"), [(DDPM, (1, 6, 6)), (NCSN, (3, 9, 9))])
 def test_a_unet_refuses_sides_that_its_levels_cannot_halve(config, shape):
     deep = replace(config, multipliers=(1, 2, 2))
     with pytest.raises(ValueError, match=r"square images instead of|images can be divided by 4"):
@@ -117,8 +113,7 @@ def test_a_unet_refuses_sides_that_its_levels_cannot_halve(config, shape):
     assert deep.build((1, 12, 12))(torch.zeros(1, 1, 12, 12), torch.zeros(1), None).shape == (1, 1, 12, 12)
 
 
-@pytest.mark.parametrize("config", [DDPM, NCSN])
-@pytest.mark.parametrize("shape", [(2,), (8, 8), (1, 1, 8, 8)])
+@pytest.mark.parametrize(("config", "shape"), [(DDPM, (2,)), (NCSN, (8, 8)), (DDPM, (1, 1, 8, 8))])
 def test_a_unet_refuses_data_that_are_no_images(config, shape):
     with pytest.raises(ValueError, match="square images instead of"):
         config.build(shape)

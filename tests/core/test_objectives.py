@@ -1,14 +1,15 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from losses import Loss
+from builders import Loss, batch_of, gaussian, must_not_be_called, randomised
+from builders import run_config as any_run_config
 from scipy import integrate, stats
 from torch import nn
 
-from gcflow.batches import Batches
 from gcflow.config import (
     EctSchedule,
     EdmSchedule,
@@ -16,11 +17,8 @@ from gcflow.config import (
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
-    RunConfig,
     RunReference,
-    TrainingConfig,
 )
-from gcflow.distributed import World
 from gcflow.dropout import Dropout, dropout_keys
 from gcflow.objectives import Batch
 from gcflow.preconditioning import PreconditionedNetwork
@@ -34,6 +32,14 @@ GENTLE = NoiseProcess(sigma_min=0.1, sigma_max=3.0, rho=3.0)
 SCHEDULE = IctSchedule(s0=5, s1=5, p_mean=-0.5, p_std=1.0)
 ECT = EctSchedule(q=4, k=2.0, p_mean=-0.5, p_std=1.0)
 SCALE = 0.7
+run_config = partial(
+    any_run_config, process=GENTLE, schedule=SCHEDULE, steps=10, network=NetworkConfig("mlp", 16, 2, dropout=0.4)
+)
+
+
+def drawn(config, x, step=0):
+    """The batch of a step in which every sample of x is seen once."""
+    return batch_of(replace(config, training=replace(config.training, batch=len(x))), x, step)
 
 
 class LinearModel(nn.Module):
@@ -58,38 +64,8 @@ class MaskRecorder(nn.Module):
         return self.masks[-1]
 
 
-def run_config(method, process=GENTLE, seed=0, schedule=SCHEDULE, **training):
-    settings = {"steps": 10, "batch": 1, "learning_rate": 1.0, "snapshot_every": 1} | training
-    return RunConfig(
-        dataset="toy",
-        method_name="method",
-        seed=seed,
-        process=process,
-        network=NetworkConfig(architecture="mlp", channels=16, blocks=2, dropout=0.4),
-        training=TrainingConfig(schedule=schedule, **settings),
-        method=method,
-    )
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def drawn(config, x, step=0):
-    """The batch of a step in which every sample of x is seen once."""
-    config = replace(config, training=replace(config.training, batch=len(x)))
-    with Batches(config, x, torch.device("cpu"), World()) as batches:
-        return batches[step]
-
-
 def consistency(config, model, predict=None, denoiser=None):
     return Loss(config, model, predict or gaussian_denoiser, denoiser)
-
-
-def randomised(model):
-    for i, parameter in enumerate(model.parameters()):
-        parameter.data += 0.1 * gaussian(i, *parameter.shape)
-    return model
 
 
 def gain(sigma):
@@ -98,10 +74,6 @@ def gain(sigma):
 
 def gaussian_denoiser(x, sigma):
     return SCALE**2 / (SCALE**2 + sigma[:, None] ** 2) * x
-
-
-def must_not_be_called(x, sigma):
-    raise AssertionError("no sample takes the generator-augmented coupling")
 
 
 def double(*tensors):

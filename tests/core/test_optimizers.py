@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import gaussian
 from ema_pytorch import EMA
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,6 @@ from gcflow.optimizers import Lion, ema_decay, learning_rate, make_optimizer, up
 
 def training(**changes):
     return TrainingConfig(**({"steps": 100, "batch": 1, "learning_rate": 0.1, "snapshot_every": 1} | changes))
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def lion_by_hand(weights, gradients, lr, beta1, beta2, decay):

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import double
+from builders import gaussian64 as gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -11,14 +13,6 @@ from torch import distributions
 
 from gcflow.metrics import transport_cost
 from gcflow.oracles import GaussianMixture, empirical, velocity
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def random_mixture(seed, components, dimension, std):

@@ -1,22 +1,19 @@
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from builders import NCSN, batch_of, randomised
+from builders import run_config as any_run_config
 
-from gcflow.batches import Batches
 from gcflow.config import (
     Cadence,
-    EctSchedule,
-    EdmSchedule,
-    IctSchedule,
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
-    RunConfig,
-    TrainingConfig,
 )
 from gcflow.couplings import CouplingContext, generator_augmented
 from gcflow.distributed import World
@@ -30,14 +27,11 @@ SHAPE = (1, 4, 4)
 IMAGES = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 MLP = NetworkConfig("mlp", channels=16, blocks=1, dropout=0.25)
 UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2), attention=(2,), dropout=0.25)
-NCSN = NetworkConfig("ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
-METHODS = {
-    "ic": (MethodConfig(objective="consistency"), IctSchedule(s0=3, s1=12)),
-    "gc": (MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="online"), IctSchedule(s0=3, s1=12)),
-    "gc-all": (MethodConfig(objective="consistency", coupling="gc", mu=1.0, predictor="online"), IctSchedule(3, 12)),
-    "ect": (MethodConfig(objective="consistency"), EctSchedule()),
-    "denoiser": (MethodConfig(objective="denoising"), EdmSchedule()),
-}
+METHODS = ["ic", "gc-online", "ect", "denoiser"]
+ALL_GC = MethodConfig("consistency", "gc", mu=1.0, predictor="online")
+run_config = partial(
+    any_run_config, process=NoiseProcess(data_mean=0.1), network=MLP, steps=6, batch=8, optimizer="adam", ema_decay=0.8
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,39 +43,18 @@ def global_switches():
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = convolution, deterministic
 
 
-def run_config(method="ic", network=MLP, **changes):
-    method, schedule = METHODS[method]
-    settings = {
-        "steps": 6,
-        "batch": 8,
-        "learning_rate": 1e-3,
-        "snapshot_every": 6,
-        "optimizer": "adam",
-        "ema_decay": 0.8,
-        "schedule": schedule,
-    } | changes
-    return RunConfig("toy", "method", 0, NoiseProcess(data_mean=0.1), network, TrainingConfig(**settings), method)
-
-
 def random_state(config):
     """An initial state with weights at which every gradient counts."""
     state = initial_state(config, SHAPE)
-    for i, parameter in enumerate(state.model.parameters()):
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    randomised(state.model)
     state.ema.network.load_state_dict(state.model.network.state_dict())
     return state
 
 
-def batch_of(config, step=3):
-    with Batches(config, IMAGES, torch.device("cpu"), World()) as batches:
-        return batches[step]
-
-
 def loss_and_gradients(config, state):
     parameters = list(state.model.parameters())
-    losses = gradients_of_batch(
-        make_loss(config, state, Helpers()), batch_of(config), config.training, parameters, World()
-    )
+    loss_of = make_loss(config, state, Helpers())
+    losses = gradients_of_batch(loss_of, batch_of(config, IMAGES, 3), config.training, parameters, World())
     return losses.sum().item(), [parameter.grad for parameter in parameters]
 
 
@@ -137,7 +110,7 @@ class StopAt(Observer):
 @pytest.mark.parametrize("network", [MLP, UNET])
 @pytest.mark.parametrize("method", METHODS)
 def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precision(method, network):
-    config = run_config(method, network, precision="bfloat16", gradient_clip=10.0)
+    config = run_config(method, network=network, precision="bfloat16", gradient_clip=10.0)
     state, passes = initial_state(config, SHAPE), []
     for model in (state.model, state.ema):
         model.network.register_forward_hook(lambda module, args, output: passes.append(output.dtype))
@@ -148,7 +121,7 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32 or name.startswith("window."), name
     assert tensors["window.loss_sums"].dtype == torch.float64
-    loss = make_loss(config, state, Helpers())(batch_of(config))
+    loss = make_loss(config, state, Helpers())(batch_of(config, IMAGES, 3))
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in state.model.parameters())
@@ -158,7 +131,7 @@ def test_under_bfloat16_weights_average_moments_and_losses_are_in_single_precisi
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_gradients_under_bfloat16_are_near_those_in_single_precision(method, network):
     """Also where a pass without gradient (a prediction, the teacher's) came before the student's or after it."""
-    exact, rounded = run_config(method, network), run_config(method, network, precision="bfloat16")
+    exact, rounded = run_config(method, network=network), run_config(method, network=network, precision="bfloat16")
     loss, gradients = loss_and_gradients(exact, random_state(exact))
     near, others = loss_and_gradients(rounded, random_state(rounded))
     assert near == pytest.approx(loss, rel=5e-3)
@@ -180,9 +153,9 @@ def test_under_bfloat16_a_model_is_still_exactly_the_identity_at_its_boundary(pr
     assert torch.equal(answer, x)
 
 
-@pytest.mark.parametrize("method", ["gc", "ect"])
+@pytest.mark.parametrize("method", ["gc-online", "ect"])
 def test_a_run_under_bfloat16_continues_to_the_bit(method):
-    config = run_config(method, UNET, precision="bfloat16", batch=6, grain=3)
+    config = run_config(method, network=UNET, precision="bfloat16", batch=6, grain=3)
     expected = train(config, IMAGES, initial_state(config, SHAPE))
     observer, state = StopAt(4), initial_state(config, SHAPE)
     with pytest.raises(Preempted):
@@ -213,7 +186,7 @@ def test_the_memory_layout_is_that_of_channels_last_only_where_it_is_asked_for(n
 @pytest.mark.parametrize("network", [MLP, UNET, NCSN])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_memory_layout_changes_losses_and_gradients_by_no_more_than_rounding(method, network):
-    first, last = (run_config(method, network, channels_last=flag) for flag in (False, True))
+    first, last = (run_config(method, network=network, channels_last=flag) for flag in (False, True))
     loss, gradients = loss_and_gradients(first, random_state(first))
     near, others = loss_and_gradients(last, random_state(last))
     assert near == pytest.approx(loss, rel=1e-5)
@@ -274,7 +247,7 @@ def runs(tmp_path_factory):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         torch._dynamo.reset()
         for mode in ("none", "default"):
-            config, observer = run_config("gc-all", steps=3, compile=mode), Losses()
+            config, observer = run_config(ALL_GC, steps=3, compile=mode), Losses()
             torch._dynamo.utils.counters.clear()
             state = train(config, IMAGES, random_state(config), observer, Cadence(log_every=1))
             finished[mode] = Finished(state, observer.values, torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -290,6 +263,7 @@ def models(runs):
     return plain, compiled
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
     plain, compiled = runs["none"], runs["default"]
     assert len(plain.losses) == 3
@@ -301,11 +275,13 @@ def test_a_compiled_run_has_the_losses_and_weights_of_the_plain_one(runs):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_student_teacher_and_predictor_are_compiled_once_for_all_steps(runs):
     assert runs["none"].graphs == 0
     assert runs["default"].graphs == 2
 
 
+@pytest.mark.slow
 def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(models):
     plain, compiled = models
     x, sigma, keys = inputs()
@@ -321,6 +297,7 @@ def test_compiled_student_teacher_and_predictor_drop_what_the_plain_ones_drop(mo
         assert (different - expected).abs().amax() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_predictor_of_a_rounded_number_of_samples_gives_the_same_endpoints(models):
     plain, compiled = models
     x, sigma, _ = inputs()

@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from builders import run_config as any_run_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -14,11 +15,8 @@ from gcflow.config import (
     EdmSchedule,
     IctSchedule,
     MethodConfig,
-    NetworkConfig,
     NoiseProcess,
-    RunConfig,
     RunReference,
-    TrainingConfig,
 )
 from gcflow.randomness import generator
 from gcflow.schedules import (
@@ -45,12 +43,8 @@ ANY_SCHEDULE = [
 ]
 
 
-def run_config(schedule, method=CONSISTENCY, batch=64, seed=0, steps=100, process=PROCESS):
-    training = TrainingConfig(
-        steps=steps, batch=batch, learning_rate=1e-3, snapshot_every=steps, distance="squared-l2", schedule=schedule
-    )
-    network = NetworkConfig(architecture="mlp", channels=8, blocks=1)
-    return RunConfig("toy", "method", seed, process, network, training, method)
+def run_config(schedule, method=CONSISTENCY, **settings):
+    return any_run_config(method, schedule, **settings)
 
 
 # iCT: the curriculum.

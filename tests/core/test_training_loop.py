@@ -1,27 +1,27 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from losses import Loss
+from builders import EDM, METHODS, MLP, NCSN, UNET, Loss, batch_of, randomised
+from builders import run_config as any_run_config
 from safetensors.torch import save_file
 
 from gcflow import training as training_module
-from gcflow.batches import Batches
 from gcflow.config import (
     Cadence,
     EctSchedule,
-    EdmSchedule,
     IctSchedule,
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
     RunConfig,
     RunReference,
-    TrainingConfig,
     digest,
     from_dict,
     to_dict,
@@ -49,23 +49,9 @@ SHAPE = (1, 4, 4)
 DATA = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 PROCESS = NoiseProcess(data_mean=0.1)
 EXACT = empirical(to_model_space(DATA, PROCESS)).denoise
-MLP = NetworkConfig(architecture="mlp", channels=8, blocks=1, dropout=0.25)
-UNET = NetworkConfig(architecture="ddpm++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
-NCSN = NetworkConfig(architecture="ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.25)
-ICT, ECT, EDM = IctSchedule(s0=3, s1=12), EctSchedule(stage_every=5), EdmSchedule()
-METHODS = {
-    "ic": MethodConfig(objective="consistency"),
-    "ot": MethodConfig(objective="consistency", coupling="ot"),
-    "gc-ema": MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor="ema"),
-    "gc-online": MethodConfig(objective="consistency", coupling="gc", mu=(0.2, 0.9), predictor="online"),
-    "gc-frozen": MethodConfig(objective="consistency", coupling="gc", mu=0.5, predictor=RunReference("ic", step=3)),
-    "cd": MethodConfig(objective="distillation", teacher="exact"),
-    "ect": MethodConfig(objective="consistency"),
-    "ect-gc": MethodConfig(objective="consistency", coupling="gc", mu=0.3, predictor="ema"),
-    "denoiser": MethodConfig(objective="denoising"),
-    "denoiser-ot": MethodConfig(objective="denoising", coupling="ot"),
-    "denoiser-gc": MethodConfig(objective="denoising", coupling="gc", mu=0.5, predictor=RunReference("ic")),
-}
+run_config = partial(
+    any_run_config, process=PROCESS, steps=12, batch=6, learning_rate=3e-3, snapshot_every=5, ema_decay=0.8
+)
 OPTIMIZERS = ["lion", "adam", "radam"]
 STEPS = 12
 
@@ -105,38 +91,9 @@ class CountingStop(Stop):
         return "enough" if self.asked > self.at else None
 
 
-def schedule_of(method):
-    if method.startswith("denoiser"):
-        return EDM
-    return ECT if method.startswith("ect") else ICT
-
-
-def run_config(method="ic", network=MLP, seed=0, **changes):
-    settings = {
-        "steps": STEPS,
-        "batch": 6,
-        "learning_rate": 3e-3,
-        "snapshot_every": 5,
-        "ema_decay": 0.8,
-        "schedule": schedule_of(method),
-        "huber_c": 0.0 if method.startswith("ect") else None,
-    }
-    return RunConfig(
-        dataset="toy",
-        method_name=method,
-        seed=seed,
-        process=PROCESS,
-        network=network,
-        training=TrainingConfig(**(settings | changes)),
-        method=METHODS[method],
-    )
-
-
 def frozen_model(network=MLP):
     model = spec_of(run_config(network=network), SHAPE).build(7).eval().requires_grad_(False)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)), alpha=0.1)
-    return model
+    return randomised(model)
 
 
 def helpers(config):
@@ -149,11 +106,6 @@ def start(config):
 
 def trained(config, state=None, observer=None, cadence=None):
     return train(config, DATA, state or start(config), observer, cadence, helpers(config))
-
-
-def batch_of(config, step, data=DATA):
-    with Batches(config, data, torch.device("cpu"), World()) as batches:
-        return batches[step]
 
 
 def restored(config, path):
@@ -184,8 +136,7 @@ def interrupted(config, path, at, cadence):
     return state, before.records + after.records
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "optimizer"), list(zip(METHODS, cycle(OPTIMIZERS))))
 def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stopped(method, optimizer, tmp_path):
     config = run_config(method, optimizer=optimizer, weight_decay=0.01, gradient_clip=1.0, ema_ramp_up=True)
     cadence = Cadence(log_every=4, checkpoint_every=5)
@@ -204,7 +155,7 @@ def test_a_run_continued_from_its_file_ends_bit_identical_to_one_that_never_stop
 )
 def test_a_unet_in_any_memory_layout_continues_to_the_bit(network, optimizer, channels_last, tmp_path):
     config = run_config(
-        "gc-ema", network=network, optimizer=optimizer, weight_decay=0.01, channels_last=channels_last, grain=3
+        "gc", network=network, optimizer=optimizer, weight_decay=0.01, channels_last=channels_last, grain=3
     )
     expected = trained(config)
     state, _ = interrupted(config, tmp_path / "state", 5, Cadence())
@@ -213,7 +164,7 @@ def test_a_unet_in_any_memory_layout_continues_to_the_bit(network, optimizer, ch
 
 @pytest.mark.parametrize("at", range(STEPS))
 def test_a_run_can_be_continued_from_any_step(at, tmp_path):
-    config = run_config("gc-ema", optimizer="adam", learning_rate_decay="linear")
+    config = run_config("gc", optimizer="adam", learning_rate_decay="linear")
     expected = train(config, DATA, start(config))
     state, _ = interrupted(config, tmp_path / "state", at, Cadence(log_every=5, checkpoint_every=100))
     assert_identical(state.tensors(), expected.tensors())
@@ -232,8 +183,7 @@ def test_a_run_stopped_after_every_single_step_ends_the_same(tmp_path):
     assert_identical(state.tensors(), expected.tensors())
 
 
-@pytest.mark.parametrize("case", range(3))
-@pytest.mark.parametrize("method", ["ic", "ot", "gc-ema", "cd", "ect-gc"])
+@pytest.mark.parametrize(("method", "case"), list(zip(["ic", "ot", "gc", "cd", "ect-gc"], cycle(range(3)))))
 def test_a_run_stopped_at_several_random_steps_ends_the_same(method, case, tmp_path):
     draws = np.random.default_rng([case, len(method)])
     config = run_config(
@@ -287,8 +237,7 @@ def test_restoring_into_a_trained_state_forgets_what_it_was(tmp_path):
 
 def test_a_run_repeats_itself_and_another_seed_gives_another():
     first, again, other = (
-        train(run_config("gc-ema", seed=seed), DATA, start(run_config("gc-ema", seed=seed))).tensors()
-        for seed in (0, 0, 1)
+        train(run_config("gc", seed=seed), DATA, start(run_config("gc", seed=seed))).tensors() for seed in (0, 0, 1)
     )
     assert_identical(first, again)
     assert all(not torch.equal(first[name], other[name]) for name in first if name.startswith("raw.output."))
@@ -299,13 +248,13 @@ def test_training_neither_reads_nor_changes_the_global_random_state():
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        results.append(train(run_config("gc-ema"), DATA, start(run_config("gc-ema"))).tensors())
+        results.append(train(run_config("gc"), DATA, start(run_config("gc"))).tensors())
         assert torch.equal(torch.get_rng_state(), before)
     assert_identical(*results)
 
 
 def test_how_often_a_run_speaks_and_saves_does_not_touch_its_weights(tmp_path):
-    config = run_config("gc-ema")
+    config = run_config("gc")
     silent = train(config, DATA, start(config))
     for cadence in (Cadence(1, 1), Cadence(5, 3)):
         spoken = train(config, DATA, start(config), Stop(tmp_path / "state"), cadence)
@@ -383,7 +332,7 @@ def test_a_log_line_carries_the_mean_loss_since_the_last_one_and_the_curriculum(
         if step:
             load_weights(state.model, weights.history[step - 1], "raw", tmp_path)
         with torch.no_grad():
-            losses.append(make_loss(config, state, Helpers())(batch_of(config, step)).item())
+            losses.append(make_loss(config, state, Helpers())(batch_of(config, DATA, step)).item())
     means = [sum(losses[:5]) / 5, sum(losses[5:10]) / 5, sum(losses[10:]) / 2]
     assert [record["loss"] for record in observer.records] == pytest.approx(means, rel=1e-6)
     assert [record["intervals"] for record in observer.records] == [6, 12, 12]
@@ -409,7 +358,7 @@ def test_the_log_tells_the_share_of_augmented_pairs_of_the_step_before(tmp_path)
         assert [record["mu"] for record in observer.records] == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("method", ["gc-ema", "denoiser-gc"])
+@pytest.mark.parametrize("method", ["gc", "denoiser-gc"])
 def test_a_run_whose_mu_begins_late_is_one_of_independent_coupling_until_then_to_the_bit(method, tmp_path):
     augmented = run_config(method)
     late = replace(augmented, method=replace(augmented.method, mu_from_step=5))
@@ -449,7 +398,7 @@ def test_every_step_sees_the_batch_of_its_step_in_model_space(grain, monkeypatch
     for epoch in range(3):
         rows = levels[20 * epoch : 20 * (epoch + 1)].round().int().flatten(1).tolist()
         assert sorted(rows) == sorted(DATA.int().flatten(1).tolist())
-    drawn = torch.cat([batch_of(config, step).dropout for step in range(STEPS)])
+    drawn = torch.cat([batch_of(config, DATA, step).dropout for step in range(STEPS)])
     assert torch.equal(torch.cat([batch.dropout for batch in seen]), drawn)
 
 
@@ -559,10 +508,10 @@ def loss_on(config, model, data, step=1000):
     method = config.method if config.method.objective.kind == "denoising" else METHODS["ic"]
     config = replace(config, method=method, training=replace(config.training, batch=400))
     with torch.no_grad():
-        return Loss(config, model, model)(batch_of(config, step, data)).item()
+        return Loss(config, model, model)(batch_of(config, data, step)).item()
 
 
-@pytest.mark.parametrize("method", ["ic", "gc-ema", "cd", "denoiser"])
+@pytest.mark.parametrize("method", ["ic", "gc", "cd", "denoiser"])
 def test_training_lowers_the_loss_on_the_same_draws(method):
     config = run_config(
         method,
@@ -603,7 +552,7 @@ def random_inputs():
 def test_each_predictor_name_selects_its_model():
     x, sigma = random_inputs()
     for method, selected in {
-        "gc-ema": "ema",
+        "gc": "ema",
         "gc-online": "model",
         "gc-frozen": "frozen",
         "denoiser-gc": "frozen",
@@ -617,7 +566,7 @@ def test_each_predictor_name_selects_its_model():
         assert [name for name, output in outputs.items() if torch.equal(output, predicted)] == [selected]
 
 
-@pytest.mark.parametrize("method", ["gc-ema", "gc-online", "gc-frozen", "denoiser-gc"])
+@pytest.mark.parametrize("method", ["gc", "gc-online", "gc-frozen", "denoiser-gc"])
 def test_predictors_get_no_gradient_and_never_change_but_by_the_average(method):
     config = run_config(method, learning_rate=0.05)
     state, given = start(config), helpers(config)
@@ -652,16 +601,14 @@ def test_only_a_denoising_method_has_a_denoising_objective_and_the_preconditioni
 def gradients(config, grain):
     """Loss and gradients of a batch at random weights."""
     state = start(config)
-    for i, parameter in enumerate(state.model.parameters()):
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    randomised(state.model)
     loss_of, training = make_loss(config, state, helpers(config)), replace(config.training, grain=grain)
     parameters = list(state.model.parameters())
-    losses = gradients_of_batch(loss_of, batch_of(config, 7), training, parameters, World())
+    losses = gradients_of_batch(loss_of, batch_of(config, DATA, 7), training, parameters, World())
     return losses.sum(), [p.grad for p in parameters]
 
 
-@pytest.mark.parametrize("grain", [1, 2, 5])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "grain"), list(zip(METHODS, cycle([1, 2, 5]))))
 def test_the_gradients_of_grains_add_up_to_those_of_the_batch(method, grain):
     config = run_config(method, network=replace(MLP, channels=16, dropout=0.4), batch=10)
     loss, expected = gradients(config, None)
@@ -675,7 +622,7 @@ def test_the_gradients_of_grains_add_up_to_those_of_the_batch(method, grain):
 
 @pytest.mark.parametrize("network", [UNET, NCSN])
 def test_the_gradients_of_grains_of_images_add_up_too(network):
-    config = run_config("gc-ema", network=network)
+    config = run_config("gc", network=network)
     loss, expected = gradients(config, None)
     total, summed = gradients(config, 3)
     assert total.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -684,7 +631,7 @@ def test_the_gradients_of_grains_of_images_add_up_too(network):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("method", ["ic", "gc-ema", "ect-gc", "denoiser"])
+@pytest.mark.parametrize("method", ["ic", "gc", "ect-gc", "denoiser"])
 def test_a_grain_as_large_as_the_batch_changes_no_bit(method):
     assert_identical(trained(run_config(method, grain=6)).tensors(), trained(run_config(method)).tensors())
 
@@ -766,7 +713,7 @@ def test_tensors_and_metadata_survive_the_way_to_disk_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "network"), [*((method, MLP) for method in METHODS), ("gc-ema", UNET), ("denoiser", NCSN)]
+    ("method", "network"), [*((method, MLP) for method in METHODS), ("gc", UNET), ("denoiser", NCSN)]
 )
 def test_a_saved_run_loads_as_the_same_models_with_the_same_configuration(method, network, tmp_path):
     config = run_config(method, network=network, huber_c=0.03, gradient_clip=2.0, learning_rate=0.02)
@@ -807,17 +754,6 @@ def test_the_header_of_a_weights_file_tells_step_model_and_the_hash_of_its_confi
 def test_a_model_can_be_rebuilt_from_the_json_of_its_header(network, preconditioning):
     spec = ModelSpec(network, preconditioning, NoiseProcess(sigma_data=0.7, data_mean=-0.2), SHAPE)
     assert from_dict(ModelSpec, spec.header()) == spec
-
-
-def test_initial_weights_are_a_function_of_the_seed_alone():
-    spec = spec_of(run_config(network=UNET), SHAPE)
-    before = torch.get_rng_state()
-    first = spec.build(5)
-    torch.manual_seed(1)
-    again, other = spec.build(5), spec.build(6)
-    torch.set_rng_state(before)
-    assert_identical(first.state_dict(), again.state_dict())
-    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import double
+from builders import gaussian64 as gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
@@ -13,14 +15,6 @@ from gcflow.theory import trajectories
 from gcflow.theory.trajectories import GeneratorAugmentedFlow, crossings, figure_1, pf_ode_trajectories, straightness
 
 SIGMA_MIN = 1e-3
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def centred(scale):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from matplotlib import image
+from builders import refusal_of
 from projects import (
     contents,
     error_line,
@@ -28,7 +28,6 @@ from gcflow.metrics import mean_and_error, transport_cost
 from gcflow.oracles import GaussianMixture, velocity
 from gcflow.pipeline import discrepancy, transport
 from gcflow.pipeline.discrepancy import measure_discrepancy
-from gcflow.pipeline.figure import write_figure
 from gcflow.pipeline.folders import data_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -466,50 +465,6 @@ def test_data_that_are_no_gaussian_have_no_closed_form(project):
     assert found["samples"]["gc-exact"] == 2
 
 
-# Figures.
-
-
-def drawn(root, name):
-    params, out = Params(root / "params.yaml"), root / "results/mixture2d/figures"
-    write_figure(params, "mixture2d", name)
-    assert image.imread(out / f"{name}.png").std() > 0
-    return (out / f"{name}.svg").read_text()
-
-
-def test_the_figure_of_discrepancies_shows_each_coupling_its_bound_and_the_exact_values(project):
-    text = drawn(project, "discrepancy")
-    assert text == drawn(project, "discrepancy")
-    shown = {"Label of denoiser (2 seeds)", "Label of denoiser-ot (1 seed)", "Label of denoiser-gc (1 seed)"}
-    shown |= {"Label of denoiser, exact", "Label of denoiser-gc, bound by the predictor (1 seed)", "Tiny discrepancy"}
-    for content in shown:
-        assert f">{content}<" in text
-    for absent in ("Label of denoiser-ot, exact", "Label of denoiser-half"):
-        assert absent not in text
-
-
-def test_the_figure_of_transport_costs_shows_the_closed_form_where_there_is_one(project):
-    text = drawn(project, "transport")
-    for content in (
-        "OT in batches of 64",
-        "GC, iCT-IC as predictor",
-        "GC, exact flow of the data (512 of 1024 pairs)",
-        "GC, closed form",
-    ):
-        assert f">{content}<" in text
-    path = project / "results/mixture2d/transport.json"
-    whole = path.read_text()
-    path.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "closed_form"}))
-    assert "closed form" not in drawn(project, "transport")
-    path.write_text(whole)
-
-
-def test_a_figure_of_discrepancies_without_a_runs_numbers_is_refused_by_file(tmp_path):
-    params = Params(write_project(tmp_path, document()) / "params.yaml")
-    missing = r"results/mixture2d/denoiser/seed0/discrepancy\.json: no such file"
-    with pytest.raises(GcflowError, match=missing):
-        write_figure(params, "mixture2d", "discrepancy")
-
-
 # Stages and params.yaml.
 
 
@@ -546,10 +501,7 @@ def test_without_a_discrepancy_block_no_denoiser_is_measured(tmp_path):
 
 
 def refusal(folder, whole):
-    with pytest.raises(GcflowError) as caught:
-        Params(write_project(folder, whole) / "params.yaml")
-    (line,) = str(caught.value).splitlines()
-    return line.removeprefix(f"{folder / 'params.yaml'}: datasets.mixture2d.")
+    return refusal_of(whole, folder).removeprefix("datasets.mixture2d.")
 
 
 @pytest.mark.parametrize(

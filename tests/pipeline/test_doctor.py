@@ -71,6 +71,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone(tmp_path_factory.mktemp("ready") / "clone", paper_params())
 
 
+@pytest.mark.service
 def test_a_project_that_lacks_nothing_at_its_scale_can_be_made(ready):
     before = contents(ready)
     result = gcflow(ready, "doctor")
@@ -88,6 +89,7 @@ def test_a_project_that_lacks_nothing_at_its_scale_can_be_made(ready):
     } == set()
 
 
+@pytest.mark.service
 def test_what_is_missing_is_said_with_what_to_do_and_ends_with_2(ready):
     result = gcflow(ready, "doctor", env={"GCFLOW_SCALE": "paper"}, check=False)
     assert (result.returncode, result.stderr) == (2, "")

@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.service
 @pytest.mark.parametrize("scale", ["embedded", "rehearsal", "paper"])
 def test_both_have_the_same_stages_commands_dependencies_parameters_and_outputs(folder, scale):
     params = Params(folder / "params.yaml")
@@ -86,6 +87,7 @@ def test_the_committed_files_are_those_of_the_embedded_scale_and_can_be_read():
     assert documents["dvc.yaml"].count("\n") < 400
 
 
+@pytest.mark.service
 def test_a_run_that_reads_less_than_others_of_its_kind_depends_on_no_file_more(folder):
     params = Params(write_project(folder / "tiny") / "params.yaml")
     write_dvc_yaml(params, "embedded")

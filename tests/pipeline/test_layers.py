@@ -123,3 +123,15 @@ def test_help_is_shown_without_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage: gcflow" in result.stdout
+
+
+def test_stages_import_nothing_that_only_others_need():
+    code = """
+import sys
+import gcflow.pipeline.train, gcflow.pipeline.report.write
+assert not {"pandas", "matplotlib", "mlflow", "sqlalchemy", "dvc", "snakemake"} & set(sys.modules), sorted(sys.modules)
+import gcflow.pipeline.ledger.write
+assert not {"pandas", "mlflow", "sqlalchemy", "dvc", "snakemake"} & set(sys.modules), sorted(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -7,8 +7,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 import yaml
 from markupsafe import escape
 from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_project
-from workflows import duplicate, dvc_stages
+from workflows import duplicate
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.figures import KINDS, figure_kind
@@ -513,16 +511,3 @@ def test_curves_are_drawn_where_their_points_are():
     many = chart("Loss", {"a": [(float(x), x % 7 + 1.0) for x in range(1000)]}, may_be_logarithmic=False)
     assert many.note == "one of 5 logged points"
     assert "circle" not in many.svg
-
-
-def test_it_is_in_both_graphs(finished):
-    command, *_, outs = dvc_stages(finished)["report"]
-    assert (command, outs) == ("gcflow report --scale embedded", {"results/report.html"})
-    assert "report" in yaml.safe_load((finished / "dvc.lock").read_text())["stages"]
-
-
-def test_the_report_imports_nothing_that_draws_or_tracks():
-    heavy = "{'pandas', 'matplotlib', 'mlflow'}"
-    code = f"import gcflow.pipeline.report.write, sys; print({heavy} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "set()\n"

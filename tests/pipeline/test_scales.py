@@ -43,6 +43,7 @@ def plan(folder, *arguments):
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}, output
 
 
+@pytest.mark.service
 def test_the_papers_scale_is_one_plan(folder, params):
     jobs, output = plan(folder, "--config", "scale=paper", "--", "all")
     stages = Stages(params, "paper")
@@ -61,6 +62,7 @@ def test_the_papers_scale_is_one_plan(folder, params):
     assert jobs["total"] == len(list(stages)) + len(elsewhere) + 4 + 2
 
 
+@pytest.mark.service
 @pytest.mark.parametrize(
     ("target", "trained"), [("table1", 36), ("table2", 8), ("table3", 11), ("figure5", 12), ("figure8", 12)]
 )
@@ -69,11 +71,13 @@ def test_a_table_or_figure_is_a_target_that_trains_what_it_shows_and_no_more(fol
     assert jobs["train"] == trained, output
 
 
+@pytest.mark.service
 def test_figure_2_needs_the_predictor_of_its_coupling_too(folder):
     jobs, output = plan(folder, "--config", "scale=paper", "--", "figure2")
     assert (jobs["train"], jobs["discrepancy"]) == (4, 3), output
 
 
+@pytest.mark.service
 def test_every_target_exists_at_the_embedded_scale(folder, params):
     assert sorted(Stages(params, "embedded").views()) == sorted(
         [f"table{n}" for n in (1, 2, 3)] + [f"figure{n}" for n in (1, 2, 3, 4, 5, 8)]
@@ -82,12 +86,14 @@ def test_every_target_exists_at_the_embedded_scale(folder, params):
     assert jobs == {"prepare": 1, "train": 1, "theory": 2, "figure": 2, "figure1": 1, "total": 7}, output
 
 
+@pytest.mark.service
 def test_the_rehearsal_needs_no_archive_and_no_download(folder):
     jobs, output = plan(folder, "--config", "scale=rehearsal", "--", "all")
     assert jobs["train"] == 2, output
     assert "pretrained" not in jobs
 
 
+@pytest.mark.service
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -103,6 +109,7 @@ def test_a_mistaken_setting_is_one_clear_error(folder, setting, message):
     assert "Traceback" not in output
 
 
+@pytest.mark.service
 def test_a_subset_is_planned_by_name_and_what_it_leaves_out_is_said(folder):
     jobs, output = plan(folder, "--config", "scale=paper", "methods=ic gc", "seeds=1", "--", "all")
     assert set(re.findall(r"^Job \d+: train (\S+)$", output, re.MULTILINE)) == {

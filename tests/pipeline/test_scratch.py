@@ -175,8 +175,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize(("name", "damage"), list(zip(FILES, (truncate, flip, Path.unlink, truncate), strict=True)))
 def test_a_damaged_copy_is_made_again(data, near, name, damage):
     load(data, near)
     damage(copy_of(data, near) / name)

@@ -48,7 +48,6 @@ from gcflow.tools.status import Standing, Survey, show, table
 
 RUN = "digits/ic/0"
 ENDLESS = 1_000_000
-HEAVY = {"torch", "mlflow", "numpy", "pandas", "matplotlib", "scipy", "sklearn"}
 
 
 def project(folder: Path, **training: Any) -> Path:
@@ -441,13 +440,6 @@ def test_the_repositorys_own_grid_is_shown_at_every_scale():
 
 
 # The command.
-
-
-def test_the_command_imports_nothing_heavy(done):
-    command = [sys.executable, "-X", "importtime", str(SCRIPT), "status"]
-    result = subprocess.run(command, cwd=done, env=environment(), capture_output=True, text=True, check=True)
-    modules = re.findall(r"^import time:.*\| +([\w.]+)$", result.stderr, re.MULTILINE)
-    assert {name.split(".")[0] for name in modules} & HEAVY == set()
 
 
 def test_a_pipe_gets_a_whole_table_without_colours(done):

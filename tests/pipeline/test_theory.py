@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from builders import double, refusal_of
+from builders import gaussian64 as gaussian
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from matplotlib import image
@@ -52,15 +54,6 @@ from gcflow.theory.velocity_discrepancy import (
 )
 from gcflow.training import initial_state
 from gcflow.weights import save_tensors, weights_metadata
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # The mixture of params.yaml, a simpler one, and a Gaussian off centre.
 FOUR = GaussianMixture(double([[1.2, 0.4], [-0.9, 1.1], [-0.6, -1.3], [0.9, -0.8]]), double([0.25] * 4), 0.35)
@@ -947,13 +940,6 @@ def test_the_figure_of_trajectories_shows_the_three_flows_with_their_numbers(pro
     assert drawn(project, "mixture2d", "paths") == text
 
 
-@pytest.mark.parametrize("name", ["theory", "paths"])
-def test_a_figure_of_the_theory_without_its_numbers_is_refused_by_file(tmp_path, name):
-    params = Params(write_project(tmp_path, document()) / "params.yaml")
-    with pytest.raises(GcflowError, match=r"results/mixture2d/theory\.json: no such file"):
-        write_figure(params, "mixture2d", name)
-
-
 # Its stages and its block of params.yaml.
 
 
@@ -1010,6 +996,7 @@ def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(t
         assert f">{name}<" in text
 
 
+@pytest.mark.service
 def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it(tmp_path):
     root = clone(tmp_path / "project", figure_1_alone())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
@@ -1018,6 +1005,7 @@ def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it
     assert "gcflow evaluate" not in plan
 
 
+@pytest.mark.service
 def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(tmp_path):
     root = clone(tmp_path / "project", document())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
@@ -1028,10 +1016,7 @@ def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(t
 
 
 def refusal(folder, whole):
-    with pytest.raises(GcflowError) as caught:
-        Params(write_project(folder, whole) / "params.yaml")
-    (line,) = str(caught.value).splitlines()
-    return line.removeprefix(f"{folder / 'params.yaml'}: datasets.")
+    return refusal_of(whole, folder).removeprefix("datasets.")
 
 
 @pytest.mark.parametrize(

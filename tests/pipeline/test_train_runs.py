@@ -68,9 +68,9 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(baseline: Path, tmp_path: Path) -> Path:
+def spare(baseline: Path, tmp_path: Path) -> Path:
     """A copy of the baseline's project, to damage."""
-    return Path(shutil.copytree(baseline, tmp_path / "finished"))
+    return Path(shutil.copytree(baseline, tmp_path / "spare"))
 
 
 # A run that nothing interrupts.
@@ -129,23 +129,23 @@ def test_the_last_two_checkpoints_are_kept(baseline):
 # Checkpoints that are not this run's.
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys_that_differ(finished, tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys_that_differ(spare, tmp_path):
     other = project(tmp_path / "other", learning_rate=2.0e-3, snapshot_every=120)
     with pytest.raises(Preempted):
         train_here(other, RUN, minutes=0)
-    target = state_folder(other, RUN) / checkpoints(finished, RUN)[-1].name
-    shutil.copyfile(checkpoints(finished, RUN)[-1], target)
+    target = state_folder(other, RUN) / checkpoints(spare, RUN)[-1].name
+    shutil.copyfile(checkpoints(spare, RUN)[-1], target)
     with pytest.raises(GcflowError) as caught:
         train_here(other, RUN)
     keys = "config.training.learning_rate, config.training.snapshot_every"
     assert str(caught.value).startswith(f"{target}: checkpoint of another configuration ({keys} differ)")
     assert caught.value.exit_code == 2
-    assert target.read_bytes() == checkpoints(finished, RUN)[-1].read_bytes()
+    assert target.read_bytes() == checkpoints(spare, RUN)[-1].read_bytes()
     assert not (run_folder(other, RUN) / "weights.safetensors").exists()
 
 
-def test_changed_data_make_another_run_and_do_not_continue_the_old_one(finished, capsys):
-    samples = finished / "data" / "digits" / "samples.npy"
+def test_changed_data_make_another_run_and_do_not_continue_the_old_one(spare, capsys):
+    samples = spare / "data" / "digits" / "samples.npy"
     content = bytearray(samples.read_bytes())
     content[-1] ^= 255
     samples.write_bytes(content)
@@ -153,50 +153,50 @@ def test_changed_data_make_another_run_and_do_not_continue_the_old_one(finished,
     manifest["sha256"]["samples.npy"] = sha256_of(samples)
     (samples.parent / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Preempted, match="saved at step 0"):
-        train_here(finished, RUN, minutes=0)
-    assert len([path for path in (run_folder(finished, RUN) / "state").iterdir() if path.is_dir()]) == 2
+        train_here(spare, RUN, minutes=0)
+    assert len([path for path in (run_folder(spare, RUN) / "state").iterdir() if path.is_dir()]) == 2
 
 
 # Publishing.
 
 
-def test_publishing_again_after_outputs_were_deleted_costs_no_training(finished, baseline, capsys):
-    folder = run_folder(finished, RUN)
+def test_publishing_again_after_outputs_were_deleted_costs_no_training(spare, baseline, capsys):
+    folder = run_folder(spare, RUN)
     logged = (folder / "metrics.jsonl").read_bytes()
     shutil.rmtree(folder / "snapshots")
     for name in ("weights.safetensors", "metrics.jsonl", "config.json"):
         (folder / name).unlink()
-    train_here(finished, RUN)
+    train_here(spare, RUN)
     assert f"resumes at step {STEPS}" in capsys.readouterr().err
     assert (folder / "metrics.jsonl").read_bytes() == logged
     assert read_json(folder / "config.json") == read_json(run_folder(baseline, RUN) / "config.json")
-    assert_same_run(finished, baseline, RUN)
+    assert_same_run(spare, baseline, RUN)
 
 
-def test_a_temporary_file_of_a_killed_process_is_not_published(finished):
-    left = state_folder(finished, RUN) / "snapshots" / f".{SNAPSHOTS[0]}.4711.safetensors"
+def test_a_temporary_file_of_a_killed_process_is_not_published(spare):
+    left = state_folder(spare, RUN) / "snapshots" / f".{SNAPSHOTS[0]}.4711.safetensors"
     left.write_bytes(b"half a snapshot")
-    train_here(finished, RUN)
-    assert sorted(snapshots(finished, RUN)) == SNAPSHOTS
+    train_here(spare, RUN)
+    assert sorted(snapshots(spare, RUN)) == SNAPSHOTS
 
 
-def test_snapshots_of_an_earlier_configuration_do_not_stay_among_the_new_ones(finished):
-    project(finished, snapshot_every=120)
-    train_here(finished, RUN)
-    assert sorted(snapshots(finished, RUN)) == ["00000120.safetensors", "00000240.safetensors"]
+def test_snapshots_of_an_earlier_configuration_do_not_stay_among_the_new_ones(spare):
+    project(spare, snapshot_every=120)
+    train_here(spare, RUN)
+    assert sorted(snapshots(spare, RUN)) == ["00000120.safetensors", "00000240.safetensors"]
 
 
-def test_restart_trains_anew_to_the_same_bits(finished, baseline):
+def test_restart_trains_anew_to_the_same_bits(spare, baseline):
     def times() -> list[float]:
-        lines = (run_folder(finished, RUN) / "metrics.jsonl").read_text().splitlines()
+        lines = (run_folder(spare, RUN) / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["time"] for line in lines]
 
     before = times()
-    process = Fork(finished, "train", RUN, "--restart")
+    process = Fork(spare, "train", RUN, "--restart")
     assert process.wait() == 0
     assert "resumes" not in process.output
     assert set(times()).isdisjoint(before)
-    assert_same_run(finished, baseline, RUN)
+    assert_same_run(spare, baseline, RUN)
 
 
 def test_where_the_data_lie_changes_no_bit(baseline, tmp_path):

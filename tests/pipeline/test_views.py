@@ -4,11 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib import image
 from projects import ROOT, gcflow, prepare_data, tiny_params, write_project
 
-from gcflow.errors import GcflowError
-from gcflow.pipeline import figure
 from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.job import machine_load
 from gcflow.pipeline.params import Params
@@ -16,6 +13,7 @@ from gcflow.pipeline.stages import Stages
 from gcflow.pipeline.table import published_values
 
 
+@pytest.mark.service
 def test_a_tracking_server_that_is_down_costs_a_warning_and_nothing_is_lost(tmp_path):
     folder = prepare_data(write_project(tmp_path), "mixture2d")
     gcflow(folder, "train", "mixture2d/ic/0")
@@ -43,40 +41,6 @@ def test_the_load_of_a_gpu_is_told_where_it_can_be_read(monkeypatch):
     assert asked == ["cuda:1"]
     monkeypatch.setattr("torch.cuda.utilization", lambda device: 73)
     assert machine_load("cuda:1")["system/gpu_utilization_percentage"] == 73.0
-
-
-def test_the_trajectories_figure_is_drawn_from_the_numbers_of_the_theory_alone(tmp_path):
-    document = tiny_params()
-    document["datasets"]["mixture2d"]["theory"] = {
-        "horizons": [3.0], "intervals": [4, 16], "points": 64, "scramblings": 2, "sigmas": [1.0, 10.0, 80.0],
-        "paths": 2, "seed": 0,
-    }  # fmt: skip
-    document["datasets"]["mixture2d"]["figures"]["paths"] = {"kind": "trajectories", "title": "Paths"}
-    params = Params(write_project(tmp_path, document) / "params.yaml")
-    with pytest.raises(GcflowError, match=r"results/mixture2d/theory\.json: no such file"):
-        figure.write_figure(params, "mixture2d", "paths")
-    states = [[[3.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [1.0, 1.5]], [[0.0, 1.0], [1.0, 0.5]]]
-    paths = {
-        name: {"straightness": straightness, "crossing_pairs": crossing, "states": states}
-        for name, straightness, crossing in (("independent pairs", 1.0, 7), ("PF-ODE", 0.8125, 1), ("GC flow", 0.9, 0))
-    }
-    out = tmp_path / "results/mixture2d"
-    out.mkdir(parents=True)
-    content = {"checks": [], "curves": {"Figure 1": {"sigmas": [3.0, 1.0, 0.05], "paths": paths}}}
-    (out / "theory.json").write_text(json.dumps(content))
-    figure.write_figure(params, "mixture2d", "paths")
-    assert image.imread(out / "figures/paths.png").std() > 0
-    first = (out / "figures/paths.svg").read_text()
-    for shown in ("Paths", "Independent pairs", "PF-ODE", "GC flow", "straightness 0.812", "7 pairs of 2 paths cross"):
-        assert f">{shown}<" in first
-    figure.write_figure(params, "mixture2d", "paths")
-    assert (out / "figures/paths.svg").read_text() == first
-
-
-def test_an_unknown_figure_names_the_known_ones(tmp_path):
-    params = Params(write_project(tmp_path) / "params.yaml")
-    with pytest.raises(GcflowError, match="has no 'nope'; known: convergence, transport-cost, samples"):
-        figure.write_figure(params, "digits", "nope")
 
 
 def test_tiles_keep_every_pixel_in_its_place():

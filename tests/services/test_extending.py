@@ -11,7 +11,7 @@ from itertools import permutations
 import pytest
 import torch
 import yaml
-from losses import Loss
+from builders import Loss, gaussian, randomised, run_config
 from projects import (
     Fork,
     assert_same_run,
@@ -37,7 +37,6 @@ from gcflow.config import (
     NetworkConfig,
     NoiseProcess,
     RunConfig,
-    TrainingConfig,
     from_dict,
     to_dict,
 )
@@ -99,10 +98,6 @@ def project(tmp_path_factory):
 @pytest.fixture
 def examples():
     load_extensions(ROOT / "examples", FILES)
-
-
-def gaussian(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 # The whole workflow.
@@ -436,15 +431,8 @@ def test_a_project_knows_nothing_of_the_one_read_before(folder, tmp_path):
 
 def toy(objective, schedule, **method):
     """A run of points in the plane."""
-    return RunConfig(
-        dataset="toy",
-        method_name="own",
-        seed=0,
-        process=NoiseProcess(sigma_data=1.0),
-        network=NetworkConfig("mlp", channels=16, blocks=2),
-        training=TrainingConfig(steps=10, batch=30, learning_rate=1e-3, snapshot_every=10, schedule=schedule),
-        method=MethodConfig(objective=objective, **method),
-    )
+    how = MethodConfig(objective=objective, **method)
+    return run_config(how, schedule, NoiseProcess(sigma_data=1.0), NetworkConfig("mlp", 16, 2), steps=10, batch=30)
 
 
 def own_schedule(low=0.05, high=20.0):
@@ -453,9 +441,7 @@ def own_schedule(low=0.05, high=20.0):
 
 def test_continuous_time_is_the_limit_of_pairs_that_close_in(examples):
     config = toy(register.objective.named("continuous")(c=0.0), own_schedule())
-    model = spec_of(config, (2,)).build(3)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.data += 0.1 * gaussian(i, *parameter.shape)
+    model = randomised(spec_of(config, (2,)).build(3))
     model.double()
     x, z = gaussian(1, 30, 2).double(), gaussian(2, 30, 2).double()
     sigma = draw_levels(config, 4)[0].double()
@@ -588,7 +574,7 @@ def test_precision_and_recall_of_closed_cases(examples):
 
 
 def test_rings_are_the_same_at_every_call_and_have_four_radii(examples, tmp_path):
-    source = register.source["rings"](count=400, side=16)
+    source = register.source.named("rings")(count=400, side=16)
     first, second = source.load(), source.load()
     assert (first.samples == second.samples).all()
     assert first.samples.shape == (source.count, *source.shape)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from filelock import FileLock, Timeout
-from projects import contents, environment, gcflow, prepare_data, tiny_params, write_project
+from projects import environment, prepare_data, tiny_params, write_project
 from slurm_workflows import Trainer, tiny_unets
 from workflows import SCRIPTS, clone, duplicate, dvc, snakemake
 
@@ -88,14 +88,6 @@ def test_dvc_is_clean_and_idle_after_recording(project):
     assert "Data and pipelines are up to date." in output
 
 
-def test_recording_changes_no_byte_and_leaves_snakemake_idle(project):
-    lock, before = (project / "dvc.lock").read_bytes(), contents(project / "results")
-    gcflow(project, "record")
-    assert (project / "dvc.lock").read_bytes() == lock
-    assert contents(project / "results") == before
-    assert "Nothing to be done" in snakemake(project, "-n", "all")
-
-
 def test_recorded_weights_are_on_disk_once(project):
     weights = project / "results/digits/ic/seed0/weights.safetensors"
     names = [weights, *project.glob("results/digits/ic/seed0/**/snapshots/00000040.safetensors")]
@@ -104,33 +96,10 @@ def test_recorded_weights_are_on_disk_once(project):
     assert weights.stat().st_ino in {path.stat().st_ino for path in cached}
 
 
-@pytest.fixture(scope="session")
-def changed(project, tmp_path_factory):
-    """A copy of the recorded project in which one method's mu is another."""
-    folder = duplicate(project, tmp_path_factory.mktemp("changed") / "project")
-    params = tiny_params()
-    params["datasets"]["digits"]["methods"]["gc"]["mu"] = [0.0, 0.5]
-    write_project(folder, params)
-    return folder
-
-
 def planned(folder, verb):
     """Runs that Snakemake would give to a verb."""
     plan = snakemake(folder, "-n", "-p", "--quiet", "host", "--", "all")
     return set(re.findall(rf"gcflow {verb} (\S+)", plan))
-
-
-def test_changing_one_methods_mu_makes_exactly_its_stages_out_of_date_in_both_graphs(changed):
-    assert planned(changed, "train") == {"digits/gc/0"}
-    assert planned(changed, "evaluate") == {"digits/gc/0"}
-    assert set(json.loads(dvc(changed, "status", "--json"))) == {"train@digits-gc-0"}
-
-
-def test_dvc_repro_runs_a_single_changed_stage(changed):
-    output = dvc(changed, "repro", "--single-item", "train@digits-gc-0")
-    assert re.findall(r"Running stage '(\S+)'", output) == ["train@digits-gc-0"]
-    config = json.loads((changed / "results/digits/gc/seed0/config.json").read_text())
-    assert config["config"]["method"]["mu"] == [0.0, 0.5]
 
 
 def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(project, tmp_path):

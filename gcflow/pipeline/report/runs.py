@@ -185,11 +185,12 @@ def _training(lines: list[dict[str, Any]]) -> tuple[list[Chart], dict[str, str]]
 
 def _headline(records: list[Record]) -> str:
     """The first metric under the first protocol at the last step, of EMA weights; mean over generation seeds."""
-    for metrics in measured(records).curves.values():
-        for name, curve in metrics.items():
-            metric = metric_name(name)
-            return f"{metric.heading} {number(metric.factor * means(curve)[max(curve)])}"
-    return "–"
+    metrics = next(iter(measured(records).curves.values()), None)
+    if metrics is None:
+        return "–"
+    name, curve = next(iter(metrics.items()))
+    metric = metric_name(name)
+    return f"{metric.heading} {number(metric.factor * means(curve)[max(curve)])}"
 
 
 def _final(records: list[Record]) -> list[list[str]]:

@@ -65,11 +65,11 @@ def test_bad_input_is_told_by_snakemake_and_its_retries_only_repeat_it(workflow)
     samples.write_bytes(samples.read_bytes()[:-1] + b"?")
     damaged.start(WEIGHTS)
     assert damaged.end() != 0
-    errors = [re.findall(r"^gcflow: error: (.*)$", log, re.MULTILINE) for log in damaged.attempts("train/digits_ic_0")]
-    assert len(errors) == 3
-    assert "sha256 differs" in errors[0][0]
-    assert errors == [errors[0]] * 3
-    assert errors[0][0] in damaged.output.read_text().splitlines()[-3:][0]
+    logs = damaged.attempts("train/digits_ic_0")
+    assert len(logs) == 3
+    (line,) = {line for log in logs for line in re.findall(r"^gcflow: error: .*$", log, re.MULTILINE)}
+    assert "sha256 differs" in line
+    assert line in damaged.output.read_text().splitlines()[-6:]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from gcflow import register
 from gcflow.couplings import Coupling
 from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
-from gcflow.options import Options, adapter, require
+from gcflow.options import Line, Options, adapter, require
 from gcflow.preconditioning import NoiseProcess, Preconditioning
 from gcflow.schedules import EctSchedule, EdmSchedule, IctSchedule, Schedule
 
@@ -99,7 +99,7 @@ class TrainingConfig(Options):
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
         default="none", description="mode of torch.compile; `reduce-overhead` uses CUDA graphs"
     )
-    cpu_threads: int = Field(default=1, ge=1, description="threads of each process on the CPU")
+    cpu_threads: int = Field(default=1, ge=1, le=1024, description="threads of each process on the CPU")
     schedule: Annotated[Schedule, register.schedule] = Field(
         default_factory=IctSchedule, description="which noise levels are trained on"
     )
@@ -142,7 +142,7 @@ class RunReference(Options):
 class CheckpointFile(Options):
     """Weights in a file."""
 
-    file: str = Field(description="of `gcflow import-edm` or `gcflow train`, relative to the project's root")
+    file: Line = Field(description="of `gcflow import-edm` or `gcflow train`, relative to the project's root")
 
 
 def _form(value: Any) -> str:

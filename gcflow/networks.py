@@ -120,7 +120,7 @@ class NetworkConfig(Network):
         description="`ddpm++`, `ncsn++`: EDM's U-Nets, for images; `mlp`: residual MLP, for any sample"
     )
     channels: int = Field(
-        ge=1, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers"
+        ge=1, le=10**6, description="width: of the finest level of a U-Net (a multiple of 4), of an MLP's layers"
     )
     blocks: Count | tuple[Count, ...] = Field(
         description="residual blocks: one number, or one per level of a U-Net, from the finest"

@@ -79,7 +79,7 @@ class IctSchedule(Schedule):
     """
 
     s0: int = Field(default=10, ge=1, description="intervals at first")
-    s1: int = Field(default=1280, ge=1, description="most intervals; at least s0")
+    s1: int = Field(default=1280, ge=1, le=10**6, description="most intervals; at least s0")
     p_mean: float = Field(default=-1.1, description="mean of ln sigma")
     p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln sigma")
     kind: Literal["ict"] = "ict"

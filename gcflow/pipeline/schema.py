@@ -76,7 +76,7 @@ class Replicates(Options):
 class Classifier(Options):
     """Features are the penultimate layer (64 values) of a small classifier trained on the labelled data."""
 
-    epochs: int = Field(ge=1, description="passes over the data")
+    epochs: int = Field(ge=1, le=10**6, description="passes over the data")
     batch: int = Field(ge=2, description="samples per step")
     learning_rate: float = Field(gt=0, description="largest of its schedule")
     held_out: Open = Field(description="share of the data kept for its accuracy")
@@ -187,8 +187,8 @@ class Evaluation(Options):
     intermediate_sigmas: Different[tuple[float, ...]] = Field(
         description="noise levels of the few-step sampler, descending"
     )
-    heun_steps: int = Field(ge=2, description="of the sampler of denoisers")
-    grid: int = Field(ge=1, description="images per row and column of the sample grid")
+    heun_steps: int = Field(ge=2, le=10**4, description="of the sampler of denoisers")
+    grid: int = Field(ge=1, le=100, description="images per row and column of the sample grid")
     weights: Different[tuple[Weights, ...]] = Field(
         default=("ema", "raw"), description="which of a run's weights; ema is one"
     )
@@ -238,7 +238,7 @@ class Theory(Options):
 class Discrepancy(Options):
     """Velocity discrepancy of each coupling, by the denoisers of the data set."""
 
-    samples: int = Field(ge=2, description="pairs per noise level")
+    samples: int = Field(ge=2, le=10**7, description="pairs per noise level")
     sigmas: Different[tuple[Level, ...]] = Field(min_length=1, description="noise levels")
     seed: int = Field(description="of the pairs")
 
@@ -247,7 +247,9 @@ class Transport(Options):
     """Transport cost: of IC, of OT in batches, and of GC at each noise level."""
 
     predictor: RunReference = Field(description="the run whose EMA predicts endpoints")
-    samples: int = Field(ge=2, description="pairs per estimate; a multiple of every batch size, of twice at least")
+    samples: int = Field(
+        ge=2, le=10**7, description="pairs per estimate; a multiple of every batch size, of twice at least"
+    )
     batch_sizes: Different[tuple[Count, ...]] = Field(description="of optimal transport")
     sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")
     seed: int = Field(description="of the pairs")

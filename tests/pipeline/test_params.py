@@ -629,8 +629,8 @@ process.data_mean: .nan
 process.rho: 0.5
 process.sigma_data: 0.0
 network.architecture: transformer
-network.channels: 0
-network.blocks: 0, [2]
+network.channels: 0, 1000000000000
+network.blocks: 0, [2], 1000000000000
 network.multipliers: []
 network.dropout: 1.0, [0.1]
 network.attention: [4]
@@ -639,7 +639,7 @@ network.augment_dim: 9
 training.steps: 0
 training.batch: -1
 training.snapshot_every: 0
-training.cpu_threads: 0
+training.cpu_threads: 0, 1000000000
 training.learning_rate: 0.0, .inf, .nan
 training.weight_decay: -0.1
 training.gradient_clip: 0.0
@@ -671,10 +671,12 @@ features: {kind: surrogate, protocols: {}}
 evaluation.samples: 1
 evaluation.generation_seeds: []
 evaluation.intermediate_sigmas: [0.5, 0.8], [-1.0], [0.001], [100.0]
-evaluation.heun_steps: 1
-evaluation.grid: 0
+evaluation.heun_steps: 1, 1000000000000
+evaluation.grid: 0, 1000000000
 evaluation.weights: [raw]
 transport.batch_sizes: [3]
+transport.samples: 1000000000000
+methods.ic.init: {file: ""}
 transport.sigmas: []
 scale: huge
 tables.table1.reproduces: chapter1

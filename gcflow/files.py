@@ -4,7 +4,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    with naming(path.parent):
+        _sync(path.parent)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -133,6 +135,29 @@ def tensors_header(path: Path) -> dict[str, Any]:
         return read_header(path)
     except GcflowError:
         return {}
+
+
+def clock_of(folder: Path) -> float:
+    """The time by the clock that dates the files in a folder, of a server perhaps, in seconds since the epoch."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.") as probe:
+        os.utime(probe.name)
+        return os.stat(probe.name).st_mtime
+
+
+def refuse_times_ahead(inputs: Iterable[Path], folder: Path) -> None:
+    """Refuses files from the future: Snakemake takes what is made of them now for older, and throws it away.
+
+    folder: in which something is to be made.
+
+    Raises:
+        GcflowError: a file is more than a minute ahead.
+    """
+    now = clock_of(folder)
+    for path in inputs:
+        ahead = max(path.stat().st_mtime, path.lstat().st_mtime) - now
+        if ahead > 60:
+            cure = f"set the clocks right, or give it the present time: touch {path} && touch -h {path}"
+            raise GcflowError(f"{path}: its time is {ahead / 60:.0f} minutes ahead of the clock here; {cure}")
 
 
 def sha256_of(path: Path) -> str:

@@ -3,11 +3,13 @@
 import http.client
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -104,15 +106,18 @@ def postgres() -> Iterator[str]:
 class Proxy:
     """Stands before a server. fault: what it does with requests from now on.
 
-    `""`: passes them on. `refuses`: closes the connection. `hangs`: keeps it, and says nothing. `fails`: answers 500.
-    `swallows`: passes them on and keeps the answer to itself, so that the client cannot know. patience: how many
-    requests it passes on before the fault. held: connections that it keeps. asked: how many requests came.
+    `""`: passes them on. `refuses`: closes the connection. `hangs`: keeps it, and says nothing. `dribbles`: answers
+    with a byte now and then. `fails`: answers 500. `later`: asks to come back in an hour. `swallows`: passes them on
+    and keeps the answer to itself, so that the client cannot know. `drops`: does that or refuses, of 30 % of them.
+    patience: how many requests it passes on before the fault. held: connections that it keeps. asked: how many
+    requests came.
     """
 
     def __init__(self, server: str) -> None:
         self.server = server.removeprefix("http://")
         self.fault, self.patience, self.asked, self.held = "", 0, 0, 0
         self.healed = threading.Condition()
+        self.dice = random.Random(1)
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -154,6 +159,8 @@ class Proxy:
             self.asked += 1
             self.patience -= 1
             fault = self.fault if self.patience < 0 else ""
+            if fault == "drops":
+                fault = self.dice.choice(["refuses", "swallows"]) if self.dice.random() < 0.3 else ""
             if fault == "hangs":
                 self.held += 1
                 self.healed.wait_for(lambda: not self.fault)
@@ -161,7 +168,15 @@ class Proxy:
         request.close_connection = bool(fault)
         if fault in {"refuses", "hangs"}:
             return
-        status, headers, content = (500, [], b"") if fault == "fails" else self._ask(request, body)
+        if fault == "dribbles":
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            with suppress(OSError):
+                while self.fault:
+                    request.wfile.write(b" ")
+                    time.sleep(0.1)
+            return
+        answers = {"fails": (500, [], b""), "later": (503, [("Retry-After", "3600")], b"")}
+        status, headers, content = answers[fault] if fault in answers else self._ask(request, body)
         if fault == "swallows":
             return
         request.send_response(status)

@@ -34,6 +34,7 @@ def adopt(params: Params, scale: str) -> None:
             raise GcflowError("nothing to adopt: dvc.lock vouches for nothing that is here; `dvc pull` first")
         if adopted:
             scheduler.accept([stage.outs[0] for stage in (*present, *adopted)])
+            versions.note({s.name: scheduler.begun(s) for s in (*present, *adopted) if versions.whole(s)})
     say(f"Snakemake: {len(adopted)} stages adopted, {len(present) + len(adopted)} of {len(stages)} up to date")
     if left := [stage.name for stage in doubted if stage not in adopted]:
         say(f"  left to Snakemake, since dvc.lock does not vouch for what is here: {', '.join(left)}")

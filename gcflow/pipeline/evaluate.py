@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, read_header, read_json, write_json
+from gcflow.files import atomic_path, read_header, read_json, refuse_times_ahead, write_json
 from gcflow.inception import PIXELS
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
@@ -177,6 +177,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
         # Not told by the configuration: a predictor, an initial state or an extension may have changed since.
         "weights": {step: _content_hash(snapshot(folder, step)) for step, *_ in plan},
     }
+    refuse_times_ahead([folder / "metrics.jsonl", *(snapshot(folder, step) for step, *_ in plan)], folder)
     finished = Finished(folder / "state" / "evaluation" / digest(identity)[:16])
     main, seed_shown = samplers(config, settings)[0], settings.generation_seeds[0]
     shown: list[int] = []

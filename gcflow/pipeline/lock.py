@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from gcflow.errors import GcflowError
+from gcflow.files import clock_of
 from gcflow.pipeline.progress import say
 
 HEARTBEAT_SECONDS = 15.0
@@ -229,17 +229,12 @@ class RunLock:
         path = _path(self.folder, self.number)
         return _numbers(self.folder)[-1:] == [self.number] and path.read_bytes() == self.text.encode()
 
-    def _now(self) -> float:
-        # By the server's clock, which also dates the heartbeats.
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".lock.") as probe:
-            os.utime(probe.name)
-            return os.stat(probe.name).st_mtime
-
     def _take(self) -> tuple[Holder, float] | None:
         """Takes the lock; if it is held, the holder and the seconds since its last sign of life."""
         while True:
-            # Before the listing: a change to the folder makes an NFS client look at it anew.
-            now, numbers = self._now(), _numbers(self.folder)
+            # By the clock that also dates the heartbeats, and before the listing: a change to the folder makes an NFS
+            # client look at it anew.
+            now, numbers = clock_of(self.folder), _numbers(self.folder)
             if numbers:
                 last = _path(self.folder, numbers[-1])
                 try:

@@ -10,19 +10,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from gcflow.config import differing_keys
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, read_json, remove_temporaries, write_json, write_text
+from gcflow.files import atomic_path, expected_form, read_json, remove_temporaries, write_json
 from gcflow.pipeline.folders import snapshot
 from gcflow.pipeline.progress import say
 from gcflow.training import TrainingState
 from gcflow.weights import load_tensors, save_tensors
 
 KEPT_CHECKPOINTS = 2
+# The tensor of a checkpoint with the bytes of metrics.jsonl.
+LOG = "log"
 
 
 class RunState:
     """The undeclared folder of a run in progress: checkpoints, snapshots and metrics so far.
+
+    A checkpoint holds the log up to its step: whatever a crash made of metrics.jsonl, it is written anew.
 
     Args:
         folder: `<run folder>/state/<config hash>`.
@@ -33,6 +40,7 @@ class RunState:
         self.folder = folder
         self.header = header
         self.metrics = folder / "metrics.jsonl"
+        self.log = bytearray()
         self.jobs = folder / "jobs.json"
 
     def open(self, published: Path, restart: bool) -> None:
@@ -54,7 +62,8 @@ class RunState:
     def save(self, state: TrainingState) -> None:
         """Writes a checkpoint atomically and keeps the last two."""
         path = self.folder / f"checkpoint-{state.step:08d}.safetensors"
-        save_tensors(path, state.tensors(), self.header | {"step": state.step})
+        log = torch.from_numpy(np.array(self.log, np.uint8))
+        save_tensors(path, state.tensors() | {LOG: log}, self.header | {"step": state.step})
         for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
             old.unlink()
 
@@ -63,10 +72,10 @@ class RunState:
         save_tensors(snapshot(self.folder, state.step), state.weights(), self.header | {"step": state.step})
 
     def restore(self, state: TrainingState) -> Path | None:
-        """Puts the newest checkpoint that loads into `state` and returns its path; None if there is none.
+        """Puts the newest checkpoint that loads into `state` and metrics.jsonl; returns its path, or None.
 
         Raises:
-            GcflowError: a checkpoint belongs to another configuration.
+            GcflowError: a checkpoint belongs to another configuration, or to an older version of gcflow.
         """
         for path in self.checkpoints():
             try:
@@ -82,8 +91,13 @@ class RunState:
                 compared = [{key: h.get(key) for key in ("config", "inputs")} for h in (metadata, self.header)]
                 keys = ", ".join(differing_keys(*compared)) or "the header"
                 raise GcflowError(f"{path}: checkpoint of another configuration ({keys} differ); move it away")
+            if LOG not in tensors:
+                raise GcflowError(f"{path}: checkpoint of an older version of gcflow, without its log; move it away")
             state.restore(tensors, metadata["step"], path)
+            self.log = bytearray(tensors[LOG].numpy())
+            self._write_log()
             return path
+        self.metrics.unlink(missing_ok=True)
         return None
 
     def begin_job(self, job: dict[str, Any]) -> None:
@@ -97,25 +111,27 @@ class RunState:
 
     def known_jobs(self) -> list[dict[str, Any]]:
         """The jobs that trained the run so far."""
-        return list(read_json(self.jobs)) if self.jobs.exists() else []
+        with expected_form(self.jobs):
+            return [dict(job) for job in read_json(self.jobs)] if self.jobs.exists() else []
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
+        line = json.dumps(record).encode() + b"\n"
+        self.log += line
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with self.metrics.open("ab") as file:
+                file.write(line)
         except OSError as error:
             raise GcflowError(f"{self.metrics}: cannot be written ({error.strerror}); free space, then again") from None
 
-    def cut_metrics(self, step: int) -> None:
-        """Drops the lines after `step`, which the resumed run will write again, and a half-written last one."""
-        if not self.metrics.exists():
-            return
-        kept = [line for line in self.metrics.read_text("utf-8").splitlines() if _step_of(line) <= step]
-        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+    def _write_log(self) -> None:
+        # As a new file, which may take the place of a link to a recorded version.
+        with atomic_path(self.metrics) as temporary:
+            temporary.write_bytes(self.log)
 
     def publish(self, folder: Path, steps: list[int]) -> None:
         """Links snapshots, final weights and metrics to their declared places; config.json comes last."""
+        self._write_log()
         published = [snapshot(folder, step) for step in steps]
         for step, target in zip(steps, published, strict=True):
             link(snapshot(self.folder, step), target)
@@ -125,13 +141,6 @@ class RunState:
         link(self.metrics, folder / "metrics.jsonl")
         write_json(folder / "jobs.json", self.known_jobs())
         write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def link(source: Path, target: Path) -> None:

@@ -2,14 +2,17 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gcflow.config import to_dict
 from gcflow.errors import GcflowError
+from gcflow.files import expected_form, read_json
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stage
 
@@ -56,6 +59,10 @@ class Scheduler:
                 return False
         return True
 
+    def begun(self, stage: Stage) -> float:
+        """When the job began that made the outputs of a stage for which it vouches, which tells it from all others."""
+        return float(self._persistence.metadata(self._jobs[stage.outs[0]].output[0]).starttime)
+
     def accept(self, paths: list[str]) -> None:
         """Makes Snakemake take the files of the jobs that make `paths` for made by it, now.
 
@@ -92,9 +99,30 @@ class Scheduler:
         """Whether somebody else wrote to an output after it was made; of a directory Snakemake sees its stamp only."""
         made = self._persistence.metadata(path)
         stamp = Path(path) / ".snakemake_timestamp"
-        files = (file.stat().st_mtime for file in Path(path).rglob("*") if file.is_file())
+        files = (file.lstat().st_mtime for file in Path(path).rglob("*") if file.is_file())
         written = max([os.lstat(stamp if stamp.exists() else path).st_mtime, *files])
         return made is not None and made.endtime is not None and written > made.endtime
+
+
+def made_otherwise(params: Params, stages: Iterable[Stage]) -> list[str]:
+    """Runs and data whose own files tell of another params.yaml, and of whose jobs Snakemake has no record.
+
+    It would take them for results of the present one, as it knows of nothing but their times.
+    """
+    found = []
+    for stage in stages:
+        record = params.root / ".snakemake" / "metadata" / urlsafe_b64encode(stage.outs[0].encode()).decode()
+        path = params.root / stage.outs[0]
+        if stage.kind not in ("prepare", "train") or not path.exists() or record.exists():
+            continue
+        if stage.run:
+            key, wanted = "config", to_dict(params.run_config(stage.run.name))
+        else:
+            key, wanted = "options", to_dict(params.dataset(stage.dataset or "").data)
+        with suppress(GcflowError), expected_form(path):
+            if read_json(path)[key] != wanted:
+                found.append(stage.outs[0])
+    return found
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from gcflow.data import Dataset, load_dataset
 from gcflow.distributed import World, is_first, joined, launched
 from gcflow.errors import GcflowError, OutOfMemory, Preempted
 from gcflow.extensions import origins
-from gcflow.files import sha256_of
-from gcflow.pipeline.folders import data_folder, run_folder, snapshot
+from gcflow.files import refuse_times_ahead, sha256_of
+from gcflow.pipeline.folders import DATA_FILES, data_folder, run_folder, snapshot
 from gcflow.pipeline.job import machine_load, memory_gib, tells_its_end, this_job
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
@@ -87,6 +87,7 @@ class _Watcher(Observer):
         self.deadline = deadline
 
     def logged(self, record: dict[str, Any]) -> None:
+        self.lock.require()
         machine = {"memory_gib": round(memory_gib(self.device), 3), **machine_load(self.device)}
         self.state.append({**record, **machine, "time": round(time.time(), 3)})
         detail = f"loss {record['loss']:.4g}  {record['images_per_second']:.0f} images/s"
@@ -280,9 +281,10 @@ def _train_shared(
 
     with RunLock(folder / "state", run.name, wait, meanwhile) as lock:
         world.from_first(ACQUIRED)
+        data_files = (data_folder(params.root, run.dataset) / name for name in DATA_FILES)
+        refuse_times_ahead([*data_files, *inputs.weights.values()], folder)
         run_state.open(folder, restart)
         world.from_first(run_state.restore(state))
-        run_state.cut_metrics(state.step)
         if state.step:
             say(f"  {run.name:<30} resumes at step {state.step}")
         if state.step < config.training.steps:

@@ -270,17 +270,17 @@ class Asked:
 
     def tracking(self) -> str:
         """Whether runs can be mirrored to MLflow now."""
-        from gcflow.tools.track.mirror import Mirror, one_line, tracking_uri, without_password
+        from gcflow.tools.track.mirror import Mirror, database, one_line, shown_address
 
-        uri = tracking_uri(self.params)
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            return f"{uri} is to be made"
+        address, path = shown_address(self.params), database(self.params)
+        if path and not path.exists():
+            return f"{address} is to be made"
         try:
             Mirror(self.params).client.search_experiments(max_results=1)
         except Exception as error:
             later = "no run waits for it, and gcflow track sync sends what is missing"
-            raise Note(f"{without_password(uri)}: {one_line(error)}; {later}") from None
-        return without_password(uri)
+            raise Note(f"{address}: {one_line(error)}; {later}") from None
+        return address
 
 
 def look(check: Check) -> list[tuple[str, str]]:

@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from gcflow.config import digest
-from gcflow.errors import GcflowError
 from gcflow.files import read_json
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.graph import Graph
@@ -25,9 +23,8 @@ from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.stages import Stage
-from gcflow.pipeline.versions import LOCK, cache_folder, locked_stages
+from gcflow.pipeline.versions import LOCK, cache_folder, locked_stages, own_reason
 from gcflow.readable import duration, plural, size
-from gcflow.weights import load_tensors
 
 MEGABYTE = 10**6
 DIGITS = 8
@@ -237,7 +234,7 @@ class _Verification:
         path, claims = self.root / names[0], dict.fromkeys(claim for name in names for claim in self.claims[name])
         try:
             found = {algorithm: _hash(path, algorithm) for algorithm in {claim.algorithm for claim in claims}}
-            own = _own_reason(path)
+            own = own_reason(path)
         except OSError as error:
             return [f"cannot be read ({error.strerror})"]
         wrong = (claim for claim in claims if found[claim.algorithm] != claim.expected)
@@ -252,24 +249,6 @@ class _Verification:
                 readers.append(job.name)
                 touched.update(job.outs)
         self.findings.append(Finding(kind, names, reasons, list(stages), readers))
-
-
-def _own_reason(path: Path) -> str | None:
-    """What a file of a form that carries its own hash, or of JSON, says against itself."""
-    try:
-        if path.suffix == ".safetensors" and not load_tensors(path)[1]:
-            return "it has no header"
-        document: Any = read_json(path) if path.suffix == ".json" else None
-        if path.name == "manifest.json":
-            dict(document["sha256"])
-        if path.name == "config.json":
-            described = {key: document[key] for key in ("config", "inputs")}
-            return None if digest(described) == document["config_hash"] else "its config_hash is of something else"
-    except GcflowError as error:
-        return str(error).removeprefix(f"{path}: ").partition("; ")[0]
-    except (KeyError, TypeError, ValueError) as error:
-        return f"it is not of the form that is written there ({error!r})"
-    return None
 
 
 def _state(root: Path, job: Stage) -> Path:

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,20 @@ def test_the_old_file_is_there_until_the_block_ends_and_the_new_one_after_it(tmp
         assert temporary.parent == path.parent
         assert temporary.suffix == path.suffix
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"weights.safetensors": "new"}
+
+
+def test_a_folder_that_refuses_to_be_synced_is_named(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def of_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    with pytest.raises(OSError, match="Invalid argument") as refused:
+        write_text(tmp_path / "new.txt", "whole")
+    assert refused.value.filename == str(tmp_path)
 
 
 def test_a_block_that_writes_nothing_fails_and_keeps_the_old_file(tmp_path):

@@ -33,11 +33,11 @@ from projects import (
     write_project,
 )
 
-from gcflow.errors import Preempted
+from gcflow.errors import GcflowError, Preempted
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.run_state import RunState
-from gcflow.training import initial_state
-from gcflow.weights import load_tensors, weights_metadata
+from gcflow.training import TrainingState, initial_state
+from gcflow.weights import load_tensors, save_tensors, weights_metadata
 
 STEPS, CHECKPOINT_EVERY = 160, 5
 METHODS = ("ic", "ot", "gc", "cd", "ect")
@@ -358,6 +358,36 @@ def test_a_second_process_that_waits_goes_on_where_the_first_came_to(root, whole
     assert_ends_the_same(root, whole(RUN), RUN)
 
 
+def test_a_process_that_lost_its_lock_adds_no_line_to_the_log(root, monkeypatch):
+    save = RunState.save
+
+    def then_suspended_for_long(self: RunState, state: TrainingState) -> None:
+        save(self, state)
+        (self.folder.parent / "lock.00000099").touch()
+
+    monkeypatch.setattr(RunState, "save", then_suspended_for_long)
+    with pytest.raises(GcflowError, match="the lock was taken over"):
+        train_here(root, RUN)
+    assert newest(root, RUN) == CHECKPOINT_EVERY
+    assert not (state_folder(root, RUN) / "metrics.jsonl").exists()
+
+
+# Inputs from the future.
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_data_with_a_time_to_come_are_refused_before_a_step_is_trained(root, linked):
+    path, ahead = root / "data/digits/samples.npy", time.time() + 90 * 60
+    if linked:
+        path.symlink_to(path.rename(root / "kept.npy"))
+    os.utime(path, (ahead, ahead), follow_symlinks=False)
+    with pytest.raises(GcflowError, match=r"samples.npy: its time is 90 minutes ahead of the clock here") as refused:
+        train_here(root, RUN)
+    assert newest(root, RUN) == -1
+    subprocess.run(str(refused.value).partition("time: ")[2], shell=True, check=True)
+    train_here(root, RUN)
+
+
 # Checkpoints that are damaged.
 
 
@@ -454,12 +484,36 @@ def test_damaged_checkpoints_of_later_steps_do_not_push_out_a_new_one(tmp_path):
     assert again.step == 20
 
 
-def test_a_half_written_line_of_the_log_is_written_again(interrupted, whole):
+LOSSES = {
+    "the last line": lambda lines: lines[:-1],
+    "half of it": lambda lines: lines[: len(lines) // 2],
+    "half a line": lambda lines: [*lines, lines[-1][:20]],
+    "zeros": lambda lines: ["\0" * len("".join(lines))],
+    "all": lambda lines: [],
+    "doubled": lambda lines: lines * 2,
+    "later steps": lambda lines: [*lines, lines[-1].replace('"step": ', '"step": 9')],
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_whatever_becomes_of_the_log_in_a_crash_each_line_is_there_once_in_the_end(interrupted, whole, loss):
     log = state_folder(interrupted, RUN) / "metrics.jsonl"
-    lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(lines) + lines[-1].replace('"step": ', '"step": 9') + lines[-1][:20])
+    left = "".join(loss(log.read_text().splitlines(keepends=True)))
+    log.unlink()
+    if left:
+        log.write_text(left)
     train_here(interrupted, RUN)
     assert_ends_the_same(interrupted, whole(RUN), RUN)
+
+
+def test_a_checkpoint_without_a_log_is_left_as_it_is(interrupted):
+    for path in checkpoints(interrupted, RUN):
+        tensors, metadata = load_tensors(path)
+        del tensors["log"]
+        save_tensors(path, tensors, metadata)
+    with pytest.raises(GcflowError, match="older version"):
+        train_here(interrupted, RUN)
+    assert len(checkpoints(interrupted, RUN)) == 2
 
 
 # Out of disk.

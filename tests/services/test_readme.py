@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 import yaml
+from mlflow_servers import free_port
 from projects import environment, tiny_params, write_project
 from workflows import ROOT, SCRIPTS, commit, duplicate, run
 
@@ -145,6 +146,22 @@ def test_a_port_that_is_taken_is_said(project):
         port = taken.getsockname()[1]
         output, _ = start(project, f"make ui PORT={port}").communicate()
     assert output.splitlines()[0] == f"Port {port} is taken: make ui PORT=5001"
+
+
+def test_the_password_of_a_database_is_no_argument_of_any_process(project):
+    address, port = "sqlite:///file:mlflow.db?uri=true&password=s3cret", free_port()
+    process = start(project, f"MLFLOW_TRACKING_URI='{address}' make ui PORT={port}")
+    try:
+        assert b"MLflow" in page(process, f"http://127.0.0.1:{port}/")
+        listed = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
+        ours = [line for line in listed.splitlines() if line.split()[0] == str(process.pid)]
+        assert any("mlflow" in line for line in ours)
+        # Of the shell to which this test gave it.
+        assert not [line for line in ours if "s3cret" in line and "make ui PORT" not in line]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate()
+    assert "s3cret" not in output
 
 
 def page(process, address):

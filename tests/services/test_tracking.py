@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from projects import (
 )
 from workflows import SCRIPTS, clone, duplicate, snakemake
 
-from gcflow.errors import Preempted
+from gcflow.errors import GcflowError, Preempted
 from gcflow.pipeline.lock import RunLock, newest_lease
 from gcflow.pipeline.params import Params
+from gcflow.tools.track.runs import files_of
 
 RUN = "digits/ic/0"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -277,6 +279,7 @@ def break_server(sqlite_server) -> Iterator[Callable[..., Proxy]]:
 
 
 FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 6), ("hangs", 0)]
+FAULTS += [("later", 0), ("dribbles", 0), ("dribbles", 9)]
 
 
 @pytest.mark.parametrize(("fault", "patience"), FAULTS)
@@ -285,6 +288,8 @@ def test_whatever_a_server_does_costs_a_warning_and_is_completed_later(
 ):
     folder, proxy = copied(f"{fault}-{patience}"), break_server(fault, patience)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if fault == "hangs" else "10")
+    if fault == "dribbles":
+        monkeypatch.setattr("gcflow.tools.track.sync.PATIENCE", 3.0)
     receipt = sync(folder, proxy.address)
     (warning,) = capsys.readouterr().err.splitlines()[-1:]
     assert warning.startswith(f"gcflow: warning: {proxy.address} did not take 1 runs (")
@@ -296,6 +301,74 @@ def test_whatever_a_server_does_costs_a_warning_and_is_completed_later(
     before = found(folder, sqlite_server).everything()
     sync(folder, proxy.address)
     assert found(folder, sqlite_server).everything() == before
+
+
+def test_a_server_that_drops_a_third_of_all_requests_has_everything_after_one_pass(
+    copied, sync, break_server, sqlite_server, capsys
+):
+    folder, proxy = copied("drops"), break_server("drops")
+    change(folder, runs={"ic": {"label": "iCT-IC", "seeds": [0, 1]}})
+    train_here(folder, "digits/ic/1")
+    write_studies(folder, "a table", ["undecided"])
+    receipt = sync(folder, proxy.address)
+    assert receipt["pending"] == []
+    assert "did not take" not in capsys.readouterr().err
+    proxy.heal()
+    sync(folder, proxy.address)
+    for seed in (0, 1):
+        assert_mirrored(folder, sqlite_server, f"digits/ic/{seed}")
+    assert len(found(folder, sqlite_server).runs()) == 4, "a run that was made twice, as no answer came, is there once"
+
+
+def test_an_experiment_that_a_person_renames_stays_the_one_of_its_runs(copied, sync, sqlite_server):
+    folder = copied("renamed")
+    sync(folder)
+    mlflow = found(folder, sqlite_server)
+    before = mlflow.run(RUN).info
+    mlflow.client.rename_experiment(before.experiment_id, "renamed/by hand")
+    write_evaluation(folder, ("ema",))
+    sync(folder)
+    assert mlflow.run(RUN).info.run_id == before.run_id
+    assert "classifier-fd/ema-1-evals" in mlflow.history(RUN)
+    assert mlflow.client.get_experiment_by_name("renamed/digits") is None
+
+
+def test_artifacts_are_where_the_project_is_and_a_copy_has_its_own(copied, sync, tmp_path):
+    first = copied("first")
+
+    def sent(folder: Path, text: str) -> dict[Path, str]:
+        write_studies(folder, text, ["undecided"])
+        assert sync(folder, "")["pending"] == []
+        places = [Path(run.info.artifact_uri.removeprefix("file://")) for run in Found(*stored(folder)).runs()]
+        assert all(place.is_relative_to(folder / "mlruns") for place in places)
+        return {path: path.read_text() for path in tmp_path.rglob("mlruns/**/table1.md")}
+
+    (table,) = sent(first, "ours")
+    other = duplicate(first, tmp_path / "other")
+    assert sent(other, "theirs") == {table: "ours", other / table.relative_to(first): "theirs"}
+    moved = first.rename(tmp_path / "moved")
+    assert sent(moved, "ours, anew")[moved / table.relative_to(first)] == "ours, anew"
+    assert not first.exists()
+
+
+def stored(folder: Path) -> tuple[str, str]:
+    """The address of a project's own database, and its experiment."""
+    from gcflow.tools.track.mirror import _address
+
+    experiment = yaml.safe_load((folder / "params.yaml").read_text())["tracking"]["experiment"]
+    return _address(folder / "mlflow.db"), experiment
+
+
+def test_any_characters_in_the_path_of_a_project_are_those_of_its_database(copied, sync, tmp_path, monkeypatch):
+    folder = duplicate(copied("plain"), tmp_path / "50%41? a+b#c&d" / "project")
+    monkeypatch.chdir(folder.parent)
+    write_studies(folder, "a table", ["undecided"])
+    places = [set(path.iterdir()) for path in (tmp_path, folder.parent)]
+    receipt = sync(folder, "")
+    assert (list(receipt["sent"]), receipt["uri"]) == ([RUN], str(folder / "mlflow.db"))
+    assert [set(path.iterdir()) for path in (tmp_path, folder.parent)] == places
+    assert Found(*stored(folder)).history(RUN) == on_disk(folder)
+    assert [path.read_text() for path in folder.rglob("mlruns/**/table1.md")] == ["a table"]
 
 
 def test_a_sync_waits_for_a_watch_that_a_server_holds_up(copied, break_server, sqlite_server):
@@ -494,6 +567,24 @@ def test_a_password_in_the_address_is_shown_nowhere(copied, sync, break_server, 
     assert "s3cret" not in result.stdout + result.stderr + receipt
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://127.0.0.1:1/runs?user=me&password=s3cret",
+        "postgresql://me:s3cr/s3cret@127.0.0.1:1/runs",
+        "http://127.0.0.1:1/?token=s3cret",
+        "postgresql+nodriver://127.0.0.1/runs?sslpassword=s3cret",
+    ],
+)
+def test_a_secret_anywhere_in_an_address_is_shown_nowhere(copied, sync, monkeypatch, capsys, address):
+    monkeypatch.setattr("gcflow.tools.track.sync.PATIENCE", 1.0)
+    receipt = sync(copied("secrets"), address)
+    warning = capsys.readouterr().err
+    assert receipt["pending"] == [RUN]
+    assert "did not take 1 runs" in warning
+    assert "s3c" not in warning + json.dumps(receipt)
+
+
 def test_each_configuration_of_a_run_keeps_its_own_state(tmp_path, sync, sqlite_server):
     folder = project(tmp_path / "configurations", every=1)
     change(folder, training={"learning_rate": 0.001})
@@ -639,9 +730,38 @@ def test_a_run_that_lacks_a_file_does_not_hold_up_the_others(copied, sync, sqlit
     missing.unlink()
     receipt = sync(folder)
     assert (list(receipt["sent"]), receipt["pending"]) == (["digits/ic/1"], [RUN])
-    assert f"gcflow: warning: {RUN}: {missing} is missing; not sent\n" in (said := capsys.readouterr().err)
+    assert f"gcflow: warning: {RUN}: [Errno 2] No such file or directory: '{missing}'; not sent\n" in (
+        said := capsys.readouterr().err
+    )
     assert sqlite_server not in said
+    # Nor does one that is damaged, of a run or of all.
+    write_studies(folder, "a table", ["undecided"])
+    damaged = [run_folder(folder, RUN) / "config.json", folder / "results/claims.json"]
+    for path in damaged:
+        rewrite(path, path.read_text()[:-20])
+    receipt = sync(folder)
+    assert (list(receipt["sent"]), receipt["pending"]) == (["digits/ic/1"], [RUN])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [any(str(path) in line for line in warnings) for path in damaged] == [True, True]
+    assert len(warnings) == 2
+    assert "digits/table1" in [run.info.run_name for run in found(folder, sqlite_server).runs()]
     assert [run.data.tags["run"] for run in found(folder, sqlite_server).runs()] == ["digits/ic/1"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", "5", '["x"]', '[{"step": 1}]', '{"config": []}'])
+@pytest.mark.parametrize("name", ["config.json", "jobs.json", "evaluation/metrics.json", "discrepancy.json"])
+def test_a_damaged_file_of_a_run_is_one_error_that_names_it(copied, name, content):
+    folder = copied("damaged")
+    path = run_folder(folder, RUN) / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(content)
+    (run,) = Params(folder / "params.yaml").runs()
+    of_nobody = (name, content) == ("jobs.json", "[]")
+    with nullcontext() if of_nobody else pytest.raises(GcflowError, match=re.escape(f"{path}: not ")):
+        for files in files_of(folder, run):
+            assert files.identity
+            files.points()
 
 
 def test_mlflow_shows_what_the_files_say(finished):

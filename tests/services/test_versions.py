@@ -30,7 +30,7 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
-from gcflow.pipeline.versions import locked_stages
+from gcflow.pipeline.versions import RECORDED, locked_stages
 
 IDLE = "Nothing to be done"
 CLEAN = "Data and pipelines are up to date."
@@ -209,6 +209,77 @@ def test_an_output_that_somebody_else_has_changed_is_not_recorded(finished, tmp_
     assert (folder / "dvc.lock").read_bytes() == before
 
 
+def damage(path: Path) -> None:
+    """Other bytes under the same time, as a copy of a damaged file has."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def left_as_damaged(folder: Path) -> set[str]:
+    output = said(gcflow(folder, "record"))
+    return set(output.partition("(gcflow verify): ")[2].partition("\n")[0].split(", "))
+
+
+def test_what_changed_under_its_old_time_is_not_recorded_and_what_was_recorded_brings_it_back(pulled, tmp_path):
+    folder = duplicate(pulled, tmp_path / "project")
+    before = (folder / "dvc.lock").read_bytes(), contents(folder / "results")
+    files = ["gc/seed0/weights.safetensors", "ic/seed0/snapshots/00000020.safetensors", "ic/seed1/metrics.jsonl"]
+    files += ["gc/seed0/evaluation/metrics.json", "cd/seed0/evaluation/samples.png", "tables/table1.md"]
+    for name in files:
+        damage(folder / "results/digits" / name)
+    assert left_as_damaged(folder) == stale(folder)
+    assert (folder / "dvc.lock").read_bytes() == before[0]
+    dvc(folder, "checkout", "--force")
+    assert contents(folder / "results") == before[1]
+    assert "all whole" in gcflow(folder, "verify").stdout
+    # Another job of Snakemake's is another matter.
+    shutil.rmtree(folder / "results/mixture2d/ic/seed0/state")
+    snakemake(folder, "--forcerun", "train", "--", "results/mixture2d/ic/seed0/weights.safetensors")
+    assert "train@mixture2d-ic-0" in stale(folder)
+    gcflow(folder, "record")
+    assert "train@mixture2d-ic-0" not in stale(folder)
+
+
+def test_what_its_own_hash_contradicts_is_not_recorded_the_first_time_either(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    (folder / "dvc.lock").unlink()
+    (folder / RECORDED).unlink()
+    damage(folder / "results/digits/gc/seed0/weights.safetensors")
+    made_of_it = downstream(folder, "train@digits-gc-0")
+    assert left_as_damaged(folder) == made_of_it
+    assert locked(folder).keys() == {stage.name for stage in stages(folder)} - made_of_it
+
+
+def test_without_snakemakes_records_what_is_of_another_configuration_is_made_again(finished, tmp_path):
+    folder = duplicate(finished, tmp_path / "project")
+    shutil.rmtree(folder / ".snakemake")
+    assert IDLE in snakemake(folder, "-n", "all")
+    params = changed_mu()
+    write_project(folder, params)
+    assert planned(folder) == downstream(folder, "train@digits-gc-0")
+    params["datasets"]["mixture2d"]["data"]["std"] = 0.4
+    write_project(folder, params)
+    assert planned(folder) == downstream(folder, "train@digits-gc-0", "prepare-mixture2d")
+
+
+def test_where_the_cache_gives_symbolic_links_a_change_is_made_once_and_recorded(tmp_path):
+    folder = clone(tmp_path / "project", points_only())
+    dvc(folder, "config", "cache.type", "symlink")
+    for steps in (40, 60):
+        write_project(folder, points_only(steps))
+        snakemake(folder, "all")
+        gcflow(folder, "record")
+        assert (folder / "results/mixture2d/ic/seed0/weights.safetensors").is_symlink()
+        # As of files so large that Snakemake does not hash them.
+        assert IDLE in snakemake(folder, "-n", "--max-checksum-file-size", "0", "all")
+        assert dvc(folder, "status").strip() == CLEAN
+        count = len(stages(folder))
+        assert f"0 stages recorded, {count} of {count} complete" in said(gcflow(folder, "record"))
+
+
 def test_what_dvc_did_not_write_is_one_line_that_can_be_followed_in_a_merge(finished, tmp_path):
     folder = duplicate(finished, tmp_path / "project")
     for text in ("[1]", "stages:", "stages: [1]", "stages: {a: 1}", "stages: {a: {outs: [1]}}", "", "\xff"):
@@ -223,11 +294,33 @@ def test_what_dvc_did_not_write_is_one_line_that_can_be_followed_in_a_merge(fini
         (folder / "dvc.lock").write_text(lock.replace("schema: '2.0'", f"schema: '2.0' # {branch}"))
         commit(folder, branch)
     assert "CONFLICT" in run(folder, *git, "merge", "theirs", check=False)
-    for verb in ("record", "adopt"):
-        message = error_line(gcflow(folder, verb, check=False).stderr)
-        assert "git checkout HEAD dvc.lock, then gcflow record" in message
-    run(folder, "git", "checkout", "HEAD", "dvc.lock")
+    message = error_line(gcflow(folder, "adopt", check=False).stderr)
+    assert "in a merge gcflow record keeps both sides; else take it from git: git checkout HEAD dvc.lock" in message
     gcflow(folder, "record")
+    assert dvc(folder, "status").strip() == CLEAN
+
+
+def test_a_merge_of_two_branches_that_added_a_seed_keeps_the_records_of_both(tmp_path):
+    folder = clone(tmp_path / "project", points_only())
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
+    made = {}
+    for branch, seed in (("theirs", 1), ("ours", 2)):
+        run(folder, *git, "checkout", "--quiet", "-b", branch, "main")
+        write_project(folder, points_only(seeds=(0, seed)))
+        snakemake(folder, "all")
+        gcflow(folder, "record")
+        made[f"train@mixture2d-ic-{seed}"] = locked(folder)[f"train@mixture2d-ic-{seed}"]
+        commit(folder, branch)
+    assert "CONFLICT" in run(folder, *git, "merge", "theirs", check=False)
+    write_project(folder, points_only(seeds=(0, 1, 2)))
+    gcflow(folder, "record")
+    assert made.items() <= locked(folder).items()
+    dvc(folder, "checkout")
+    gcflow(folder, "adopt")
+    assert planned(folder) == {"figure-mixture2d-samples", "report"}
+    snakemake(folder, "all")
+    gcflow(folder, "record")
+    assert made.items() <= locked(folder).items()
     assert dvc(folder, "status").strip() == CLEAN
 
 

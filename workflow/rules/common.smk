@@ -9,6 +9,7 @@ from snakemake.logging import logger
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.scheduler import made_otherwise
 from gcflow.pipeline.stages import OF_RUNS, Stages, Subset
 
 # Jobs in a cluster outlive a Snakemake that was killed: the one that is submitted again waits for the end of the first.
@@ -31,6 +32,12 @@ except GcflowError as error:
 if STAGES.left_out and workflow.is_main_process:
     others = [stage.name for stage in STAGES.left_out if not stage.run]
     logger.info(f"Left out, since they show other runs, too: {', '.join(others)}")
+
+if workflow.is_main_process and (others := made_otherwise(PARAMS, STAGES)):
+    logger.info(
+        f"Made again, since their own files tell of another params.yaml: {', '.join(others)}"
+    )
+    workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *others}
 
 VIEWS = STAGES.views()
 

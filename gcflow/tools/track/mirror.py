@@ -6,14 +6,16 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from gcflow.files import atomic_path, sha256_of
+from gcflow.files import atomic_path, naming, sha256_of
 from gcflow.pipeline.params import Params
 from gcflow.tools.track.runs import CLOCKS, Point, RunFiles, parameters_of, source_of, tags_of
 
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds for a request, not MLflow's minutes of silent retries: what cannot be sent now is sent by the next call.
-# And nothing goes to anybody but the server.
+# Seconds for a request, not MLflow's minutes of silent retries, nor the hours that a server may ask for: what cannot be
+# sent now is sent by the next call. And nothing goes to anybody but the server.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "PGCONNECT_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # With the password in it.
@@ -37,6 +41,8 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Tags under MLflow's own prefix, which keeps them off its pages: a hash of everything that was sent, so that nothing of
 # it is compared again; and whose a study is, as hashes of the origins of its project's runs.
 SENT, ORIGINS = "mlflow.gcflow.sent", "mlflow.gcflow.origins"
+# And what we call an experiment, whatever a person has renamed it to.
+NAME = "mlflow.gcflow.name"
 # MLflow's own limits for one request: of points, and of parameters or tags.
 POINTS_AT_ONCE, WORDS_AT_ONCE = 900, 100
 # Largest width and height, in pixels, of the images among MLflow's charts.
@@ -45,14 +51,22 @@ PREVIEW = (256, 256)
 SQLITE_PATIENCE = 60
 
 
-def tracking_uri(params: Params) -> str:
-    """MLFLOW_TRACKING_URI, or SQLite in the project folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(params.root / 'mlflow.db').resolve()}"
+def database(params: Params) -> Path | None:
+    """The file of SQLite that MLFLOW_TRACKING_URI names, by default mlflow.db in the project folder; None: a server."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return params.root.resolve() / "mlflow.db"
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") and "?" not in uri else None
+
+
+def shown_address(params: Params) -> str:
+    """Where the mirror is."""
+    return without_password(os.environ.get("MLFLOW_TRACKING_URI") or str(database(params)))
 
 
 def without_password(text: str) -> str:
-    """An address, or a sentence with addresses in it, as it may be shown."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    """An address, or a sentence with addresses in it, as it may be shown: passwords stand before `@` or after `?`."""
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", re.sub(r"://\S*@", "://", text))
 
 
 def one_line(error: BaseException) -> str:
@@ -89,11 +103,10 @@ class Mirror:
         # It tells of each table that it makes in a new database.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         self.params, self.entities = params, entities
-        uri = tracking_uri(params)
-        if uri.startswith("sqlite:///") and "?" not in uri:
-            _make_database(Path(uri.removeprefix("sqlite:///")))
-            uri += f"?timeout={SQLITE_PATIENCE}"
-        self.client = MlflowClient(tracking_uri=uri)
+        self.database = database(params)
+        if self.database:
+            _make_database(self.database)
+        self.client = MlflowClient(_address(self.database) if self.database else os.environ["MLFLOW_TRACKING_URI"])
         self._experiments: dict[str, str] = {}
         # Of the runs that are trained now: their histories grow, and are not asked for at every pass.
         self._runs: dict[tuple[str, ...], MlflowRun] = {}
@@ -164,16 +177,34 @@ class Mirror:
         top = self.params.tracking.experiment
         name = f"{top}/{dataset}" if dataset else top
         if name not in self._experiments:
-            if found := self.client.get_experiment_by_name(name):
+            # Beside our own database, wherever the command was called; a server knows its own place.
+            ours = not os.environ.get("MLFLOW_TRACKING_URI")
+            place = (self.params.root / "mlruns" / name).resolve().as_uri() if ours else None
+            tagged, everyone = f'tags.`{NAME}` = "{name}"', self.entities.ViewType.ALL
+            known = self.client.search_experiments(everyone, max_results=1, filter_string=tagged)
+            if found := next(iter(known), None) or self.client.get_experiment_by_name(name):
                 self._experiments[name] = str(found.experiment_id)
                 if found.lifecycle_stage == "deleted":
                     self._restore(self._experiments[name])
+                if not known:
+                    self.client.set_experiment_tag(found.experiment_id, NAME, name)
+                if place and found.artifact_location != place:
+                    self._move(self._experiments[name], place)
             else:
-                # Beside our own database, wherever the command was called; a server knows its own place.
-                ours = not os.environ.get("MLFLOW_TRACKING_URI")
-                place = (self.params.root / "mlruns" / name).resolve().as_uri() if ours else None
-                self._experiments[name] = self.client.create_experiment(name, place, KIND)
+                self._experiments[name] = self.client.create_experiment(name, place, KIND | {NAME: name})
         return self._experiments[name]
+
+    def _move(self, experiment: str, place: str) -> None:
+        """Lets our own database have the artifacts of an experiment where the project, renamed or copied, has them."""
+        assert self.database
+        with closing(sqlite3.connect(self.database, SQLITE_PATIENCE)) as connection, connection:
+            connection.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (place, experiment)
+            )
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || '/' || run_uuid || '/artifacts' WHERE experiment_id = ?",
+                (place, experiment),
+            )
 
     def _restore(self, experiment: str) -> None:
         """Makes a deleted experiment, which keeps its name, an empty one: what was deleted in it stays deleted."""
@@ -192,7 +223,11 @@ class Mirror:
     def _known(self, files: RunFiles) -> "MlflowRun | None":
         if known := self._runs.get(tuple(files.identity.values())):
             return known
-        return next(iter(self._find(files.run.dataset, files.identity)), None)
+        found = self._find(files.run.dataset, files.identity)
+        # The request to make it was not answered, and made again.
+        for double in found[1:]:
+            self.client.delete_run(double.info.run_id)
+        return next(iter(found), None)
 
     def _known_study(self, study: Study, origins: set[str]) -> "MlflowRun | None":
         for found in self._find(None, {"study": study.name}):
@@ -267,16 +302,23 @@ class Mirror:
         from PIL import Image
 
         name = f"samples+step+{grid.step}+timestamp+{milliseconds or 0}+{grid.digest}"
-        with TemporaryDirectory() as folder, Image.open(path) as image:
-            image.save(Path(folder) / f"{name}.png")
-            preview = image.convert("RGB")
-            preview.thumbnail(PREVIEW)
-            preview.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
+        with TemporaryDirectory() as folder:
+            with naming(path), Image.open(path) as image:
+                image.save(Path(folder) / f"{name}.png")
+                preview = image.convert("RGB")
+                preview.thumbnail(PREVIEW)
+                preview.save(Path(folder) / f"{name}+compressed.webp", lossless=True)
             self.client.log_artifacts(run_id, folder, "images")
 
 
 def _grids(files: RunFiles) -> dict[Grid, Path]:
     return {Grid(step, str(uuid.UUID(sha256_of(path)[:32]))): path for step, path in files.grids().items()}
+
+
+def _address(path: Path) -> str:
+    """Of a file of SQLite, whatever characters its path has."""
+    # With the driver's name: without it MLflow makes folders of what follows.
+    return f"sqlite+pysqlite:///{path.as_uri()}?uri=true&timeout={SQLITE_PATIENCE}"
 
 
 def _make_database(path: Path) -> None:
@@ -286,7 +328,7 @@ def _make_database(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with atomic_path(path) as temporary:
-        SqlAlchemyStore(f"sqlite:///{temporary}", str(path.parent / "mlruns")).engine.dispose()
+        SqlAlchemyStore(_address(temporary), (path.parent / "mlruns").as_uri()).engine.dispose()
 
 
 def _span(points: list[Point]) -> tuple[int | None, int | None]:

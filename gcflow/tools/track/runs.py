@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from gcflow.files import read_json, tensors_header
+from gcflow.files import expected_form, read_json, tensors_header
 from gcflow.pipeline.folders import DISCREPANCY, run_folder
 from gcflow.pipeline.lock import newest_lease
 from gcflow.pipeline.params import Params, Run
@@ -73,20 +73,22 @@ class RunFiles:
     def points(self) -> list[Point]:
         """Everything that there is to plot, in an order in which it can be sent."""
         points = []
-        for record in _lines(self.place / "metrics.jsonl"):
-            step, milliseconds = record.pop("step"), int(1000 * record.pop("time", 0))
-            if step <= self.step:
-                points += [Point(name, float(value), milliseconds, step) for name, value in record.items()]
+        with expected_form(self.place / "metrics.jsonl"):
+            for record in _lines(self.place / "metrics.jsonl"):
+                step, milliseconds = record.pop("step"), int(1000 * record.pop("time", 0))
+                if step <= self.step:
+                    points += [Point(name, float(value), milliseconds, step) for name, value in record.items()]
         if self.published:
             ended = max((point.milliseconds for point in points), default=0)
-            points += _evaluation(self.folder / "evaluation" / "metrics.json", ended)
-            points += _discrepancy(self.folder / DISCREPANCY, ended)
+            for name, read in (("evaluation/metrics.json", _evaluation), (DISCREPANCY, _discrepancy)):
+                with expected_form(self.folder / name):
+                    points += read(self.folder / name, ended)
         return points
 
     def grids(self) -> dict[int, Path]:
         """Sample grids from the same noises, by the step of their weights."""
         found = sorted((self.folder / "evaluation" / "grids").glob("*.png")) if self.published else []
-        return {int(path.stem): path for path in found}
+        return {int(path.stem): path for path in found if path.stem.isdecimal()}
 
     def uploads(self) -> list[Path]:
         """Files that MLflow gets as they are."""
@@ -137,7 +139,12 @@ def files_of(root: Path, run: Run) -> list[RunFiles]:
         GcflowError, OSError: a file is damaged, or was removed meanwhile.
     """
     folder, found = run_folder(root, run), []
-    published = read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    published, steps = None, 0
+    if (folder / "config.json").exists():
+        with expected_form(folder / "config.json"):
+            published = dict(read_json(folder / "config.json"))
+            steps = int(published["config"]["training"]["steps"])
+            parameters_of({**published["config"], **published["inputs"], "config_hash": published["config_hash"]})
     # Every job that begins or goes on writes it before it trains.
     jobs = sorted((folder / "state").glob("*/jobs.json"), key=lambda path: path.stat().st_mtime_ns)
     for path in jobs:
@@ -145,13 +152,17 @@ def files_of(root: Path, run: Run) -> list[RunFiles]:
         newest = max(place.glob("checkpoint-*.safetensors"), default=None)
         header = tensors_header(newest) if newest is not None else {}
         if header and (published is None or header["config_hash"] != published["config_hash"]):
-            known = read_json(path)
+            known = _jobs(path)
             found.append(RunFiles(run, folder, place, header, known, header["step"], published=False, running=running))
     if published is not None:
-        known = read_json(folder / "jobs.json") if (folder / "jobs.json").exists() else []
-        steps = published["config"]["training"]["steps"]
+        known = _jobs(folder / "jobs.json") if (folder / "jobs.json").exists() else []
         found.append(RunFiles(run, folder, folder, published, known, steps, published=True, running=False))
     return found
+
+
+def _jobs(path: Path) -> list[dict[str, Any]]:
+    with expected_form(path):
+        return [{**job, "host": job["host"], "begun": job["begun"]} for job in read_json(path)]
 
 
 def _held(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """`gcflow track sync`: completes MLflow from the files, however much it lacks; with `--watch`, again and again.
 
-A server that cannot be reached is reported and is no error: the next pass sends what is missing. Neither is a run that
-lacks a file: the others go on.
+A server that cannot be reached is reported and is no error: the next pass sends what is missing. Neither is a run with
+a file that is missing or damaged. What a server did not take is tried again after the others, as long as it takes any.
 """
 
 import hashlib
@@ -10,25 +10,29 @@ import select
 import signal
 import stat
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from gcflow.errors import GcflowError
-from gcflow.files import read_json, write_json
-from gcflow.pipeline.folders import CLAIMS_FORMATS, claims_path, report_path, results_folder, run_folder, tracking_lock
+from gcflow.files import expected_form, read_json, write_json
+from gcflow.pipeline.folders import CLAIMS_FORMATS, claims_path, report_path, results_folder, tracking_lock
 from gcflow.pipeline.lock import RunLock
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Figure, Table
 from gcflow.pipeline.stages import Stage, Stages
-from gcflow.tools.track.mirror import Mirror, Study, one_line, tracking_uri, without_password
+from gcflow.tools.track.mirror import Mirror, Study, one_line, shown_address
 from gcflow.tools.track.runs import RunFiles, files_of, stamp_of
 
 # In a tag of MLflow are 8000 characters.
 ORIGINS_AT_MOST = 600
+# A pass ends after so many failures one after the other, or seconds of them. A run has so many seconds in an attempt:
+# the next one goes on with what it lacks.
+ATTEMPTS, PATIENCE = 3, 120.0
 
 
 class Outcome(NamedTuple):
@@ -54,7 +58,8 @@ class Tracker:
         """Makes a pass, after that of another process if there is one. aloud: show progress."""
         problems: dict[str, str] = {}
         project = {run: files for run in self.params.runs() if (files := self._read(run, problems))}
-        runs = [run for run in project if run.dataset in self.datasets]
+        mine = [run for run in self.params.runs() if run.dataset in self.datasets]
+        runs = [run for run in mine if run in project]
         try:
             self._send(runs, _origins(project.values()), problems, aloud)
             sent = self._sent
@@ -62,11 +67,11 @@ class Tracker:
             # Whatever it has, or lost meanwhile, is asked anew.
             sent, self._mirror, self._sent = self._sent, None, {}
             problems["MLflow"] = one_line(error)
-        pending = [run.name for run in runs if run.name not in sent]
+        pending = [run.name for run in mine if run.name in problems or (run.name not in sent and run in project)]
         if "MLflow" in problems:
             what = f"{len(pending)} runs" if pending else "tables and figures"
-            uri = without_password(tracking_uri(self.params))
-            problems["MLflow"] = f"{uri} did not take {what} ({problems['MLflow']}); later: gcflow track sync"
+            address = shown_address(self.params)
+            problems["MLflow"] = f"{address} did not take {what} ({problems['MLflow']}); later: gcflow track sync"
         return Outcome({run.name: sent[run.name][1] for run in runs if run.name in sent}, pending, problems)
 
     def _read(self, run: Run, problems: dict[str, str]) -> list[RunFiles]:
@@ -82,38 +87,61 @@ class Tracker:
 
     def _send(self, runs: list[Run], origins: set[str], problems: dict[str, str], aloud: bool) -> None:
         shown = [study._replace(files=[path for path in study.files if path.exists()]) for study in self.studies]
-        stamps: dict[str, Any] = {run.name: self._files[run][0] for run in runs}
-        stamps |= {s.name: (origins, [path.stat().st_mtime_ns for path in s.files]) for s in shown if s.files}
-        changed = {name for name, stamp in stamps.items() if name not in self._sent or self._sent[name][0] != stamp}
+        known: list[tuple[Run | Study, Any]] = [(run, self._files[run][0]) for run in runs]
+        known += [(s, (origins, [path.stat().st_mtime_ns for path in s.files])) for s in shown if s.files]
+        changed = deque((s, stamp) for s, stamp in known if self._sent.get(s.name, (None,))[0] != stamp)
         if not changed:
             return
         with ExitStack() as stack:
             lock = stack.enter_context(RunLock(tracking_lock(self.params.root), "MLflow", wait=True))
-            mirror = self._mirror = self._mirror or Mirror(self.params)
-            progress = stack.enter_context(Progress("MLflow", len(runs), unit="run")) if aloud else None
-            for done, run in enumerate(runs, start=1):
-                if run.name in changed:
-                    lock.require()
-                    self._send_run(mirror, run, problems)
+            progress = stack.enter_context(Progress("MLflow", len(changed), unit="subject")) if aloud else None
+            failures, progressed = 0, time.monotonic()
+            while changed:
+                subject, stamp = changed.popleft()
+                lock.require()
+                try:
+                    with limited(PATIENCE):
+                        self._sent[subject.name] = stamp, self._send_one(subject, origins)
+                    failures, progressed = 0, time.monotonic()
+                except Exception as error:
+                    if isinstance(error, GcflowError) or self._is_about_results(error):
+                        problems[subject.name] = f"{subject.name}: {error}; not sent"
+                    else:
+                        failures, self._mirror = failures + 1, None
+                        if failures == ATTEMPTS or time.monotonic() - progressed > PATIENCE:
+                            raise
+                        changed.append((subject, stamp))
                 if progress is not None:
-                    progress.update(done, run.name)
-            for study in shown:
-                if study.name in changed:
-                    mirror.send_study(study, _numbers(study.files), origins)
-                    self._sent[study.name] = stamps[study.name], ""
+                    progress.update(progress.total - len(changed), subject.name)
 
-    def _send_run(self, mirror: Mirror, run: Run, problems: dict[str, str]) -> None:
-        """Sends a run under every configuration, unless a file of it is missing or damaged."""
-        stamp, listed = self._files[run]
-        try:
-            self._sent[run.name] = stamp, [mirror.send_run(files) for files in listed][-1]
-        except GcflowError as error:
-            problems[run.name] = f"{run.name}: {error}; not sent"
-        except FileNotFoundError as error:
-            if not Path(error.filename or "").is_relative_to(run_folder(self.params.root, run)):
-                # Something of the server's.
-                raise
-            problems[run.name] = f"{run.name}: {error.filename} is missing; not sent"
+    def _send_one(self, subject: Run | Study, origins: set[str]) -> str:
+        """Sends a run under every configuration, or a study; a run's id in MLflow."""
+        mirror = self._mirror = self._mirror or Mirror(self.params)
+        if isinstance(subject, Run):
+            return [mirror.send_run(files) for files in self._files[subject][1]][-1]
+        mirror.send_study(subject, _numbers(subject.files), origins)
+        return ""
+
+    def _is_about_results(self, error: Exception) -> bool:
+        """Whether a file of ours is missing or cannot be read; what else goes wrong is the server's."""
+        name = getattr(error, "filename", None)
+        return bool(name) and Path(str(name)).is_relative_to(self.params.root / "results")
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Ends the block with a TimeoutError after so long: a server may answer byte by byte. For the main thread."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no end after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def studies(params: Params, scale: str) -> Iterator[Study]:
@@ -140,16 +168,15 @@ def _study(params: Params, dataset: str, name: str, view: Table | Figure, stage:
 
 def _numbers(files: Iterable[Path]) -> dict[str, float]:
     """What MLflow plots of a study: how many checks of the theory hold, or the claims by verdict."""
-    paths = {path.name: path for path in files}
-    counts: dict[str, float] = {}
-    if "theory.json" in paths:
-        checks = read_json(paths["theory.json"])["checks"]
-        counts = {"checks": len(checks), "checks that hold": sum(bool(check["holds"]) for check in checks)}
-    if "claims.json" in paths:
-        for record in read_json(paths["claims.json"])["records"]:
-            name = f"{record['dataset']}/{record['verdict']}"
-            counts[name] = counts.get(name, 0.0) + 1.0
-    return counts
+    counts: Counter[str] = Counter()
+    for path in files:
+        with expected_form(path):
+            if path.name == "theory.json":
+                checks = read_json(path)["checks"]
+                counts |= {"checks": len(checks), "checks that hold": sum(bool(check["holds"]) for check in checks)}
+            if path.name == "claims.json":
+                counts.update(f"{record['dataset']}/{record['verdict']}" for record in read_json(path)["records"])
+    return {name: float(count) for name, count in counts.items()}
 
 
 def _origins(project: Iterable[list[RunFiles]]) -> set[str]:
@@ -164,7 +191,7 @@ def sync(params: Params, scale: str) -> None:
     Writes results/tracking.json, which says what was sent and what is still missing.
     """
     outcome = Tracker(params, scale).send(aloud=True)
-    receipt = {"uri": without_password(tracking_uri(params)), "sent": outcome.sent, "pending": outcome.pending}
+    receipt = {"uri": shown_address(params), "sent": outcome.sent, "pending": outcome.pending}
     write_json(params.root / "results" / "tracking.json", receipt)
     for problem in outcome.problems.values():
         say(f"gcflow: warning: {problem}")

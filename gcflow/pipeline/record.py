@@ -77,8 +77,8 @@ def _restore(times: dict[Path, int], known: dict[Path, int]) -> None:
     # DVC may have failed between removing a file and linking it.
     times = {file: time for file, time in times.items() if file.exists()}
     for file, time in (*known.items(), *times.items()):
-        for found in {(s.st_dev, s.st_ino) for s in (file.stat(), file.lstat())}:
-            oldest[found] = min(time, oldest.get(found, time))
+        for inode in {(s.st_dev, s.st_ino) for s in (file.stat(), file.lstat())}:
+            oldest[inode] = min(time, oldest.get(inode, time))
     for file in times:
         for follows in (True, False):
             found = file.stat(follow_symlinks=follows)

@@ -3,7 +3,7 @@
 import os
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -104,25 +104,22 @@ class Scheduler:
         return made is not None and made.endtime is not None and written > made.endtime
 
 
-def made_otherwise(params: Params, stages: Iterable[Stage]) -> list[str]:
-    """Runs and data whose own files tell of another params.yaml, and of whose jobs Snakemake has no record.
+def made_otherwise(params: Params, stage: Stage) -> bool:
+    """Whether data or a run tell of another params.yaml, and Snakemake has no record of the job that made them.
 
-    It would take them for results of the present one, as it knows of nothing but their times.
+    It knows of nothing but their times then, and would take them for what the stage makes now.
     """
-    found = []
-    for stage in stages:
-        record = params.root / ".snakemake" / "metadata" / urlsafe_b64encode(stage.outs[0].encode()).decode()
-        path = params.root / stage.outs[0]
-        if stage.kind not in ("prepare", "train") or not path.exists() or record.exists():
-            continue
-        if stage.run:
-            key, wanted = "config", to_dict(params.run_config(stage.run.name))
-        else:
-            key, wanted = "options", to_dict(params.dataset(stage.dataset or "").data)
-        with suppress(GcflowError), expected_form(path):
-            if read_json(path)[key] != wanted:
-                found.append(stage.outs[0])
-    return found
+    path = params.root / stage.outs[0]
+    record = params.root / ".snakemake" / "metadata" / urlsafe_b64encode(stage.outs[0].encode()).decode()
+    if stage.kind not in ("prepare", "train") or not path.exists() or record.exists():
+        return False
+    if stage.run:
+        key, wanted = "config", to_dict(params.run_config(stage.run.name))
+    else:
+        key, wanted = "options", to_dict(params.dataset(stage.dataset or "").data)
+    with suppress(GcflowError), expected_form(path):
+        return bool(read_json(path)[key] != wanted)
+    return False
 
 
 @contextmanager

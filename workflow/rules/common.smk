@@ -33,12 +33,6 @@ if STAGES.left_out and workflow.is_main_process:
     others = [stage.name for stage in STAGES.left_out if not stage.run]
     logger.info(f"Left out, since they show other runs, too: {', '.join(others)}")
 
-if workflow.is_main_process and (others := made_otherwise(PARAMS, STAGES)):
-    logger.info(
-        f"Made again, since their own files tell of another params.yaml: {', '.join(others)}"
-    )
-    workflow.dag_settings.forcerun = {*workflow.dag_settings.forcerun, *others}
-
 VIEWS = STAGES.views()
 
 # Figure 1 is low-dimensional: the paper's scale leaves it to an embedded data set.
@@ -76,7 +70,10 @@ def reads(kind):
     """Of a rule, the inputs that no wildcard tells: frozen weights, references, what a table shows, extensions."""
 
     def inputs(wildcards):
-        return stage_of(kind, wildcards).reads
+        stage = stage_of(kind, wildcards)
+        if made_otherwise(PARAMS, stage):
+            workflow.dag.forcefiles.add(stage.outs[0])
+        return stage.reads
 
     return inputs
 

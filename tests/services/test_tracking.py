@@ -334,10 +334,14 @@ def test_an_experiment_that_a_person_renames_stays_the_one_of_its_runs(copied, s
 
 
 def test_artifacts_are_where_the_project_is_and_a_copy_has_its_own(copied, sync, tmp_path):
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     first = copied("first")
 
     def sent(folder: Path, text: str) -> dict[Path, str]:
         write_studies(folder, text, ["undecided"])
+        # As in a process of its own.
+        _artifact_repos_cache.clear()
         assert sync(folder, "")["pending"] == []
         places = [Path(run.info.artifact_uri.removeprefix("file://")) for run in Found(*stored(folder)).runs()]
         assert all(place.is_relative_to(folder / "mlruns") for place in places)
@@ -757,7 +761,7 @@ def test_a_damaged_file_of_a_run_is_one_error_that_names_it(copied, name, conten
     path.unlink(missing_ok=True)
     path.write_text(content)
     (run,) = Params(folder / "params.yaml").runs()
-    of_nobody = (name, content) == ("jobs.json", "[]")
+    of_nobody = name == "jobs.json" and content in {"[]", "{}"}
     with nullcontext() if of_nobody else pytest.raises(GcflowError, match=re.escape(f"{path}: not ")):
         for files in files_of(folder, run):
             assert files.identity

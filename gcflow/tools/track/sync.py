@@ -32,7 +32,7 @@ from gcflow.tools.track.runs import RunFiles, files_of, stamp_of
 ORIGINS_AT_MOST = 600
 # A pass ends after so many failures one after the other, or seconds of them. A run has so many seconds in an attempt:
 # the next one goes on with what it lacks.
-ATTEMPTS, PATIENCE = 3, 120.0
+ATTEMPTS, PATIENCE = 3, 300.0
 
 
 class Outcome(NamedTuple):

@@ -2,7 +2,6 @@
 SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
-PORT ?= 5000
 OTHERS := service or browser or slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -51,12 +50,14 @@ doctor: .venv/complete  ## what this machine lacks for a scale (GCFLOW_SCALE, el
 .PHONY: ui
 ui: .venv/complete  ## browse the runs in MLflow
 	@case "$${MLFLOW_TRACKING_URI}" in \
-	  http*) echo "The runs: $$(sed -E 's#//.*@#//#; s#\?.*##' <<<"$${MLFLOW_TRACKING_URI}")";; \
-	  *) python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null \
-	       || { echo "Port $(PORT) is taken. Another one: make ui PORT=5001" >&2; exit 1; }; \
-	     echo "The runs: http://127.0.0.1:$(PORT) (no login: whoever works on this machine can change them)"; \
+	  http*) echo "The runs: $$(sed -E 's#//.*@#//#; s#\?.*##' <<<"$${MLFLOW_TRACKING_URI}")"; \
+	     user=$$(sed -nE 's#.*//([^/:@]+)(:[^/@]*)?@.*#\1#p' <<<"$${MLFLOW_TRACKING_URI}"); user=$${user:-$${MLFLOW_TRACKING_USERNAME}}; \
+	     [ -z "$$user" ] || echo "Log in there as $$user.";; \
+	  *) port=$${PORT:-5000}; \
+	     if (: <"/dev/tcp/127.0.0.1/$$port") 2>/dev/null; then echo "Port $$port is taken: make ui PORT=5001"; exit 2; fi; \
+	     echo "The runs: http://127.0.0.1:$$port (no login: whoever works on this machine can change them)"; \
 	     MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
-	       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --port $(PORT);; \
+	       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --port "$$port";; \
 	esac
 
 .PHONY: report

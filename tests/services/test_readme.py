@@ -135,7 +135,7 @@ def test_the_runs_on_a_server_are_at_its_own_address(project):
     address = "http://me:secret@127.0.0.1:1"
     process = start(project, f"MLFLOW_TRACKING_URI={address} make ui")
     output, _ = process.communicate()
-    assert output.splitlines() == ["The runs: http://127.0.0.1:1"]
+    assert output.splitlines() == ["The runs: http://127.0.0.1:1", "Log in there as me."]
 
 
 def test_a_port_that_is_taken_is_one_line(project):
@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_is_one_line(project):
         process = start(project, f"make ui PORT={port}")
         output, _ = process.communicate()
     assert process.returncode != 0
-    assert output.splitlines()[0] == f"Port {port} is taken. Another one: make ui PORT=5001"
+    assert output.splitlines()[0] == f"Port {port} is taken: make ui PORT=5001"
 
 
 def test_the_password_of_a_database_is_no_argument_of_any_process(project):

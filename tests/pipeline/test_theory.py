@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import double, refusal_of
 from builders import gaussian64 as gaussian
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib import image
 from projects import contents, error_line, gcflow, tiny_params, write_project
@@ -243,7 +243,6 @@ def test_the_linear_gap_is_that_of_the_two_losses_by_quasi_monte_carlo(std, hori
 
 
 @given(std=st.floats(0.1, 5), horizon=st.floats(0.1, 80), dimension=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
 def test_the_linear_remainder_has_its_closed_form_by_partial_fractions(std, horizon, dimension):
     assume(abs(std - 1) > 0.05)
     c = 1 / (1 - std**2) ** 2
@@ -552,7 +551,6 @@ def test_the_discrepancies_of_a_gaussian_are_their_closed_forms(monkeypatch, sig
 
 
 @given(std=st.floats(0.1, 5), dimension=st.integers(1, 9), sigma=st.floats(0.01, 100))
-@settings(deadline=None, max_examples=20)
 def test_the_closed_forms_of_a_gaussian_are_those_of_linear_regression(std, dimension, sigma):
     # z and e are linear in (x*, z) = (std u, z): the discrepancy is the residual of z after regressing on the point.
     shrink = std / math.hypot(std, sigma)
@@ -651,7 +649,6 @@ def test_two_draws_of_the_data_are_independent_because_their_scatter_is_the_erro
 
 
 @given(p=st.floats(-5, 1), a=st.floats(-3, 3), b=st.floats(-2, 2), c=st.floats(-2, 2))
-@settings(deadline=None, max_examples=30)
 def test_a_power_law_with_its_corrections_is_recovered(p, a, b, c):
     three, four = [10.0, 30.0, 80.0], [5.0, 10.0, 30.0, 80.0]
     first = [math.exp(a + b / t) * t**p for t in three]
@@ -661,7 +658,6 @@ def test_a_power_law_with_its_corrections_is_recovered(p, a, b, c):
 
 
 @given(std=st.floats(0.05, 3), dimension=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
 def test_the_exponents_of_a_gaussian_are_within_their_errors(std, dimension):
     sigmas = [10.0, 30.0, 80.0]
     closed = [gaussian_discrepancies(std, dimension, t) for t in sigmas]

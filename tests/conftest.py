@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from workflows import finished_project
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("short", deadline=None, max_examples=30)
+settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gcflow.classifier import FEATURES, ImageClassifier, MaxPool, split, train_classifier
@@ -24,7 +24,6 @@ def trained(seed=0, epochs=6):
 
 
 @given(count=st.integers(1, 200), held_out=st.floats(0.01, 0.99), seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=50)
 def test_the_split_is_a_partition_of_the_asked_size(count, held_out, seed):
     train, test = split(count, held_out, seed)
     assert len(test) == round(count * held_out)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from builders import Loss, batch_of, gaussian, must_not_be_called, randomised
 from builders import run_config as any_run_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linprog
@@ -72,7 +72,6 @@ def test_each_other_coupling_does_one_of_the_two():
 
 
 @given(seed=SEEDS, count=st.integers(1, 6), dimension=st.integers(1, 4))
-@settings(deadline=None, max_examples=40)
 def test_optimal_transport_is_the_cheapest_of_all_permutations(seed, count, dimension):
     x, z = 0.5 * gaussian(seed, count, dimension) + 1, gaussian(seed + 1, count, dimension)
     chosen = optimal_assignment(x, z)
@@ -120,7 +119,6 @@ def test_generator_augmentation_without_takers_is_the_independent_coupling_and_p
 
 
 @given(takers=st.lists(st.booleans(), min_size=1, max_size=9))
-@settings(deadline=None, max_examples=40)
 def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level(takers):
     count = len(takers)
     x, z = gaussian(0, count, 1, 2, 2), gaussian(1, count, 1, 2, 2)
@@ -144,7 +142,6 @@ def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level
 
 
 @given(takers=st.lists(st.booleans(), min_size=1, max_size=13), multiple=st.integers(2, 8))
-@settings(deadline=None, max_examples=60)
 def test_rounding_up_the_number_of_predictions_changes_no_endpoint(takers, multiple):
     count, taking = len(takers), torch.tensor(takers)
     x, z, low = gaussian(0, count, 3), gaussian(1, count, 3), torch.arange(1.0, count + 1)

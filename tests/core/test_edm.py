@@ -22,7 +22,7 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gcflow import edm_pickle
@@ -904,13 +904,11 @@ def read(path, content):
     return refusal(lambda: read_model(path, "edm"))
 
 
-@settings(max_examples=150, deadline=None, database=None)
 @given(st.binary(max_size=60), st.sampled_from([b"", b"\x80\x04", b"\x80\x02}", b"\x80\x04cbuiltins\nset\n)R"]))
 def test_random_bytes_never_raise_anything_else(tmp_path_factory, tail, head):
     read(tmp_path_factory.getbasetemp() / "random", head + tail)
 
 
-@settings(max_examples=100, deadline=None, database=None)
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_checkpoints_never_raise_anything_else(tmp_path_factory, plain, damage):
     content = bytearray(plain)

@@ -100,7 +100,7 @@ def test_the_bytes_are_synced_before_they_get_their_name(tmp_path, monkeypatch):
     assert events == [("fsync", inode), ("replace", inode), ("fsync", folder)]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(document=JSON)
 def test_json_survives_a_round_trip(tmp_path, document):
     path = tmp_path / "document.json"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from builders import gaussian64 as gaussian
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
@@ -38,7 +38,6 @@ def random_covariance(seed, size):
 
 
 @given(seed=SEEDS, size=st.integers(2, 6))
-@settings(deadline=None, max_examples=25)
 def test_the_frechet_distance_of_known_moments_is_scipys(seed, size):
     means = gaussian(seed, 2, size).numpy()
     first, second = random_covariance(seed + 1, size), random_covariance(seed + 2, size)
@@ -60,7 +59,6 @@ def test_the_frechet_distance_of_single_features_compares_means_and_deviations()
 
 
 @given(seed=SEEDS)
-@settings(deadline=None, max_examples=15)
 def test_the_frechet_distance_to_itself_is_zero_and_to_a_shifted_copy_the_squared_shift(seed):
     a, shift = gaussian(seed, 30, 5), gaussian(seed + 1, 5)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
@@ -101,7 +99,6 @@ def naive_kernel_distance(a, b):
 
 
 @given(seed=SEEDS, n=st.integers(2, 7), m=st.integers(2, 7), size=st.integers(1, 5))
-@settings(deadline=None, max_examples=25)
 def test_the_kernel_distance_agrees_with_a_double_loop(seed, n, m, size):
     a, b = gaussian(seed, n, size), gaussian(seed + 1, m, size) + 0.5
     assert kernel_distance(a, b) == pytest.approx(naive_kernel_distance(a.tolist(), b.tolist()), rel=1e-9, abs=1e-9)
@@ -167,7 +164,6 @@ def statistics_of(*batches):
 
 
 @given(seed=SEEDS, sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8), size=st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
 def test_feature_statistics_do_not_depend_on_batches_or_their_order(seed, sizes, size):
     features = gaussian(seed, sum(sizes) + 2, size) * 3 + 1000
     batches = torch.split(features, [*sizes, 2])
@@ -269,7 +265,6 @@ def test_kids_subsets_are_a_function_of_the_seed_alone():
 
 
 @given(seed=SEEDS, splits=st.integers(1, 7), extra=st.integers(0, 20), batch=st.integers(1, 30))
-@settings(deadline=None, max_examples=40)
 def test_the_inception_score_is_that_of_torch_fidelitys_splits_however_it_comes(seed, splits, extra, batch):
     probabilities = torch.softmax(3 * gaussian(seed, splits + extra, 5), dim=1)
     score = InceptionScore(len(probabilities), splits)
@@ -369,7 +364,6 @@ def test_no_probabilities_have_no_score_and_a_single_value_no_error():
 
 
 @given(seed=SEEDS, rows=st.integers(2, 5), copies=st.integers(1, 3))
-@settings(deadline=None, max_examples=40)
 def test_the_frechet_distance_is_never_negative(seed, rows, copies):
     a = 100 * gaussian(seed, rows, 24).repeat(copies, 1)
     for b in (a, a[torch.arange(len(a)).flip(0)], a + 1e-9 * gaussian(seed + 1, *a.shape), a[:, :1] * torch.ones(24)):
@@ -395,7 +389,6 @@ def test_the_class_score_by_hand():
 
 
 @given(seed=SEEDS, count=st.integers(1, 20), classes=st.integers(1, 8), sharpness=st.floats(0, 50))
-@settings(deadline=None, max_examples=50)
 def test_the_class_score_lies_between_one_and_the_number_of_classes(seed, count, classes, sharpness):
     probabilities = torch.softmax(sharpness * gaussian(seed, count, classes), dim=1)
     score = class_score(probabilities)

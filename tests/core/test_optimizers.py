@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import gaussian
 from ema_pytorch import EMA
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,7 +34,6 @@ def lion_by_hand(weights, gradients, lr, beta1, beta2, decay):
     betas=st.tuples(st.floats(0, 0.95), st.floats(0, 0.99)),
     decay=st.sampled_from([0.0, 0.01, 0.5]),
 )
-@settings(deadline=None, max_examples=40)
 def test_lion_follows_its_formula_element_by_element(seed, lr, betas, decay):
     first, second = (nn.Parameter(gaussian(seed + i, *shape).double()) for i, shape in enumerate([(2, 3), (4,)]))
     start = torch.cat([first.detach().flatten(), second.detach()]).tolist()
@@ -66,7 +65,6 @@ def test_lion_keeps_its_direction_through_one_opposite_gradient():
 
 
 @given(seed=st.integers(0, 10**6), exponent=st.integers(-20, 20))
-@settings(deadline=None, max_examples=20)
 def test_lion_does_not_see_the_scale_of_the_gradients(seed, exponent):
     results = []
     for scale in (1.0, 2.0**exponent):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import double
 from builders import gaussian64 as gaussian
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.integrate import solve_ivp
@@ -63,7 +63,6 @@ def test_the_denoiser_of_a_plane_mixture_is_the_posterior_mean_by_quadrature():
 
 
 @given(seed=st.integers(0, 10**6), components=st.integers(1, 5), sigma=st.floats(0.05, 50))
-@settings(deadline=None, max_examples=30)
 def test_the_denoiser_obeys_tweedies_formula(seed, components, sigma):
     mixture = random_mixture(seed, components, 3, 0.3)
     x = (math.hypot(1, sigma) * gaussian(seed + 2, 4, 3)).requires_grad_()
@@ -177,7 +176,6 @@ def test_each_point_has_the_posterior_of_its_own_variance():
 
 
 @given(seed=st.integers(0, 10**6), components=st.integers(1, 5), dimension=st.integers(1, 4), std=st.floats(0.05, 3))
-@settings(deadline=None, max_examples=30)
 def test_the_log_density_agrees_with_scipy_in_any_shape(seed, components, dimension, std):
     mixture = random_mixture(seed, components, dimension, std)
     x = mixture.means[0] + 2 * std * gaussian(seed + 2, 2, 3, dimension)
@@ -221,7 +219,6 @@ def test_the_moments_of_the_noise_are_those_of_the_posterior_by_quadrature(sigma
 
 
 @given(seed=st.integers(0, 10**6), components=st.integers(1, 5), sigma=st.floats(0.05, 100))
-@settings(deadline=None, max_examples=20)
 def test_the_mean_of_the_noise_is_the_velocity_and_its_covariance_the_derivative_of_the_denoiser(
     seed, components, sigma
 ):
@@ -260,7 +257,6 @@ LEVELS = st.one_of(st.just(0.0), st.floats(0.002, 1e6))
 
 
 @given(scale=st.floats(0.2, 3), centre=st.floats(-5, 5), start=LEVELS, end=LEVELS, step=st.floats(0.05, 100))
-@settings(deadline=None, max_examples=50)
 def test_the_flow_of_one_gaussian_is_its_closed_form_in_steps_of_any_size(scale, centre, start, end, step):
     middle = double([centre, -2.0])
     mixture = GaussianMixture(middle[None], double([1.0]), scale)

@@ -153,14 +153,13 @@ def test_under_bfloat16_a_model_is_still_exactly_the_identity_at_its_boundary(pr
     assert torch.equal(answer, x)
 
 
-@pytest.mark.parametrize("method", ["gc-online", "ect"])
-def test_a_run_under_bfloat16_continues_to_the_bit(method):
-    config = run_config(method, network=UNET, precision="bfloat16", batch=6, grain=3)
+def test_a_run_under_bfloat16_continues_to_the_bit():
+    config = run_config("gc-online", network=UNET, steps=3, precision="bfloat16", batch=6, grain=3)
     expected = train(config, IMAGES, initial_state(config, SHAPE))
-    observer, state = StopAt(4), initial_state(config, SHAPE)
+    observer, state = StopAt(2), initial_state(config, SHAPE)
     with pytest.raises(Preempted):
         train(config, IMAGES, initial_state(config, SHAPE), observer)
-    state.restore(observer.kept, 4, Path("kept"))
+    state.restore(observer.kept, 2, Path("kept"))
     train(config, IMAGES, state)
     for name, tensor in expected.tensors().items():
         assert torch.equal(state.tensors()[name], tensor), name

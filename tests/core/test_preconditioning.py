@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -46,7 +46,6 @@ def double(*values):
     answer=st.floats(-(2.0**100), 2.0**100, width=32),
 )
 @example(sigma_min=0.002, sigma_data=2.75, values=[1.0], answer=0.0)
-@settings(deadline=None, max_examples=100)
 def test_a_consistency_model_is_exactly_the_identity_at_sigma_min(sigma_min, sigma_data, values, answer):
     process = NoiseProcess(sigma_min=sigma_min, sigma_data=sigma_data)
     x = torch.tensor([values])
@@ -63,7 +62,6 @@ def test_a_consistency_model_is_exactly_the_identity_at_sigma_min(sigma_min, sig
 )
 @example(kind="edm", sigma_data=0.3, values=[1.0, -3.7], answer=0.0)
 @example(kind="edm", sigma_data=2.75, values=[1.0, -3.7], answer=1e30)
-@settings(deadline=None, max_examples=200)
 def test_a_denoiser_is_exactly_the_identity_without_noise(kind, sigma_data, values, answer):
     x = torch.tensor([values])
     network = Recorder(torch.full_like(x, answer))
@@ -319,7 +317,6 @@ def test_grey_levels_span_minus_one_to_one_and_the_mean_is_subtracted():
 
 
 @given(st.floats(-1e6, 1e6, width=32))
-@settings(deadline=None, max_examples=100)
 def test_samples_become_the_nearest_grey_level_and_are_clipped_to_the_range(value):
     level = from_model_space(torch.tensor([value]), NoiseProcess(), torch.uint8).item()
     if value <= -1:

@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gcflow.randomness import batch_indices, derived_seed, generator
@@ -12,7 +12,6 @@ PURPOSES = st.lists(st.one_of(st.integers(0, 10**6), st.sampled_from(["noise", "
 
 
 @given(seed=st.integers(0, 2**40), purpose=PURPOSES)
-@settings(deadline=None, max_examples=50)
 def test_a_derived_seed_is_the_top_of_a_hash_so_old_runs_replay_on_any_machine(seed, purpose):
     text = "/".join(map(str, [seed, *purpose]))
     bits = "".join(f"{byte:08b}" for byte in hashlib.blake2b(text.encode(), digest_size=8).digest())
@@ -38,7 +37,6 @@ def test_different_purposes_give_uncorrelated_noise():
 
 
 @given(seed=st.integers(0, 100), batch=st.integers(1, 23), count=st.integers(1, 17))
-@settings(deadline=None, max_examples=60)
 def test_every_epoch_shows_each_sample_once_whatever_the_batch(seed, batch, count):
     epochs = 4
     steps = -(-epochs * count // batch)
@@ -49,7 +47,6 @@ def test_every_epoch_shows_each_sample_once_whatever_the_batch(seed, batch, coun
 
 
 @given(seed=st.integers(0, 100), batch=st.integers(1, 9), count=st.integers(1, 9), data=st.data())
-@settings(deadline=None, max_examples=40)
 def test_the_batch_of_a_step_depends_on_no_earlier_call(seed, batch, count, data):
     in_order = [batch_indices(seed, step, batch, count).tolist() for step in range(12)]
     for step in data.draw(st.permutations(range(12))):

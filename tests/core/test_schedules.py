@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from builders import run_config as any_run_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -77,7 +77,6 @@ def test_the_doubling_period_is_rounded_down_and_the_last_level_is_capped(step, 
 
 
 @given(s0=st.integers(1, 20), doublings=st.integers(0, 9), extra=st.integers(1, 3000))
-@settings(deadline=None, max_examples=50)
 def test_the_curriculum_starts_at_s0_only_doubles_and_ends_at_s1(s0, doublings, extra):
     steps = doublings + extra
     schedule = IctSchedule(s0=s0, s1=s0 * 2**doublings)
@@ -100,7 +99,6 @@ def test_equal_s0_and_s1_give_a_constant_curriculum():
     ratio=st.floats(10, 1e5),
     rho=st.floats(1, 10),
 )
-@settings(deadline=None, max_examples=50)
 def test_levels_ascend_between_exact_ends_and_their_roots_are_equally_spaced(intervals, sigma_min, ratio, rho):
     process = NoiseProcess(sigma_min=sigma_min, sigma_max=sigma_min * ratio, rho=rho)
     levels = noise_levels(intervals, process)
@@ -140,7 +138,6 @@ def test_interval_probabilities_are_normal_integrals_in_log_sigma(intervals):
 
 
 @given(p_mean=st.floats(-3, 2), p_std=st.floats(0.3, 4))
-@settings(deadline=None, max_examples=30)
 def test_interval_probabilities_follow_the_density_they_integrate(p_mean, p_std):
     levels = noise_levels(20, PROCESS)
     probabilities = interval_probabilities(levels, IctSchedule(p_mean=p_mean, p_std=p_std)).double().numpy()
@@ -179,7 +176,6 @@ def test_an_interval_without_mass_is_never_sampled():
     mass=st.lists(st.floats(0.01, 1), min_size=1, max_size=12),
     uniform=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8),
 )
-@settings(deadline=None, max_examples=100)
 def test_inversion_returns_the_interval_whose_cumulative_range_holds_the_uniform(mass, uniform):
     probabilities = torch.tensor(mass, dtype=torch.float64) / sum(mass)
     index = sample_intervals(probabilities, torch.tensor(uniform, dtype=torch.float64)).numpy()
@@ -250,7 +246,6 @@ def test_the_lower_level_of_ect_by_hand():
     k=st.floats(0, 20),
     b=st.floats(0.05, 5),
 )
-@settings(deadline=None, max_examples=200)
 def test_the_lower_level_of_ect_is_not_negative_and_below_the_upper(t, stage, q, k, b):
     stage = min(stage, math.floor(10 / math.log10(q)) - 1)
     lower = ect_lower(torch.tensor([t], dtype=torch.float64), stage, EctSchedule(q=q, k=k, b=b)).item()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from builders import double
 from builders import gaussian64 as gaussian
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, optimize
 from scipy.special import log_ndtr, ndtr, ndtri_exp
@@ -94,7 +94,6 @@ def test_augmented_trajectories_of_a_gaussian_follow_their_linear_equation_with_
     direction=st.floats(0, 2 * math.pi),
     gaps=st.lists(st.floats(0.01, 3), min_size=1, max_size=8),
 )
-@settings(deadline=None, max_examples=50)
 def test_a_line_walked_forwards_is_straight(start, direction, gaps):
     lengths = torch.cumsum(double([0.0, *gaps]), 0)
     line = double(start) + lengths[:, None] * double([math.cos(direction), math.sin(direction)])
@@ -157,7 +156,6 @@ def test_paths_that_cross_at_different_times_count_as_crossing():
 
 
 @given(seed=st.integers(0, 10**6), angle=st.floats(0, 6.2))
-@settings(deadline=None, max_examples=20)
 def test_crossings_and_straightness_do_not_change_under_rotation_and_order(seed, angle):
     states = gaussian(seed, 4, 5, 2).cumsum(0)
     rotation = double([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])

@@ -61,6 +61,7 @@ def test_without_a_choice_the_first_method_of_each_coupling_is_timed(tmp_path):
     assert list(json.loads((root / "here.json").read_text())["train"]["methods"]) == ["ic", "gc"]
 
 
+@pytest.mark.slow
 def test_features_are_timed_once_their_network_is_made(tmp_path):
     document = tiny_params()
     document["datasets"]["mixture2d"] |= {

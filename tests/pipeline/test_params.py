@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from projects import ROOT, tiny_params, write_project
 from pydantic import ValidationError
@@ -454,7 +454,6 @@ def test_the_strategies_know_every_field():
     assert {field.name for field in dataclasses.fields(NetworkConfig)} == NETWORK.keys()
 
 
-@settings(deadline=None)
 @given(config=RUN_CONFIGS)
 def test_every_configuration_survives_being_written_and_read(config):
     document = to_dict(config)
@@ -470,7 +469,6 @@ def test_a_configuration_written_before_mu_could_begin_late_is_read_as_one_whose
     assert from_dict(RunConfig, document) == config
 
 
-@settings(deadline=None, max_examples=200)
 @given(config=RUN_CONFIGS, data=st.data())
 def test_the_digest_changes_with_any_value_of_training_or_network(config, data):
     block, strategies = data.draw(st.sampled_from([("training", TRAINING), ("network", NETWORK)]))
@@ -486,7 +484,6 @@ def test_the_digest_changes_with_any_value_of_training_or_network(config, data):
     assert new != config
 
 
-@settings(deadline=None)
 @given(steps=st.integers(1, 500), every=st.integers(1, 600))
 def test_snapshot_steps_are_the_multiples_and_the_last_step(steps, every):
     config = TrainingConfig(steps=steps, batch=1, learning_rate=1e-3, snapshot_every=every)
@@ -551,7 +548,6 @@ FIELDS = {field.name for block in blocks() for field in dataclasses.fields(block
 SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-5, 5) | st.text("abc", max_size=3)
 
 
-@settings(deadline=None, max_examples=100)
 @given(level=st.sampled_from(LEVELS), name=st.from_regex(r"[a-z][a-z_]{0,11}", fullmatch=True), value=SCALARS)
 def test_any_unknown_key_at_any_level_is_refused_in_one_line_with_file_and_key(folder, level, name, value):
     assume(name not in FIELDS and name not in value_at(OVERRIDABLE, level))
@@ -592,7 +588,6 @@ def wrong_types(key: Key, value: Any) -> list[Any]:
     return wrong
 
 
-@settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_any_value_of_a_wrong_type_is_refused_in_one_line_with_file_and_key(folder, data):
     key, value = data.draw(st.sampled_from(VALUES))
@@ -604,7 +599,6 @@ def test_any_value_of_a_wrong_type_is_refused_in_one_line_with_file_and_key(fold
 OUTSIDE = st.floats(allow_nan=True).filter(lambda mu: not 0 <= mu <= 1)
 
 
-@settings(deadline=None, max_examples=40)
 @given(mu=OUTSIDE | st.tuples(OUTSIDE, finite(0, 1)) | st.tuples(finite(0, 1), OUTSIDE))
 def test_mu_outside_0_to_1_is_refused_by_key(folder, mu):
     value = list(mu) if isinstance(mu, tuple) else mu
@@ -612,7 +606,6 @@ def test_mu_outside_0_to_1_is_refused_by_key(folder, mu):
     assert line.startswith(("datasets.digits.methods.gc.mu is ", "datasets.digits.methods.gc.mu."))
 
 
-@settings(deadline=None, max_examples=40)
 @given(mu=MU)
 def test_mu_within_0_to_1_is_accepted_as_it_stands(folder, mu):
     value = list(mu) if isinstance(mu, tuple) else mu

@@ -237,6 +237,7 @@ def test_the_operations_of_jobs_are_their_passes(tmp_path):
     assert counts.work(graph.jobs["table-digits-table1"]).operations == 0
 
 
+@pytest.mark.slow
 def test_the_paper_is_counted_without_any_measurement(shipped):
     found = plan(shipped.params, "all", "paper", gpus=8, tflops=100)
     rows = found["rows"]
@@ -407,6 +408,7 @@ def test_the_bytes_of_data_are_known_before_they_are_written(tmp_path):
         assert counted == pytest.approx((tmp_path / "data" / name / "samples.npy").stat().st_size, abs=200)
 
 
+@pytest.mark.slow
 def test_references_in_inceptions_features_are_statistics_and_a_pool(tmp_path):
     document = tiny_params()
     document["datasets"]["digits"]["features"] = {"kind": "surrogate", "protocols": {"few": {"reference_images": 100}}}

@@ -125,7 +125,10 @@ def assert_nothing_runs_in(root: Path) -> None:
 # The same bits as one process.
 
 
-@pytest.mark.parametrize("method", ["ic", "ot", "gc", "cd", "ect", "ect-gc", "unet"])
+@pytest.mark.parametrize(
+    "method",
+    ["ot", "gc", "cd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ic", "ect", "ect-gc", "unet"))],
+)
 def test_two_processes_end_with_the_bits_of_one(alone, shared, method):
     run = f"digits/{method}/0"
     one, two = alone(run), shared(run)
@@ -153,6 +156,7 @@ def test_the_command_itself_starts_its_processes_and_speaks_with_one_voice(root,
     assert_same_run(root, shared(RUN), RUN)
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(root, shared):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gcflow"]
     result = subprocess.run(
@@ -251,6 +255,7 @@ def test_a_process_that_is_killed_ends_the_launcher_and_the_other_and_a_restart_
     assert_two_processes_finish(root, shared(LONG_RUN))
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_while_the_other_is_killed_does_not_keep_the_launcher(root):
     launcher, ranks = in_the_middle(root)
     os.kill(ranks[0], signal.SIGKILL)

@@ -289,6 +289,7 @@ def test_of_several_processes_one_copies_and_the_others_wait_for_it(data, near):
     assert contents(copy_of(data, near)) == contents(data)
 
 
+@pytest.mark.slow
 def test_of_several_processes_that_find_a_damaged_copy_one_mends_it(data, near):
     load(data, near)
     flip(copy_of(data, near) / "samples.npy")
@@ -300,6 +301,7 @@ def test_of_several_processes_that_find_a_damaged_copy_one_mends_it(data, near):
     assert contents(copy_of(data, near)) == contents(data)
 
 
+@pytest.mark.slow
 def test_when_the_copying_process_is_killed_a_waiting_one_copies_anew(data, near):
     first = loading(data, near, 0.5, 10_000)
     wait_until(lambda: near.exists() and leftovers(near))

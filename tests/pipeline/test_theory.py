@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import double, refusal_of
 from builders import gaussian64 as gaussian
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from matplotlib import image
 from projects import contents, error_line, gcflow, tiny_params, write_project
@@ -243,7 +243,6 @@ def test_the_linear_gap_is_that_of_the_two_losses_by_quasi_monte_carlo(std, hori
 
 
 @given(std=st.floats(0.1, 5), horizon=st.floats(0.1, 80), dimension=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
 def test_the_linear_remainder_has_its_closed_form_by_partial_fractions(std, horizon, dimension):
     assume(abs(std - 1) > 0.05)
     c = 1 / (1 - std**2) ** 2
@@ -321,7 +320,7 @@ def small_theorem_1(seed=0):
     return theorem_1(FOUR, 1.0, 3.0, (16, 64, 256), 2048, 4, seed)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_theorem_1_holds_on_the_mixture_at_a_small_size(seed):
     checks, curves = small_theorem_1(seed)
     assert len(checks) == 5 * len(DISTANCES)
@@ -335,6 +334,7 @@ def test_theorem_1_holds_on_the_mixture_at_a_small_size(seed):
         assert curves[distance.name]["ratio"][-1] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_gap_is_within_a_thousandth_of_its_limit_at_4096_intervals():
     checks, curves = theorem_1(FOUR, 1.0, 3.0, (1024, 4096), 8192, 2, 0)
     assert failures(checks) == []
@@ -356,9 +356,8 @@ def test_the_two_gradients_agree_for_the_exponent_2_alone():
             assert check.measured > 0.1
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_theorem_1_notices_a_velocity_that_is_not_the_posterior_mean(monkeypatch, factor):
-    monkeypatch.setattr(distillation_gap, "velocity", lambda *args: factor * velocity(*args))
+def test_theorem_1_notices_a_velocity_that_is_not_the_posterior_mean(monkeypatch):
+    monkeypatch.setattr(distillation_gap, "velocity", lambda *args: 0.9 * velocity(*args))
     checks, _ = small_theorem_1()
     names = failures(checks)
     for distance in DISTANCES:
@@ -366,6 +365,7 @@ def test_theorem_1_notices_a_velocity_that_is_not_the_posterior_mean(monkeypatch
             assert f"T = 3, {distance.name}: ∇L_CT from ∇L_CD, relative, at N = 256" in names
 
 
+@pytest.mark.slow
 def test_theorem_1_notices_a_velocity_farther_from_the_noise_than_none(monkeypatch):
     monkeypatch.setattr(distillation_gap, "velocity", lambda *args: 3 * velocity(*args))
     checks, _ = small_theorem_1()
@@ -468,7 +468,7 @@ def test_a_gaussian_has_a_standard_deviation_and_a_mixture_none():
 # Lemma 1.
 
 
-@pytest.mark.parametrize("mixture", [ONE, TWO, FOUR], ids=["Gaussian", "two", "four"])
+@pytest.mark.parametrize("mixture", [ONE, FOUR], ids=["Gaussian", "four"])
 def test_lemma_1_holds_to_a_thousandth(mixture):
     sigmas = [0.1, 0.5, 2.0, 10.0]
     checks, curves = lemma_1(mixture, sigmas)
@@ -516,8 +516,7 @@ def broken_moments(mean, covariance):
     return moments
 
 
-@pytest.mark.parametrize(("mean", "covariance"), [(1.0, 1.01), (1.0, 0.99), (1.01, 1.0)])
-@pytest.mark.parametrize("mixture", [ONE, TWO], ids=["Gaussian", "two"])
+@pytest.mark.parametrize(("mixture", "mean", "covariance"), [(ONE, 1.0, 1.01), (TWO, 1.0, 0.99), (TWO, 1.01, 1.0)])
 def test_lemma_1_notices_wrong_moments_of_the_noise(monkeypatch, mixture, mean, covariance):
     monkeypatch.setattr(GaussianMixture, "noise_moments", broken_moments(mean, covariance))
     checks, _ = lemma_1(mixture, [0.1, 1.0, 10.0])
@@ -552,7 +551,6 @@ def test_the_discrepancies_of_a_gaussian_are_their_closed_forms(monkeypatch, sig
 
 
 @given(std=st.floats(0.1, 5), dimension=st.integers(1, 9), sigma=st.floats(0.01, 100))
-@settings(deadline=None, max_examples=20)
 def test_the_closed_forms_of_a_gaussian_are_those_of_linear_regression(std, dimension, sigma):
     # z and e are linear in (x*, z) = (std u, z): the discrepancy is the residual of z after regressing on the point.
     shrink = std / math.hypot(std, sigma)
@@ -581,6 +579,7 @@ def test_the_discrepancy_of_independent_pairs_is_that_of_draws():
         assert abs(np.mean(found) - value) < 4 * error < 0.02 * value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [1.0, 4.0])
 def test_the_discrepancy_of_generator_augmented_pairs_is_that_of_draws(monkeypatch, sigma):
     monkeypatch.setattr(velocity_discrepancy, "OUTER_NODES", 20)
@@ -601,6 +600,7 @@ def test_the_discrepancy_of_generator_augmented_pairs_is_that_of_draws(monkeypat
     assert (z - independent).square().sum(1).mean() > value + 4 * both
 
 
+@pytest.mark.slow
 def test_the_variance_of_the_endpoint_is_that_of_draws_with_nearly_the_same_point():
     sigma, count, draw = 1.0, 400_000, torch.Generator().manual_seed(0)
     x, _ = TWO.sample(count, draw)
@@ -651,7 +651,6 @@ def test_two_draws_of_the_data_are_independent_because_their_scatter_is_the_erro
 
 
 @given(p=st.floats(-5, 1), a=st.floats(-3, 3), b=st.floats(-2, 2), c=st.floats(-2, 2))
-@settings(deadline=None, max_examples=30)
 def test_a_power_law_with_its_corrections_is_recovered(p, a, b, c):
     three, four = [10.0, 30.0, 80.0], [5.0, 10.0, 30.0, 80.0]
     first = [math.exp(a + b / t) * t**p for t in three]
@@ -661,7 +660,6 @@ def test_a_power_law_with_its_corrections_is_recovered(p, a, b, c):
 
 
 @given(std=st.floats(0.05, 3), dimension=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
 def test_the_exponents_of_a_gaussian_are_within_their_errors(std, dimension):
     sigmas = [10.0, 30.0, 80.0]
     closed = [gaussian_discrepancies(std, dimension, t) for t in sigmas]
@@ -751,6 +749,7 @@ def fewer_nodes(monkeypatch):
     monkeypatch.setattr(generator_augmented_discrepancy, "__defaults__", (20,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_nodes")
 def test_theorem_2_holds_for_a_mixture_where_its_law_has_begun(monkeypatch):
     checks, curves = theorem_2(NEAR, [5.0, 20.0, 80.0], 0)
@@ -893,6 +892,7 @@ def test_every_check_is_said_and_those_that_fail_are_said_and_written_too(tmp_pa
     assert "mixture2d: 1 of 2 checks hold" in said
 
 
+@pytest.mark.slow
 def test_the_theory_is_the_same_again(project, tmp_path):
     root = write_project(tmp_path, document())
     command(root, "theory", "gaussian2d")

@@ -169,6 +169,9 @@ def _tar_files(path: Path, file: IO[bytes], start: int, end: int) -> Iterator[tu
                 raise EOFError(f"it ends within {shown(member.name)}")
             if member.isreg():
                 yield _plain(member.name), member.offset_data, member.size
+            elif _is_image(_plain(member.name)) and not member.isdir():
+                remedy = "pack it with tar --dereference --hard-dereference"
+                raise GcflowError(f"{path}: {shown(member.name)} is a link or no file; {remedy}")
 
 
 def tar_members(path: Path, nested: bool = False) -> Members:

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -349,6 +350,16 @@ def test_two_images_of_one_name_are_refused(archives, mode):
     else:
         write_tar(path, {"a/0.jpg": photograph(), "./a/0.jpg": photograph()})
     assert refusal(Folder("mine", 8), archives) == f"{path}: holds a/0.jpg twice; pack it again"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_an_image_that_is_a_link_in_a_tar_is_refused(archives, kind):
+    path = write_tar(archives / "mine", {"a/0.jpg": photograph()})
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("a/1.jpg")
+        link.type, link.linkname = kind, "a/0.jpg"
+        archive.addfile(link)
+    assert refusal(Folder("mine", 8), archives).startswith(f"{path}: a/1.jpg is a link or no file; pack it with")
 
 
 def test_celeba_as_kaggle_has_it_gives_the_same_arrays(archives):

@@ -131,6 +131,10 @@ def test_a_sweep_may_be_of_what_a_method_starts_from_and_some_of_it_may_run(tmp_
         ({"mu": 0.3}, "gc.sweep.mu is 0.3, expected a list of values"),
         ({"mu": []}, "gc.sweep.mu is [], expected a list of values"),
         ({"mu": [0.3, 0.3]}, "gc.sweep gives 'gc-mu03' twice"),
+        (
+            {key: list(range(10)) for key in "abcdefghijkl"},
+            "gc.sweep gives 1000000000000 methods, expected at most 1000",
+        ),
         ({"training.batch": [15, 1.5]}, "gc.sweep gives 'gc-batch15' twice"),
         (
             {"predictor": [{"method": "ic"}]},

@@ -288,9 +288,10 @@ def test_whatever_a_server_does_costs_a_warning_and_is_completed_later(
 ):
     folder, proxy = copied(f"{fault}-{patience}"), break_server(fault, patience)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if fault == "hangs" else "10")
-    if fault == "dribbles":
-        monkeypatch.setattr("gcflow.tools.track.sync.PATIENCE", 3.0)
-    receipt = sync(folder, proxy.address)
+    with monkeypatch.context() as hurried:
+        if fault == "dribbles":
+            hurried.setattr("gcflow.tools.track.sync.PATIENCE", 3.0)
+        receipt = sync(folder, proxy.address)
     (warning,) = capsys.readouterr().err.splitlines()[-1:]
     assert warning.startswith(f"gcflow: warning: {proxy.address} did not take 1 runs (")
     assert (receipt["sent"], receipt["pending"]) == ({}, [RUN])

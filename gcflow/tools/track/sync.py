@@ -128,17 +128,23 @@ class Tracker:
         return bool(name) and Path(str(name)).is_relative_to(self.params.root / "results")
 
 
+class _Late(BaseException):
+    """Passes by those who catch any Exception and try again."""
+
+
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """Ends the block with a TimeoutError after so long: a server may answer byte by byte. For the main thread."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no end after {seconds:g} s")
+        raise _Late
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _Late:
+        raise TimeoutError(f"no end after {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

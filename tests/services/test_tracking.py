@@ -290,6 +290,9 @@ def test_whatever_a_server_does_costs_a_warning_and_is_completed_later(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if fault == "hangs" else "10")
     with monkeypatch.context() as hurried:
         if fault == "dribbles":
+            # Lest it be hurried while it imports MLflow.
+            sync(copied(f"before-{patience}"))
+            capsys.readouterr()
             hurried.setattr("gcflow.tools.track.sync.PATIENCE", 3.0)
         receipt = sync(folder, proxy.address)
     (warning,) = capsys.readouterr().err.splitlines()[-1:]

@@ -68,6 +68,7 @@ DEVICE = click.option(
 )
 GPUS = click.option(
     "--gpus",
+    "leased_gpus",
     default=0,
     type=click.IntRange(min=0),
     help="Use so many GPUs that no other job with this option uses, as soon as they are free.",
@@ -120,7 +121,7 @@ def verb(
                 click.echo(f"gcflow: error: {text}", err=True)
                 sys.exit(int(code))
             try:
-                if gpus := kwargs.pop("gpus", 0):
+                if gpus := kwargs.pop("leased_gpus", 0):
                     from gcflow.pipeline.gpus import leased
 
                     click.get_current_context().with_resource(leased(gpus))

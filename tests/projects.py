@@ -151,7 +151,7 @@ def tiny_params() -> dict[str, Any]:
 def write_project(folder: Path, params: dict[str, Any] | None = None) -> Path:
     """Writes `params` (default: `tiny_params()`) as params.yaml of a project in `folder`, which it returns.
 
-    Its key `claims` becomes claims.yaml.
+    Its key `claims` becomes claims.yaml; paper.yaml stands beside it if it names numbers of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     document = dict(tiny_params() if params is None else params)
@@ -161,7 +161,8 @@ def write_project(folder: Path, params: dict[str, Any] | None = None) -> Path:
             (folder / name).unlink(missing_ok=True)
         else:
             (folder / name).write_text(yaml.safe_dump(content, sort_keys=False))
-    copy(ROOT / "paper.yaml", folder / "paper.yaml")
+    if re.search("paper:|published:", (folder / "params.yaml").read_text()):
+        copy(ROOT / "paper.yaml", folder / "paper.yaml")
     return folder
 
 
@@ -276,6 +277,8 @@ def _forked(
     for number, output in enumerate(outputs, 1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder)
+    # Ignored in what a shell starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if file_size is not None:
         limit_file_size(file_size)
     launch.subprocess = SimpleNamespace(Popen=_ForkedMember)

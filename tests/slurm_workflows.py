@@ -24,7 +24,7 @@ def tiny_unets(seeds: int) -> dict[str, Any]:
     params = tiny_params()
     digits = params["datasets"]["digits"]
     digits["network"] = {"architecture": "ddpm++", "channels": 4, "blocks": 1}
-    digits["training"] |= {"steps": 200, "snapshot_every": 100}
+    digits["training"] |= {"steps": 200, "grain": 8, "snapshot_every": 100}
     digits["cadence"] = {"log_every": 10, "checkpoint_every": 50}
     digits["methods"] = {"ic": digits["methods"]["ic"]}
     digits["runs"] = {"ic": {"label": "iCT-IC", "seeds": list(range(seeds))}}

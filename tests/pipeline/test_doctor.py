@@ -25,7 +25,7 @@ from gcflow.tools import doctor
 from gcflow.tools.doctor import Asked, Check, Note, look
 from gcflow.weights import save_tensors
 
-FOLDER = {"source": "folder", "path": "photos.zip", "size": 32, "images": 6}
+FOLDER = {"source": "folder", "path": "photos.zip", "size": 32, "images": 10}
 PICKLE_URL = "https://example.org/model.pkl"
 
 

@@ -414,7 +414,7 @@ DAMAGES = (
     with_nan,
     header_with(lambda header: header["model"].update(network=DEEP), "its header is of another version of gcflow"),
     header_with(lambda header: header["model"].update(shape=[1, 0, 8]), "its header is of another version of gcflow"),
-    header_with(lambda header: header["model"]["network"].update(channels=10**12), "no network can be as its header"),
+    header_with(lambda header: header["model"]["network"].update(channels=10**6), "no network can be as its header"),
     header_with(lambda header: header.update(config=[]), "not what gcflow train writes"),
     header_with(lambda header: header["config"].pop("method"), "not what gcflow train writes"),
     missing,

@@ -24,6 +24,7 @@ from projects import (
     limit_file_size,
     prepare_data,
     run_folder,
+    tiny_params,
     train_here,
     wait_until,
     write_project,
@@ -60,7 +61,9 @@ print("from", "copy" if f"{near}/" in maps else "original", int(data.samples.sum
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_data(write_project(tmp_path_factory.mktemp("scratch") / "project"), "digits")
+    params = tiny_params()
+    params["datasets"]["digits"]["training"]["grain"] = 8
+    return prepare_data(write_project(tmp_path_factory.mktemp("scratch") / "project", params), "digits")
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def break_server(sqlite_server) -> Iterator[Callable[..., Proxy]]:
 
 
 FAULTS = [("refuses", 0), ("fails", 0), ("fails", 7), ("swallows", 5), ("refuses", 6), ("hangs", 0)]
-FAULTS += [("later", 0), ("dribbles", 0), ("dribbles", 9)]
+FAULTS += [("later", 0), ("dribbles", 0), ("dribbles", 6)]
 
 
 @pytest.mark.parametrize(("fault", "patience"), FAULTS)

@@ -34,11 +34,13 @@ def adopt(params: Params, scale: str) -> None:
             raise GcflowError("nothing to adopt: dvc.lock vouches for nothing that is here; `dvc pull` first")
         if adopted:
             scheduler.accept([stage.outs[0] for stage in (*present, *adopted)])
-            versions.note({s.name: scheduler.begun(s) for s in (*present, *adopted) if versions.whole(s)})
     say(f"Snakemake: {len(adopted)} stages adopted, {len(present) + len(adopted)} of {len(stages)} up to date")
     if left := [stage.name for stage in doubted if stage not in adopted]:
         say(f"  left to Snakemake, since dvc.lock does not vouch for what is here: {', '.join(left)}")
+    # Snakemake's records as they are now: it keeps what it has read.
     with opened(params, scale, stages) as scheduler:
+        if adopted:
+            versions.note({s.name: scheduler.begun(s) for s in (*present, *adopted) if versions.whole(s)})
         only_mirror = scheduler.would_make(MIRROR) and not any(map(scheduler.would_make, scheduler.needs(MIRROR)))
     if only_mirror:
         _mirror(params, scale)

@@ -30,8 +30,8 @@ INSTEAD = {
     "make test": "make --dry-run test",
     # The paper's network, at a size that a CPU can time.
     "gcflow bench cifar10": (
-        "gcflow bench cifar10 --method ic --steps 1 --rounds 1 --set training.batch=2 --set network.channels=32 "
-        "--set training.precision=float32"
+        "gcflow bench cifar10 --method ic --steps 1 --rounds 1 --set training.batch=2 --set training.grain=2 "
+        "--set network.channels=32 --set training.precision=float32"
     ),
     "gcflow bench digits": "gcflow bench digits --method ic --steps 1 --rounds 1",
 }
@@ -131,11 +131,16 @@ def test_a_command_that_goes_on_shows_what_it_should(project, command):
         process.communicate()
 
 
+def said(output):
+    """The lines of a make target, without make's own: that .venv is from the future."""
+    return [line for line in output.splitlines() if not line.startswith("make: ")]
+
+
 def test_the_runs_on_a_server_are_at_its_own_address(project):
     address = "http://me:secret@127.0.0.1:1"
     process = start(project, f"MLFLOW_TRACKING_URI={address} make ui")
     output, _ = process.communicate()
-    assert output.splitlines() == ["The runs: http://127.0.0.1:1", "Log in there as me."]
+    assert said(output) == ["The runs: http://127.0.0.1:1", "Log in there as me."]
 
 
 def test_a_port_that_is_taken_is_one_line(project):
@@ -144,7 +149,7 @@ def test_a_port_that_is_taken_is_one_line(project):
         process = start(project, f"make ui PORT={port}")
         output, _ = process.communicate()
     assert process.returncode != 0
-    assert output.splitlines()[0] == f"Port {port} is taken: make ui PORT=5001"
+    assert said(output)[0] == f"Port {port} is taken: make ui PORT=5001"
 
 
 def test_the_password_of_a_database_is_no_argument_of_any_process(project):

@@ -157,7 +157,7 @@ def test_the_password_of_a_database_is_no_argument_of_any_process(project):
     process = start(project, f"MLFLOW_TRACKING_URI='{address}' make ui PORT={port}")
     try:
         assert b"MLflow" in page(process, f"http://127.0.0.1:{port}/")
-        listed = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-wweo", "pgid=,args="], capture_output=True, text=True, check=True).stdout
         ours = [line for line in listed.splitlines() if line.split()[0] == str(process.pid)]
         assert any("mlflow" in line for line in ours)
         # Of the shell to which this test gave it.

@@ -73,7 +73,7 @@ def outlive(workflow, first):
     workflow.kill()
     workflow.call("snakemake", "--profile", "slurm", "--unlock")
     workflow.start(*WEIGHTS[:2])
-    wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1], seconds=120)
+    wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1], seconds=600)
     lone, saved = first.alive, checkpoints(workflow.folder, f"{RUN}/{OUTLIVED}")
     first.go_on()
     return SimpleNamespace(job=job, pid=first.pid, lone=lone, saved=saved)
@@ -83,7 +83,7 @@ def lose_node(workflow):
     """A node is drained, which leaves its job alone, and then lost; it comes back later."""
     cluster, trainer, job = workflow.cluster, workflow.trainer(LOST), workflow.job(LOST)
     others = [other["id"] for other in workflow.jobs(f"train digits_ic_{OUTLIVED}")]
-    wait_until(lambda: {cluster.describe(other)["JobState"] for other in others} == {"COMPLETED"}, 120, pause=0.5)
+    wait_until(lambda: {cluster.describe(other)["JobState"] for other in others} == {"COMPLETED"}, 600, pause=0.5)
     cluster.call("scontrol", "update", "NodeName=spare", "State=DRAIN", "Reason=test")
     drained = cluster.describe(job)["JobState"], trainer.alive
     cluster.call("scontrol", "update", "NodeName=spare", "State=DOWN", "Reason=test")

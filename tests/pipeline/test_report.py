@@ -373,6 +373,7 @@ def test_numbers_of_a_secondary_source_are_shown_with_that_word(tmp_path):
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["datasets"] = {"digits": document["datasets"]["digits"]}
     write_project(tmp_path, document | {"claims": None})
+    shutil.copy(ROOT / "paper.yaml", tmp_path)
     write_report(Params(tmp_path / "params.yaml"), "embedded")
     cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", report(tmp_path).read_text())
     for published in ("7.37", "6.41", "3.74", "6.38", "6.73", "7.77"):

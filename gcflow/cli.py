@@ -620,8 +620,8 @@ def status(context: click.Context, target: str, scale: str, watch: bool, as_json
     "--replay",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="SHARE",
-    help="Then train so much of the runs again, between checkpoints that they have kept, drawn at random: the same "
-    "bits must come out, on the kind of device that the runs were trained on.",
+    help="Then compute so much again, drawn at random: steps of runs after states that they have kept, evaluations, "
+    "tables and figures. The same bits must come out, on the kind of device that all was computed on.",
 )
 @DEVICE
 @click.pass_context
@@ -632,9 +632,9 @@ def verify(context: click.Context, targets: tuple[str, ...], scale: str, replay:
     report = read_all(params, targets or ("all",), scale)
     click.echo(report)
     if replay is not None and not report.findings:
-        from gcflow.tools.replay import replay as train_again
+        from gcflow.tools.replay import replay as compute_again
 
-        again = train_again(params, report.runs, replay, _device(device))
+        again = compute_again(params, report.stages, replay, _device(device))
         click.echo(again)
         sys.exit(0 if again.same else 2)
     if report.findings:

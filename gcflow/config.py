@@ -6,6 +6,7 @@ directly. docs/params.md is written from the descriptions here.
 
 import hashlib
 import json
+import random
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag, field_serializer
@@ -16,6 +17,7 @@ from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
 from gcflow.options import Line, Options, adapter, require
 from gcflow.preconditioning import NoiseProcess, Preconditioning
+from gcflow.randomness import derived_seed
 from gcflow.schedules import EctSchedule, EdmSchedule, IctSchedule, Schedule
 
 # All that a run is made of can be had from here.
@@ -129,6 +131,15 @@ class Cadence(Options):
     checkpoint_every: int = Field(
         default=500, ge=1, description="steps between checkpoints that a stopped run goes on from"
     )
+    keep_states: int = Field(
+        default=1, ge=0, description="checkpoints, drawn from the seed, that stay for `gcflow verify --replay`"
+    )
+
+    def kept_steps(self, seed: int, steps: int) -> list[int]:
+        """At which steps before the last the state of a run is kept, in order."""
+        possible = range(self.checkpoint_every, steps, self.checkpoint_every)
+        drawn = random.Random(derived_seed(seed, "kept states")).sample(possible, min(self.keep_states, len(possible)))
+        return sorted(drawn)
 
 
 class RunReference(Options):

@@ -24,7 +24,7 @@ from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_e
 from gcflow.oracles import Denoiser
 from gcflow.precision import begin_step, set_precision, share_multiple, tune
 from gcflow.preconditioning import PreconditionedNetwork
-from gcflow.weights import load_weights, spec_of
+from gcflow.weights import content_hash, load_weights, spec_of
 
 Loss = Callable[[Batch], Tensor]
 
@@ -58,6 +58,11 @@ class TrainingState:
         moments = {f"optimizer.{i}.{name}": tensor for i, slot in slots.items() for name, tensor in slot.items()}
         window = {"window.loss_sums": self.loss_sums, "window.loss_count": torch.tensor(self.loss_count)}
         return self.weights() | moments | window
+
+    def sha256(self) -> str:
+        """Hash of weights, average and optimizer; how often a run speaks decides only its window of losses."""
+        named = self.tensors().items()
+        return content_hash({name: tensor for name, tensor in named if not name.startswith("window.")})
 
     def restore(self, tensors: dict[str, Tensor], step: int, path: Path) -> None:
         """Puts back what `tensors` gave at `step`; `path` is where they were read, for messages."""

@@ -80,12 +80,12 @@ def load_weights(model: PreconditionedNetwork, tensors: dict[str, Tensor], weigh
     model.network.load_state_dict(found)
 
 
-def content_hash(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+def content_hash(tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None) -> str:
     """sha256 (hex) of names, types, shapes and values, and of what is said about them."""
-    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(metadata or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -418,9 +418,9 @@ def checkpoints(root: Path, run: str) -> list[Path]:
 
 
 def metrics(root: Path, run: str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without what depends on the clock, or on where a run was stopped."""
     lines = (run_folder(root, run) / "metrics.jsonl").read_text().splitlines()
-    clocks = ("time", "images_per_second", "memory_gib", "system/")
+    clocks = ("time", "images_per_second", "memory_gib", "system/", "checkpoint")
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(clocks)} for line in lines]
 
 
@@ -436,7 +436,9 @@ def temporary_files(root: Path) -> list[Path]:
     """Files below results/ that no complete or stopped run has."""
     known = {"config.json", "end.json", "jobs.json", "weights.safetensors", "metrics.jsonl"}
     files = [path for path in (root / "results").rglob("*") if path.is_file() and path.name not in known]
-    return [path for path in files if not re.fullmatch(r"(checkpoint-)?\d{8}\.safetensors|lock\.\d{8}", path.name)]
+    return [
+        path for path in files if not re.fullmatch(r"(checkpoint-|kept-)?\d{8}\.safetensors|lock\.\d{8}", path.name)
+    ]
 
 
 def assert_same_run(root: Path, other: Path, run: str) -> None:

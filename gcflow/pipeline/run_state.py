@@ -7,6 +7,7 @@ the declared outputs of a job that fails. At the end snapshots, weights and metr
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,23 @@ LOG = "log"
 class RunState:
     """The undeclared folder of a run in progress: checkpoints, snapshots and metrics so far.
 
-    A checkpoint holds the log up to its step: whatever a crash made of metrics.jsonl, it is written anew.
+    A checkpoint holds the log up to its step: whatever a crash made of metrics.jsonl, it is written anew. The next
+    line of the log has the hash of the checkpoint's state, and config.json that of the end.
 
     Args:
         folder: `<run folder>/state/<config hash>`.
         header: what every weights file of this run carries (`weights_metadata`).
+        keep: steps whose checkpoints stay.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, header: dict[str, Any], keep: Sequence[int] = ()) -> None:
         self.folder = folder
         self.header = header
         self.metrics = folder / "metrics.jsonl"
         self.log = bytearray()
+        self.keep = keep
+        # The checkpoint that the next line of the log vouches for.
+        self.saved: dict[str, Any] | None = None
         self.jobs = folder / "jobs.json"
 
     def open(self, published: Path, restart: bool) -> None:
@@ -59,13 +65,23 @@ class RunState:
         """Newest first."""
         return sorted(self.folder.glob("checkpoint-*.safetensors"), reverse=True)
 
+    def kept_states(self) -> list[Path]:
+        """Checkpoints that stay, in order."""
+        return sorted(self.folder.glob("kept-*.safetensors"))
+
     def save(self, state: TrainingState) -> None:
-        """Writes a checkpoint atomically and keeps the last two."""
+        """Writes a checkpoint atomically, and removes all but the last two and those to keep."""
         path = self.folder / f"checkpoint-{state.step:08d}.safetensors"
         log = torch.from_numpy(np.array(self.log, np.uint8))
         save_tensors(path, state.tensors() | {LOG: log}, self.header | {"step": state.step})
+        self._saved(path, state)
         for old in self.checkpoints()[KEPT_CHECKPOINTS:]:
             old.unlink()
+
+    def _saved(self, path: Path, state: TrainingState) -> None:
+        self.saved = {"step": state.step, "sha256": state.sha256()}
+        if state.step in self.keep:
+            link(path, path.with_name(path.name.replace("checkpoint", "kept")))
 
     def save_snapshot(self, state: TrainingState) -> None:
         """Writes the weights of a snapshot step."""
@@ -96,6 +112,7 @@ class RunState:
             state.restore(tensors, metadata["step"], path)
             self.log = bytearray(tensors[LOG].numpy())
             self._write_log()
+            self._saved(path, state)
             return path
         self.metrics.unlink(missing_ok=True)
         return None
@@ -116,7 +133,9 @@ class RunState:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        line = json.dumps(record).encode() + b"\n"
+        saved = {"checkpoint": self.saved} if self.saved else {}
+        line = json.dumps(record | saved).encode() + b"\n"
+        self.saved = None
         self.log += line
         try:
             with self.metrics.open("ab") as file:
@@ -135,12 +154,16 @@ class RunState:
         published = [snapshot(folder, step) for step in steps]
         for step, target in zip(steps, published, strict=True):
             link(snapshot(self.folder, step), target)
+        # Two, should one be damaged, are of no use after the end.
+        for old in self.checkpoints()[1:]:
+            old.unlink()
         for stale in set((folder / "snapshots").glob("*.safetensors")) - set(published):
             stale.unlink()
         link(snapshot(self.folder, steps[-1]), folder / "weights.safetensors")
         link(self.metrics, folder / "metrics.jsonl")
         write_json(folder / "jobs.json", self.known_jobs())
-        write_json(folder / "config.json", {key: self.header[key] for key in ("config", "inputs", "config_hash")})
+        known = {key: self.header[key] for key in ("config", "inputs", "config_hash")}
+        write_json(folder / "config.json", known | {"checkpoint": self.saved})
 
 
 def link(source: Path, target: Path) -> None:

@@ -279,9 +279,10 @@ def _train_shared(
     world.share(config.training.grains)
     document = {"config": to_dict(config), "inputs": inputs.hashes}
     header = weights_metadata(config, 0, shape) | document | {"config_hash": digest(document)}
-    run_state = RunState(folder / "state" / header["config_hash"][:16], header)
     state, data, helpers = begin(params, run, inputs, device, data_share)
     cadence = params.dataset(run.dataset).cadence
+    kept = cadence.kept_steps(config.seed, config.training.steps)
+    run_state = RunState(folder / "state" / header["config_hash"][:16], header, kept)
 
     if not world.first:
         while (news := world.from_first(None)) == WAITING:

@@ -28,7 +28,6 @@ from gcflow.pipeline.features.inception import KID_POOL
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.run_state import KEPT_CHECKPOINTS
 from gcflow.pipeline.stages import Stage
 from gcflow.readable import duration, scaled, size
 from gcflow.weights import ModelSpec, spec_of
@@ -166,8 +165,9 @@ class Counts:
             return INCEPTION_FEATURES * (8 * INCEPTION_FEATURES + 4 * pool)
         if job.kind == "train" and job.run:
             training = self.config(job.run).training
+            kept = entry.cadence.kept_steps(self.config(job.run).seed, training.steps)
             # In float32, raw weights and their EMA. The final weights are another name of the last snapshot.
-            copies = 2 * len(training.snapshot_steps) + KEPT_CHECKPOINTS * (2 + MOMENTS[training.optimizer])
+            copies = 2 * len(training.snapshot_steps) + (1 + len(kept)) * (2 + MOMENTS[training.optimizer])
             return 4 * copies * _values(_spec(self.config(job.run), shape))
         return 0
 

@@ -1,63 +1,79 @@
-"""`gcflow verify --replay`: steps between checkpoints that a run has kept are trained again, to the same bits."""
+"""`gcflow verify --replay`: what was computed is computed again, and must have the same bits.
 
+Steps of a run between a state that it has kept and its next checkpoint, whose hash stands in its log; and evaluations,
+tables and figures in a folder that has nothing but what they read.
+"""
+
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
 
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError, Preempted
-from gcflow.files import read_json
+from gcflow.files import expected_form, read_json
 from gcflow.pipeline.folders import run_folder
-from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.progress import Progress
+from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
+from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
+from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.train import begin, find_inputs
 from gcflow.training import Observer, train
 from gcflow.weights import load_tensors
 
+REMADE = ("evaluate", "discrepancy", "table", "figure")
+
 
 class Interval(NamedTuple):
-    """Steps of a run between two of its checkpoints."""
+    """Steps of a run. start: the file of the state before them; None is its beginning. sha256: of the state after."""
 
     run: Run
-    first: Path
-    second: Path
-    steps: int
+    start: Path | None
+    first: int
+    last: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What training again gave. differing: to each interval the tensors that have other bits. kept: all intervals.
+    """What came out again.
 
-    share: of all steps of the runs that was trained again.
+    intervals: of training, to whether they ended with the same bits. kept: how many there are to draw from. share: of
+    all steps of the runs that was trained again. stages: the outputs of each that came out with other bytes, by its
+    name.
     """
 
-    differing: dict[Interval, list[str]]
+    intervals: dict[Interval, bool]
     kept: int
     share: float
+    stages: dict[str, list[str]]
 
     @property
     def same(self) -> bool:
-        """True if every interval ended with the same bits."""
-        return not any(self.differing.values())
+        """True if nothing differs."""
+        return all(self.intervals.values()) and not any(self.stages.values())
 
     def __str__(self) -> str:
-        lines = []
-        for interval, names in self.differing.items():
-            steps = f"{interval.run.name}: steps {_step(interval.first)} to {_step(interval.second)}"
-            more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
-            lines.append(f"{steps}: " + (f"other bits in {names[0]}{more}" if names else "the same bits"))
-        chance = len(self.differing) / self.kept
-        lines.append(
-            f"trained again: {self.share:.1%} of all steps. One altered interval of the {self.kept} that are kept is "
-            f"found with a chance of {chance:.0%}."
+        verdicts = {True: "the same bits", False: "other bits"}
+        steps = (
+            f"{it.run.name}, steps {it.first} to {it.last}: {verdicts[it_is]}" for it, it_is in self.intervals.items()
         )
-        return "\n".join(lines)
+        stages = (f"{name}: {', '.join(differing) or 'no output'} differs" for name, differing in self.stages.items())
+        chance = len(self.intervals) / self.kept
+        found = (
+            f"trained again: {self.share:.1%} of all steps. One altered interval of the {self.kept} of which the state "
+            f"before is kept is found with a chance of {chance:.0%}."
+        )
+        return "\n".join([*steps, *stages, found])
 
 
 class _For(Observer):
@@ -70,56 +86,92 @@ class _For(Observer):
         return "replayed" if self.asked > self.steps else None
 
 
-def replay(params: Params, runs: Sequence[Run], share: float, device: str = "cpu") -> Replayed:
-    """Trains intervals that are drawn at random again, until their steps are `share` of all steps of the runs.
+def replay(params: Params, stages: Sequence[Stage], share: float, device: str = "cpu") -> Replayed:
+    """Computes a part of what stages made again; what is drawn at random.
 
     Args:
         params: the grid.
-        runs: those that were not trained as they stand in params.yaml are left out.
-        share: in (0, 1].
-        device: of the kind that the runs were trained on.
+        stages: runs that were not trained as they stand in params.yaml are left out, and other kinds than `REMADE`.
+        share: in (0, 1], of all steps of the runs, and of the other stages.
+        device: of the kind that all was computed on.
 
     Raises:
-        GcflowError: no run has two checkpoints, or an input is missing or damaged.
+        GcflowError: nothing was kept of any run, or an input is missing or damaged.
     """
-    kept = [found for run in runs if (found := _interval(params, run))]
+    runs = [stage.run for stage in stages if stage.kind == "train" and stage.run]
+    kept = [interval for run in runs for interval in _intervals(params, run)]
     if not kept:
-        raise GcflowError("no run of these has kept two checkpoints; train one")
-    total = sum(params.run_config(interval.run.name).training.steps for interval in kept)
-    chosen, drawn = [], 0
+        raise GcflowError("no run of these was trained as it stands in params.yaml; train one")
+    total = sum(params.run_config(name).training.steps for name in {interval.run.name for interval in kept})
     # Nobody may know beforehand which.
-    for interval in random.SystemRandom().sample(kept, len(kept)):
+    draw = random.SystemRandom()
+    chosen, drawn = [], 0
+    for interval in draw.sample(kept, len(kept)):
         if drawn < share * total:
             chosen.append(interval)
-            drawn += interval.steps
-    differing = {interval: _differing(params, interval, device) for interval in chosen}
-    return Replayed(differing, len(kept), drawn / total)
+            drawn += interval.last - interval.first
+    others = [s for s in stages if s.kind in REMADE and all((params.root / out).exists() for out in s.outs)]
+    others = draw.sample(others, round(share * len(others)))
+    return Replayed(
+        {interval: _ends_the_same(params, interval, device) for interval in chosen},
+        len(kept),
+        drawn / total,
+        {stage.name: _differing(params, stage, device) for stage in others},
+    )
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("checkpoint-"))
-
-
-def _interval(params: Params, run: Run) -> Interval | None:
+def _intervals(params: Params, run: Run) -> list[Interval]:
+    """Those of a run that can be trained again: after its beginning, and after each state that it has kept."""
     folder = run_folder(params.root, run)
     published = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if published.get("config") != to_dict(params.run_config(run.name)):
-        return None
-    found = RunState(folder / "state" / published["config_hash"][:16], published).checkpoints()
-    if len(found) < 2:
-        return None
-    return Interval(run, found[1], found[0], _step(found[0]) - _step(found[1]))
+        return []
+    with expected_form(folder / "metrics.jsonl"):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+        saved = [line["checkpoint"] for line in (*lines, published) if "checkpoint" in line]
+        hashes = {checkpoint["step"]: checkpoint["sha256"] for checkpoint in saved}
+    state = RunState(folder / "state" / published["config_hash"][:16], published)
+    starts = {0: None} | {_step(path): path for path in state.kept_states()}
+    ends = {first: min((step for step in hashes if step > first), default=0) for first in starts}
+    return [
+        Interval(run, path, first, ends[first], hashes[ends[first]]) for first, path in starts.items() if ends[first]
+    ]
 
 
-def _differing(params: Params, interval: Interval, device: str) -> list[str]:
-    run = interval.run
+def _step(kept: Path) -> int:
+    return int(kept.stem.removeprefix("kept-"))
+
+
+def _ends_the_same(params: Params, interval: Interval, device: str) -> bool:
+    run, steps = interval.run, interval.last - interval.first
     config, entry = params.run_config(run.name), params.dataset(run.dataset)
     torch.set_num_threads(config.training.cpu_threads)
     state, data, helpers = begin(params, run, find_inputs(params, run), device)
-    state.restore(load_tensors(interval.first)[0], _step(interval.first), interval.first)
-    with Progress(f"{run.name} again", interval.steps) as progress, suppress(Preempted):
-        train(config, data, state, _For(interval.steps, progress), entry.cadence, helpers)
-    expected, _ = load_tensors(interval.second)
-    # How often a run speaks decides its window of losses.
-    found = {name: tensor.cpu() for name, tensor in state.tensors().items() if not name.startswith("window.")}
-    return [name for name, tensor in found.items() if name not in expected or not torch.equal(tensor, expected[name])]
+    if interval.start:
+        state.restore(load_tensors(interval.start)[0], interval.first, interval.start)
+    with Progress(f"{run.name} again", steps) as progress, suppress(Preempted):
+        train(config, data, state, _For(steps, progress), entry.cadence, helpers)
+    return state.sha256() == interval.sha256
+
+
+def _differing(params: Params, stage: Stage, device: str) -> list[str]:
+    """The outputs of a stage that its command makes otherwise, where nothing else is than what the stage reads."""
+    say(f"  {stage.name} again")
+    with TemporaryDirectory(prefix="gcflow-") as folder:
+        extensions = params.document.get("extensions") or ()
+        for name in {params.path.name, CLAIMS, PAPER, *extensions, *stage.deps}:
+            if (params.root / name).exists():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).symlink_to((params.root / name).resolve())
+        command = [sys.executable, "-m", "gcflow", "--params", params.path.name, *stage.command.split()[1:]]
+        environment = os.environ | {"GCFLOW_DEVICE": device}
+        made = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+        if made.returncode:
+            raise GcflowError(f"{stage.name} fails when it is made again: {made.stderr.strip().splitlines()[-1]}")
+        return [out for out in stage.outs if _bytes(Path(folder) / out) != _bytes(params.root / out)]
+
+
+def _bytes(path: Path) -> dict[str, bytes]:
+    """The content of a file, or of all files of a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files if not file.name.startswith(".")}

@@ -20,7 +20,7 @@ from gcflow.files import read_json
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import newest_lease
-from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.versions import LOCK, cache_folder, locked_stages, own_reason
@@ -66,7 +66,7 @@ class Report:
 
     target: what was looked at. files, bytes, seconds: how much there is, and how long reading took. busy: who trains
     runs, which were left alone. unknown: files of which nobody knows a hash. absent: stages that have no file here.
-    runs: those that were looked at.
+    stages: those that were looked at.
     """
 
     target: str
@@ -77,7 +77,7 @@ class Report:
     busy: list[str]
     unknown: list[str]
     absent: list[str]
-    runs: list[Run]
+    stages: list[Stage]
 
     def __str__(self) -> str:
         lines = []
@@ -138,7 +138,7 @@ def verify(params: Params, targets: Sequence[str], scale: str) -> Report:
         list(found.busy.values()),
         [name for name, claims in found.claims.items() if not claims and not HASH_OF_ITS_OWN.search(name)],
         found.absent,
-        [job.run for name, job in found.graph.jobs.items() if name in wanted and job.kind == "train" and job.run],
+        [job for name, job in found.graph.jobs.items() if name in wanted],
     )
 
 

@@ -30,7 +30,7 @@ TRAINING_TITLES = {
 # The others fall to zero or do not span much.
 LOGARITHMIC = ("loss", "gradient_norm")
 # What a line of metrics.jsonl is about, not what it measures; and how the machine was, which MLflow draws.
-PLACES, MACHINE = ("step", "time"), "system/"
+PLACES, MACHINE = ("step", "time", "checkpoint"), "system/"
 # Which measurement a record of metrics.json is of; the rest of it is the protocol.
 MEASURED = ("metric", "value", "run", "step", "weights", "sampler", "network_evaluations", "generation_seed")
 

@@ -76,6 +76,7 @@ class RunFiles:
         with expected_form(self.place / "metrics.jsonl"):
             for record in _lines(self.place / "metrics.jsonl"):
                 step, milliseconds = record.pop("step"), int(1000 * record.pop("time", 0))
+                record.pop("checkpoint", None)
                 if step <= self.step:
                     points += [Point(name, float(value), milliseconds, step) for name, value in record.items()]
         if self.published:

@@ -15,7 +15,7 @@ from gcflow import register
 from gcflow.couplings import Coupling
 from gcflow.networks import Network, NetworkConfig, without_dropout
 from gcflow.objectives import Objective
-from gcflow.options import Line, Options, adapter, require
+from gcflow.options import Count, Line, Many, Options, Seed, adapter, require
 from gcflow.preconditioning import NoiseProcess, Preconditioning
 from gcflow.randomness import derived_seed
 from gcflow.schedules import EctSchedule, EdmSchedule, IctSchedule, Schedule
@@ -55,26 +55,25 @@ class TrainingConfig(Options):
 
     steps: int = Field(ge=1, le=10**9, description="steps of the optimizer")
     batch: int = Field(ge=1, le=10**6, description="samples per step, over all processes")
-    learning_rate: float = Field(gt=0, description="of the optimizer")
-    snapshot_every: int = Field(
-        ge=1, description="steps between saved weights, from which convergence curves are computed"
-    )
+    learning_rate: float = Field(gt=0, le=1000, description="of the optimizer")
+    snapshot_every: Many = Field(description="steps between saved weights, from which convergence curves are computed")
     optimizer: Literal["lion", "adam", "radam"] = Field(default="lion", description="Lion as in the paper, or another")
     learning_rate_decay: Literal["none", "linear"] = Field(
         default="none", description="`linear`: to 0 at the end of training"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="of the optimizer; Lion's is decoupled")
+    weight_decay: float = Field(default=0.0, ge=0, le=1000, description="of the optimizer; Lion's is decoupled")
     gradient_clip: float | None = Field(
         default=None,
         gt=0,
+        le=10**9,
         description="largest global norm of a gradient; null means none, as in the paper. One outlier stays in Lion's "
         "momentum for a hundred steps and can undo a run",
     )
     ema_decay: float = Field(
         default=0.9999, ge=0, lt=1, description="of the average that is sampled from and predicts endpoints; the most"
     )
-    ema_every: int = Field(default=1, ge=1, description="the average moves at steps, from 0, divisible by this")
-    ema_start: int = Field(default=0, ge=0, description="until this step each move is a copy of the weights")
+    ema_every: Many = Field(default=1, description="the average moves at steps, from 0, divisible by this")
+    ema_start: int = Field(default=0, ge=0, le=10**9, description="until this step each move is a copy of the weights")
     ema_ramp_up: bool = Field(
         default=False,
         description="the decay at step k is min(ema_decay, 1 - (1 + k - ema_start)^(-2/3)), after one more copy at the "
@@ -84,11 +83,13 @@ class TrainingConfig(Options):
         default="pseudo-huber", description="between the two endpoints; a denoiser has its own"
     )
     huber_c: float | None = Field(
-        default=None, ge=0, description="constant of pseudo-Huber; null means 0.00054 sqrt(d), 0 the plain L2 norm"
-    )
-    grain: int | None = Field(
         default=None,
-        ge=1,
+        ge=0,
+        le=10**6,
+        description="constant of pseudo-Huber; null means 0.00054 sqrt(d), 0 the plain L2 norm",
+    )
+    grain: Count | None = Field(
+        default=None,
         description="samples that pass at once, a divisor of batch: gradients of grains add up in a fixed tree, so "
         "that 1, 2, 4, ... processes, at most one per grain, end with the same bits; null means the whole batch",
     )
@@ -127,12 +128,10 @@ class TrainingConfig(Options):
 class Cadence(Options):
     """How often a run speaks and saves; no part of its identity, since it does not touch the weights."""
 
-    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int = Field(
-        default=500, ge=1, description="steps between checkpoints that a stopped run goes on from"
-    )
+    log_every: Many = Field(default=50, description="steps between lines of metrics.jsonl")
+    checkpoint_every: Many = Field(default=500, description="steps between checkpoints that a stopped run goes on from")
     keep_states: int = Field(
-        default=1, ge=0, description="checkpoints, drawn from the seed, that stay for `gcflow verify --replay`"
+        default=1, ge=0, le=1000, description="checkpoints, drawn from the seed, that stay for `gcflow verify --replay`"
     )
 
     def kept_steps(self, seed: int, steps: int) -> list[int]:
@@ -146,8 +145,8 @@ class RunReference(Options):
     """Weights of another run of the same data set: its EMA."""
 
     method: str = Field(description="the other run's method")
-    step: int | None = Field(default=None, description="of one of its snapshots; null means the last")
-    seed: int | None = Field(default=None, description="its seed; null means that of the run that refers to it")
+    step: Many | None = Field(default=None, description="of one of its snapshots; null means the last")
+    seed: Seed | None = Field(default=None, description="its seed; null means that of the run that refers to it")
 
 
 class CheckpointFile(Options):
@@ -184,7 +183,10 @@ class MethodConfig(Options):
         "(Section 5.2, Eq. 21, Figure 5)",
     )
     mu_from_step: int | None = Field(
-        default=None, ge=0, description="for `gc`: before this training step every pair is independent; null means none"
+        default=None,
+        ge=0,
+        le=10**9,
+        description="for `gc`: before this training step every pair is independent; null means none",
     )
     predictor: Literal["ema", "online"] | FrozenWeights | None = Field(
         default=None,
@@ -206,6 +208,7 @@ class MethodConfig(Options):
     sampling_boundary: float | None = Field(
         default=None,
         ge=0,
+        le=10**6,
         description="where a consistency model of `edm` preconditioning is taken to be the identity when it is "
         "sampled; null means 0, as in training. ECT's code takes 0.003",
     )
@@ -261,7 +264,7 @@ class RunConfig(Options):
 
     dataset: str
     method_name: str
-    seed: int
+    seed: Seed
     process: NoiseProcess
     network: Annotated[Network, register.network]
     training: TrainingConfig

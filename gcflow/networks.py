@@ -128,14 +128,16 @@ class NetworkConfig(Network):
     multipliers: tuple[Count, ...] = Field(
         default=(1,), min_length=1, description="of `channels`, one per level of a U-Net, from the finest"
     )
-    attention: tuple[int, ...] = Field(
+    attention: tuple[Count, ...] = Field(
         default=(), description="sides (pixels) of the levels whose blocks attend, besides the bottleneck of a U-Net"
     )
     dropout: Rate | tuple[Rate, ...] = Field(
         default=0.0, description="dropout rate: one number, or one per level of a U-Net, from the finest"
     )
-    label_dim: int = Field(default=0, ge=0, description="size of EDM's class embedding; 0 leaves it out")
-    augment_dim: int = Field(default=0, ge=0, description="size of EDM's augmentation embedding; 0 leaves it out")
+    label_dim: int = Field(default=0, ge=0, le=10**6, description="size of EDM's class embedding; 0 leaves it out")
+    augment_dim: int = Field(
+        default=0, ge=0, le=10**6, description="size of EDM's augmentation embedding; 0 leaves it out"
+    )
 
     def __post_init__(self) -> None:
         levels = len(self.multipliers)

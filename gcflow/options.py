@@ -13,6 +13,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, le=10**6)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+# Of steps, images and other things of which there may be very many.
+Many = Annotated[int, Field(ge=1, le=10**9)]
+Level = Annotated[float, Field(gt=0, le=10**6)]
+# Of numbers with either sign.
+Real = Annotated[float, Field(ge=-(10**6), le=10**6)]
 
 
 def _one_line(text: str) -> str:

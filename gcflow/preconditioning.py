@@ -20,7 +20,9 @@ VP_BETA_D, VP_BETA_MIN, VP_LEVELS = 19.9, 0.1, 1000
 class NoiseProcess(Options):
     """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises."""
 
-    sigma_min: float = Field(default=0.002, gt=0, description="sigma_0 of the paper: the least noise level")
+    sigma_min: float = Field(
+        default=0.002, gt=0, le=MOST_NOISE, description="sigma_0 of the paper: the least noise level"
+    )
     sigma_max: float = Field(
         default=80.0, gt=0, le=MOST_NOISE, description="sigma_T of the paper: the largest; above sigma_min"
     )

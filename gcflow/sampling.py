@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gcflow.options import Options
+from gcflow.options import Count, Level, Options
 from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, from_model_space
 from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
@@ -76,11 +76,12 @@ class Sampler(Options):
     name: Literal["consistency", "heun"] = Field(
         description="a consistency model's, in len(sigmas) + 1 steps, or a denoiser's, in 2 heun_steps - 1"
     )
-    sigmas: tuple[float, ...] = Field(default=(), description="noise levels between steps, descending")
-    heun_steps: int = Field(default=18, ge=1, description="levels of noise of `heun`")
+    sigmas: tuple[Level, ...] = Field(default=(), description="noise levels between steps, descending")
+    heun_steps: Count = Field(default=18, description="levels of noise of `heun`")
     boundary: float | None = Field(
         default=None,
         ge=0,
+        le=10**6,
         description="where a consistency model of EDM preconditioning is taken to be the identity; null: where it was "
         "trained to be. ECT's code moves it to 0.003",
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Options, require
+from gcflow.options import Many, Options, Real, require
 from gcflow.preconditioning import NoiseProcess
 
 # Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
@@ -78,10 +78,10 @@ class IctSchedule(Schedule):
     N(k) depends on the length of training: whatever it is, s0 doubles in equal parts of it until s1.
     """
 
-    s0: int = Field(default=10, ge=1, description="intervals at first")
+    s0: Many = Field(default=10, description="intervals at first")
     s1: int = Field(default=1280, ge=1, le=10**6, description="most intervals; at least s0")
-    p_mean: float = Field(default=-1.1, description="mean of ln sigma")
-    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln sigma")
+    p_mean: float = Field(default=-1.1, ge=-20, le=20, description="mean of ln sigma")
+    p_std: float = Field(default=2.0, gt=0, le=20, description="standard deviation of ln sigma")
     kind: Literal["ict"] = "ict"
 
     def __post_init__(self) -> None:
@@ -136,14 +136,14 @@ class EctSchedule(Schedule):
     """
 
     reaches_zero: ClassVar[bool] = True
-    q: float = Field(default=2.0, gt=1, description="base of the gap between r and t, see above")
-    k: float = Field(default=8.0, ge=0, description="how much wider the gap is at small t")
-    b: float = Field(default=1.0, description="how fast that ends as t grows")
-    stage_every: int | None = Field(
-        default=None, ge=1, description="steps after which the stage rises by one; null keeps it at 0"
+    q: float = Field(default=2.0, gt=1, le=10**6, description="base of the gap between r and t, see above")
+    k: float = Field(default=8.0, ge=0, le=10**6, description="how much wider the gap is at small t")
+    b: Real = Field(default=1.0, description="how fast that ends as t grows")
+    stage_every: Many | None = Field(
+        default=None, description="steps after which the stage rises by one; null keeps it at 0"
     )
-    p_mean: float = Field(default=-1.1, description="mean of ln t")
-    p_std: float = Field(default=2.0, gt=0, description="standard deviation of ln t")
+    p_mean: float = Field(default=-1.1, ge=-20, le=20, description="mean of ln t")
+    p_std: float = Field(default=2.0, gt=0, le=20, description="standard deviation of ln t")
     kind: Literal["ect"] = "ect"
 
     def stage(self, step: int) -> int:
@@ -182,8 +182,8 @@ class EdmSchedule(Schedule):
     """Noise levels of a denoiser's training: ln sigma ~ N(p_mean, p_std^2) (Karras et al. 2022, table 1)."""
 
     pairs: ClassVar[bool] = False
-    p_mean: float = Field(default=-1.2, description="mean of ln sigma")
-    p_std: float = Field(default=1.2, gt=0, description="standard deviation of ln sigma")
+    p_mean: float = Field(default=-1.2, ge=-20, le=20, description="mean of ln sigma")
+    p_std: float = Field(default=1.2, gt=0, le=20, description="standard deviation of ln sigma")
     kind: Literal["edm"] = "edm"
 
     def levels(

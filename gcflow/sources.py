@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gcflow import register
-from gcflow.options import Count, Options
+from gcflow.options import Count, Many, Options, Real, Seed
 from gcflow.oracles import GaussianMixture, empirical
 from gcflow.preconditioning import NoiseProcess, to_model_space
 from gcflow.randomness import generator
@@ -103,10 +103,10 @@ class Digits(SmallSource):
 class Mixture2d(SmallSource):
     """Points of a two-dimensional Gaussian mixture with equal weights, whose velocity is known in closed form."""
 
-    means: tuple[tuple[float, float], ...] = Field(min_length=1, description="the components' centres, each [x, y]")
-    std: float = Field(gt=0, description="their standard deviation")
-    count: int = Field(ge=1, description="points to draw")
-    seed: int = Field(description="of the draw")
+    means: tuple[tuple[Real, Real], ...] = Field(min_length=1, description="the components' centres, each [x, y]")
+    std: float = Field(gt=0, le=10**6, description="their standard deviation")
+    count: Many = Field(description="points to draw")
+    seed: Seed = Field(description="of the draw")
     source: Literal["mixture2d"] = "mixture2d"
 
     @property
@@ -137,8 +137,8 @@ class Synthetic(SmallSource):
     """Uniformly random images, to time a recipe before its data are at hand. Nothing can be learned from them."""
 
     shape: tuple[Count, Count, Count] = Field(description="[channels, height, width]")
-    count: int = Field(ge=1, description="images")
-    seed: int = Field(description="of the draw")
+    count: Many = Field(description="images")
+    seed: Seed = Field(description="of the draw")
     source: Literal["synthetic"] = "synthetic"
 
     def load(self) -> RawData:

@@ -25,7 +25,7 @@ from gcflow.archives.formats import (
     zip_members,
 )
 from gcflow.errors import GcflowError
-from gcflow.options import require
+from gcflow.options import Many, require
 from gcflow.sources import Source
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class Cifar10(Archived):
     md5: str | None = Field(
         default="c58f30108f718f92721af3b95e74349a", description="of the archive as published; null checks none"
     )
-    images: int = Field(default=50000, ge=1, description="in the archive, to train on")
-    held_out_images: int = Field(default=10000, ge=1, description="in the archive, held out")
+    images: Many = Field(default=50000, description="in the archive, to train on")
+    held_out_images: Many = Field(default=10000, description="in the archive, held out")
     source: Literal["cifar10"] = "cifar10"
     variant: ClassVar[str] = "CIFAR-10, python version"
 
@@ -175,7 +175,7 @@ class Imagenet32(Archived):
         "per class, is taken",
     )
     filter: Filter = Field(default="bilinear", description="of the resize")
-    images: int = Field(default=1281167, ge=1, description="in the archive")
+    images: Many = Field(default=1281167, description="in the archive")
     source: Literal["imagenet32"] = "imagenet32"
     variant: ClassVar[str] = "ImageNet-1k training images, resized here"
 
@@ -209,7 +209,7 @@ class Imagenet32Downsampled(Archived):
     Labels 1..1000 become 0..999.
     """
 
-    images: int = Field(default=1281167, ge=1, description="in all batches")
+    images: Many = Field(default=1281167, description="in all batches")
     source: Literal["imagenet32-downsampled"] = "imagenet32-downsampled"
     variant: ClassVar[str] = "downsampled ImageNet 32x32, as published: other pixels than ImageNet resized here"
 
@@ -244,8 +244,8 @@ class Celeba64(Archived):
 
     archive: str = Field(default="img_align_celeba.zip", description="file in the archives' folder")
     filter: Filter = Field(default="lanczos", description="of the resize")
-    images: int = Field(default=162770, ge=1, description="in the training split")
-    held_out_images: int = Field(default=19962, ge=0, description="in the test split")
+    images: Many = Field(default=162770, description="in the training split")
+    held_out_images: int = Field(default=19962, ge=0, le=10**9, description="in the test split")
     source: Literal["celeba64"] = "celeba64"
     variant: ClassVar[str] = "CelebA, aligned and cropped"
     side: ClassVar[int] = 64
@@ -304,7 +304,7 @@ class Church64(Archived):
         default="http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip", description="where the zip can be had"
     )
     filter: Filter = Field(default="lanczos", description="of the resize")
-    images: int = Field(default=126227, ge=1, description="in the LMDB")
+    images: Many = Field(default=126227, description="in the LMDB")
     source: Literal["church64"] = "church64"
     variant: ClassVar[str] = "LSUN church_outdoor, training split"
     side: ClassVar[int] = 64
@@ -339,9 +339,9 @@ class Folder(Archived):
     """
 
     path: str = Field(description="in the folder of archives, or absolute")
-    size: int = Field(ge=4, description="side in pixels, a power of two")
+    size: int = Field(ge=4, le=10**4, description="side in pixels, a power of two")
     filter: Filter = Field(default="lanczos", description="of the resize")
-    images: int | None = Field(default=None, ge=1, description="how many are expected; null takes what there is")
+    images: Many | None = Field(default=None, description="how many are expected; null takes what there is")
     source: Literal["folder"] = "folder"
     variant: ClassVar[str] = "images of the user's own"
 

@@ -23,16 +23,14 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.metrics import Metric
 from gcflow.networks import Network
-from gcflow.options import Count, Different, Line, Options, require
+from gcflow.options import Count, Different, Level, Line, Options, Seed, require
 from gcflow.pipeline import figures
-from gcflow.preconditioning import MOST_NOISE
 from gcflow.sources import Source
 
 Scale = Literal["embedded", "rehearsal", "paper"]
 SCALES: tuple[Scale, ...] = ("embedded", "rehearsal", "paper")
 # Of data sets, methods, tables and what else becomes a part of a path or of a stage's name.
 Name = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
-Level = Annotated[float, Field(gt=0, le=MOST_NOISE)]
 Methods = Different[tuple[str, ...]]
 Open = Annotated[float, Field(gt=0, lt=1)]
 if TYPE_CHECKING:
@@ -68,20 +66,18 @@ class Replicates(Options):
     """The runs of a method."""
 
     label: Line = Field(description="the method's name in tables and figures")
-    seeds: Different[tuple[Annotated[int, Field(ge=0)], ...]] = Field(
-        min_length=1, description="one run each, all different"
-    )
+    seeds: Different[tuple[Seed, ...]] = Field(min_length=1, description="one run each, all different")
 
 
 class Classifier(Options):
     """Features are the penultimate layer (64 values) of a small classifier trained on the labelled data."""
 
     epochs: int = Field(ge=1, le=10**6, description="passes over the data")
-    batch: int = Field(ge=2, description="samples per step")
-    learning_rate: float = Field(gt=0, description="largest of its schedule")
+    batch: int = Field(ge=2, le=10**6, description="samples per step")
+    learning_rate: float = Field(gt=0, le=1000, description="largest of its schedule")
     held_out: Open = Field(description="share of the data kept for its accuracy")
     minimum_accuracy: Share = Field(description="on these; below it the stage fails")
-    seed: int = Field(description="of weights and order")
+    seed: Seed = Field(description="of weights and order")
     kind: Literal["classifier"] = "classifier"
 
     @property
@@ -122,15 +118,17 @@ class Protocol(Options):
         default="stored", description="real images as they are, or after a round trip through float32 that truncates"
     )
     split: Literal["train", "held-out"] = Field(default="train", description="which real images")
-    reference_images: int | None = Field(default=None, ge=FEWEST_REAL, description="how many of them; null means all")
-    reference_seed: int = Field(default=0, description="they are drawn with, in a random order")
+    reference_images: int | None = Field(
+        default=None, ge=FEWEST_REAL, le=10**9, description="how many of them; null means all"
+    )
+    reference_seed: Seed = Field(default=0, description="they are drawn with, in a random order")
     select: Literal["last", "best"] = Field(
         default="last", description="reports the run's last step, or the best by FID of all snapshots"
     )
-    kid_subsets: int = Field(default=100, ge=1, description="of KID")
-    kid_subset_size: int = Field(default=1000, ge=2, description="images in each of them")
-    kid_seed: int = Field(default=0, description="they are drawn with")
-    score_splits: int = Field(default=10, ge=1, description="parts that the inception score is averaged over")
+    kid_subsets: Count = Field(default=100, description="of KID")
+    kid_subset_size: int = Field(default=1000, ge=2, le=10**9, description="images in each of them")
+    kid_seed: Seed = Field(default=0, description="they are drawn with")
+    score_splits: Count = Field(default=10, description="parts that the inception score is averaged over")
 
     @property
     def fewest_images(self) -> int:
@@ -170,7 +168,7 @@ class SurrogateNetwork(Options):
     """
 
     protocols: dict[Name, Protocol] = Field(min_length=1, description="by name; the first is that of curves and claims")
-    seed: int = Field(default=0, description="of its weights")
+    seed: Seed = Field(default=0, description="of its weights")
     kind: Literal["surrogate"] = "surrogate"
 
 
@@ -181,10 +179,10 @@ class Evaluation(Options):
     """What is generated to be compared."""
 
     samples: int = Field(ge=2, le=10**7, description="generated per evaluation")
-    generation_seeds: Different[tuple[int, ...]] = Field(
+    generation_seeds: Different[tuple[Seed, ...]] = Field(
         min_length=1, description="at the last step each is used; at snapshots only the first"
     )
-    intermediate_sigmas: Different[tuple[float, ...]] = Field(
+    intermediate_sigmas: Different[tuple[Level, ...]] = Field(
         description="noise levels of the few-step sampler, descending"
     )
     heun_steps: int = Field(ge=2, le=10**4, description="of the sampler of denoisers")
@@ -192,7 +190,7 @@ class Evaluation(Options):
     weights: Different[tuple[Weights, ...]] = Field(
         default=("ema", "raw"), description="which of a run's weights; ema is one"
     )
-    batch: int = Field(default=500, ge=1, description="samples generated at once")
+    batch: Count = Field(default=500, description="samples generated at once")
     metrics: tuple[Annotated[Metric, register.metric], ...] = Field(
         default=(), description="of extensions, besides those of the features"
     )
@@ -210,13 +208,13 @@ class Theory(Options):
 
     horizons: tuple[Level, ...] = Field(description="T of Theorem 1; none leaves it out")
     intervals: tuple[Count, ...] = Field(description="its N, ascending, the last two a factor 4 apart")
-    points: int = Field(ge=2, description="quasi-random points per scrambling, a power of two")
-    scramblings: int = Field(ge=2, description="independent ones, for standard errors")
+    points: int = Field(ge=2, le=10**9, description="quasi-random points per scrambling, a power of two")
+    scramblings: int = Field(ge=2, le=10**6, description="independent ones, for standard errors")
     sigmas: tuple[Level, ...] = Field(
         description="levels of Lemma 1 and Theorem 2, ascending, the last three large; none leaves them out"
     )
-    paths: int = Field(ge=0, description="trajectories of Figure 1, at least two; 0 leaves it out")
-    seed: int = Field(description="of everything drawn")
+    paths: int = Field(ge=0, le=10**6, description="trajectories of Figure 1, at least two; 0 leaves it out")
+    seed: Seed = Field(description="of everything drawn")
     path_sigmas: tuple[Level, Level] = Field(default=(3.0, 0.05), description="noise levels where they start and end")
     predictor: RunReference | None = Field(
         default=None, description="the run whose EMA predicts the endpoints of pairs in Figure 1; null shows none"
@@ -240,7 +238,7 @@ class Discrepancy(Options):
 
     samples: int = Field(ge=2, le=10**7, description="pairs per noise level")
     sigmas: Different[tuple[Level, ...]] = Field(min_length=1, description="noise levels")
-    seed: int = Field(description="of the pairs")
+    seed: Seed = Field(description="of the pairs")
 
 
 class Transport(Options):
@@ -252,7 +250,7 @@ class Transport(Options):
     )
     batch_sizes: Different[tuple[Count, ...]] = Field(description="of optimal transport")
     sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")
-    seed: int = Field(description="of the pairs")
+    seed: Seed = Field(description="of the pairs")
 
     def __post_init__(self) -> None:
         for size in self.batch_sizes:
@@ -392,6 +390,7 @@ class Tracking(Options):
     watch_every: float | None = Field(
         default=30.0,
         gt=0,
+        le=10**6,
         description="seconds between what is sent while a workflow runs; null: all is sent at its end",
     )
 

@@ -28,7 +28,7 @@ from gcflow.config import (
     to_dict,
 )
 from gcflow.errors import GcflowError
-from gcflow.options import blocks, mistakes
+from gcflow.options import adapter, blocks, mistakes
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.stages import Stages
 from gcflow.sampling import Sampler
@@ -1037,3 +1037,20 @@ def test_a_data_set_whose_name_is_a_number_is_read_as_text_or_refused_by_name(fo
 
 def test_a_key_that_is_a_number_is_named(folder):
     assert refusal(folder, changed((*DIGITS, "training", 1), 5)).startswith("datasets.digits.training.1 ")
+
+
+@pytest.mark.parametrize("block", dict.fromkeys(blocks()), ids=lambda block: block.__name__)
+def test_every_number_of_every_block_is_bounded_on_both_sides(block):
+    schema = adapter(block).json_schema(ref_template="{model}")
+
+    def numbers(part):
+        if part.get("type") in ("integer", "number"):
+            yield part
+        items = [part["items"]] if "items" in part else []
+        for below in (*part.get("anyOf", ()), *part.get("prefixItems", ()), *items):
+            yield from numbers(below)
+
+    for name, part in schema.get("properties", {}).items():
+        for number in numbers(part):
+            assert {"minimum", "exclusiveMinimum"} & set(number), name
+            assert {"maximum", "exclusiveMaximum"} & set(number), name

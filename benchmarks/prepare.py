@@ -20,7 +20,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from gcflow.archives.sources import Folder
+from gcflow.archives.layouts import Folder
 from gcflow.preparation import CHUNK, available_cores, prepare
 
 DIFFERENT = 500

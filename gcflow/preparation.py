@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from gcflow.archives.formats import BLOCK, Item, Report, Split, image_files, shown, silent
-from gcflow.archives.sources import Archived
+from gcflow.archives.layouts import Archived
 from gcflow.config import to_dict
 from gcflow.data import described, write_array
 from gcflow.download import download as fetch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 # Registers the sources of archives.
-import gcflow.archives.sources  # noqa: F401
+import gcflow.archives.layouts  # noqa: F401
 from gcflow import register
 from gcflow.config import (
     Cadence,

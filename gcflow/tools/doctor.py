@@ -213,7 +213,7 @@ class Asked:
 
     def data(self, name: str) -> str:
         """Prepared arrays as a run reads them, or else the archive that they are made from."""
-        from gcflow.archives.sources import Archived
+        from gcflow.archives.layouts import Archived
         from gcflow.data import load_dataset
         from gcflow.pipeline.folders import data_folder
 

@@ -27,7 +27,7 @@ from archive_files import (
 from PIL import Image
 
 from gcflow.archives.array_batches import read_batch
-from gcflow.archives.sources import Archived, Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
+from gcflow.archives.layouts import Archived, Celeba64, Church64, Cifar10, Folder, Imagenet32, Imagenet32Downsampled
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
 from gcflow.preparation import prepare

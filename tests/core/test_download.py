@@ -188,7 +188,7 @@ def test_a_full_disk_is_named_and_the_next_call_goes_on(server, tmp_path):
 def test_prepare_fetches_what_is_missing_and_only_that(server, tmp_path):
     from archive_files import python2_batch, random_batch, write_tar
 
-    from gcflow.archives.sources import Cifar10
+    from gcflow.archives.layouts import Cifar10
 
     batches = {name: random_batch(2) for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]}
     members = {f"cifar-10-batches-py/{name}": python2_batch(*batch) for name, batch in batches.items()}

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from gcflow import preparation
 from gcflow.archives import decoding
-from gcflow.archives.sources import Folder
+from gcflow.archives.layouts import Folder
 from gcflow.config import NoiseProcess
 from gcflow.data import load_dataset
 from gcflow.errors import GcflowError
@@ -535,7 +535,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from gcflow import preparation
-from gcflow.archives.sources import Folder
+from gcflow.archives.layouts import Folder
 preparation.CHUNK, preparation.SHARD = 4, 8
 
 def report(done, total, phase):

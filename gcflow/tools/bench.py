@@ -143,6 +143,7 @@ def bench_training(build: Mapping[str, Callable[[], Trainer]], device: str, step
         step, passes = statistics.median(times[name]), passes_per_sample(trainer.config)
         images = trainer.config.training.batch / step
         methods[name] = {
+            "grain": trainer.config.training.grain or trainer.config.training.batch,
             "seconds_per_step": step,
             "images_per_second": images,
             "step_over_first": statistics.median(map(truediv, times[name], times[first.method_name])),
@@ -254,11 +255,11 @@ def bench(
 
 def show(document: dict[str, Any]) -> None:
     """Prints the measurements as a table."""
-    say(f"{'training':<18} {'steps/s':>9} {'images/s':>10} {'/ first':>8} {'of peak':>8} {'memory':>9}")
+    say(f"{'training':<18} {'grain':>6} {'steps/s':>9} {'images/s':>10} {'/ first':>8} {'of peak':>8} {'memory':>9}")
     for method, row in document["train"]["methods"].items():
         memory = size(row["peak_memory_bytes"]) if row["peak_memory_bytes"] else "-"
         say(
-            f"{method:<18} {1 / row['seconds_per_step']:>9.4g} {row['images_per_second']:>10.4g} "
+            f"{method:<18} {row['grain']:>6} {1 / row['seconds_per_step']:>9.4g} {row['images_per_second']:>10.4g} "
             f"{row['step_over_first']:>8.3f} {row['share_of_peak']:>8.1%} {memory:>9}"
         )
     for title, what in (("sampling", "sampling"), ("evaluation", "features")):

@@ -113,6 +113,19 @@ def pass_limit(workflow, trainer):
     return job
 
 
+def come_back(workflow, processes):
+    """A run is preempted, and started again with so many processes; returns the number of its first job."""
+    trainer, job = workflow.trainer(0), workflow.job(0)
+    workflow.kill()
+    workflow.cluster.call("scancel", job)
+    trainer.go_on()
+    wait_until(lambda: workflow.cluster.describe(job)["JobState"] in ("CANCELLED", "FAILED", "COMPLETED"), pause=0.2)
+    workflow.call("snakemake", "--profile", "slurm", "--unlock")
+    workflow.environment["GCFLOW_PROCESSES"] = str(processes)
+    workflow.start(WEIGHTS[0])
+    return job
+
+
 def train_by_hand(folder, seeds, *options):
     """Runs of `tiny_unets` with nothing in their way."""
     prepare_data(write_project(folder, tiny_unets(len(DISTURBED))), "digits")
@@ -127,6 +140,7 @@ def story(cluster, tmp_path_factory):
 
     everything: `all` of points in the plane. disturbed, spare: what the names of their runs say. limited: a run that
     takes longer than its time limit. pair: two processes per run, one run as a job of the workflow, one over two nodes.
+    resized: a run that begins with two processes and goes on with one.
     """
     folder = tmp_path_factory.mktemp("workflows")
     points = tiny_params()
@@ -138,7 +152,8 @@ def story(cluster, tmp_path_factory):
     # A limit of some seconds after every start, however long that takes. Two minutes are for saving.
     limited.shadow("squeue", f'case "$*" in *%L*) echo 2:{SECONDS_LEFT}; exit;; esac')
     pair = Workflow(cluster, folder / "pair", tiny_unets(2), processes=2)
-    workflows = (everything, disturbed, spare, limited, pair)
+    resized = Workflow(cluster, folder / "resized", tiny_unets(1), processes=2)
+    workflows = (everything, disturbed, spare, limited, pair, resized)
     try:
         disturbed.start(*WEIGHTS)
         spare.start(WEIGHTS[OUTLIVED])
@@ -149,6 +164,8 @@ def story(cluster, tmp_path_factory):
         in_time = limited.trainer(0)
         everything.run(README_COMMAND)
         pair.start(WEIGHTS[WITHIN])
+        resized.start(WEIGHTS[0])
+        left = come_back(resized, 1)
         across = pair.submit("docs/two-nodes.sh", f"{RUN}/{ACROSS}")
         lost = lose_node(spare)
         alone = train_by_hand(folder / "alone", DISTURBED)
@@ -160,6 +177,7 @@ def story(cluster, tmp_path_factory):
         yield SimpleNamespace(
             everything=everything, disturbed=disturbed, spare=spare, limited=limited, pair=pair, jobs=jobs,
             outlived=outlived, lost=lost, passed=passed, across=across, alone=alone, together=together,
+            resized=resized, left=left,
         )  # fmt: skip
     except BaseException:
         print(*(workflow.logs() for workflow in workflows), cluster.logs(), sep="\n")  # noqa: T201
@@ -283,6 +301,16 @@ def test_several_gpus_of_one_node_are_one_task(story):
     assert_same_training(story.pair.folder, story.together, WITHIN)
 
 
+def test_a_preempted_run_that_comes_back_on_fewer_gpus_ends_with_the_bits_of_one(story):
+    first, second = story.resized.attempts("train/digits_ic_0")
+    (step,) = re.findall(r"saved at step (\d+) of 200", first)
+    assert f"resumes at step {step}\n" in second
+    jobs = story.resized.jobs("train digits_ic_0")
+    gpus = [story.resized.cluster.describe(job["id"])["TresPerJob"] for job in jobs]
+    assert (jobs[0]["id"], gpus) == (story.left, ["gres:gpu:2", "gres:gpu:1"])
+    assert_same_training(story.resized.folder, story.alone, 0)
+
+
 def test_a_run_over_two_nodes_has_the_bits_of_two_processes_on_one(story):
     described = story.pair.cluster.describe(story.across)
     assert described["JobState"] == "COMPLETED", story.pair.logs()
@@ -292,5 +320,5 @@ def test_a_run_over_two_nodes_has_the_bits_of_two_processes_on_one(story):
 
 
 def test_nothing_half_written_is_left(story):
-    for workflow in (story.everything, story.disturbed, story.spare, story.limited, story.pair):
+    for workflow in (story.everything, story.disturbed, story.spare, story.limited, story.pair, story.resized):
         assert [path for path in temporary_files(workflow.folder) if "gcflow" in path.name] == []

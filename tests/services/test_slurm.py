@@ -73,15 +73,17 @@ def outlive(workflow, first):
     workflow.kill()
     workflow.call("snakemake", "--profile", "slurm", "--unlock")
     workflow.start(*WEIGHTS[:2])
+    # Or it would be at its end before its node is lost.
+    other = workflow.trainer(LOST)
     wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1], seconds=600)
     lone, saved = first.alive, checkpoints(workflow.folder, f"{RUN}/{OUTLIVED}")
     first.go_on()
-    return SimpleNamespace(job=job, pid=first.pid, lone=lone, saved=saved)
+    return SimpleNamespace(job=job, pid=first.pid, lone=lone, saved=saved, other=other)
 
 
-def lose_node(workflow):
+def lose_node(workflow, trainer):
     """A node is drained, which leaves its job alone, and then lost; it comes back later."""
-    cluster, trainer, job = workflow.cluster, workflow.trainer(LOST), workflow.job(LOST)
+    cluster, job = workflow.cluster, workflow.job(LOST)
     others = [other["id"] for other in workflow.jobs(f"train digits_ic_{OUTLIVED}")]
     wait_until(lambda: {cluster.describe(other)["JobState"] for other in others} == {"COMPLETED"}, 600, pause=0.5)
     cluster.call("scontrol", "update", "NodeName=spare", "State=DRAIN", "Reason=test")
@@ -167,7 +169,7 @@ def story(cluster, tmp_path_factory):
         resized.start(WEIGHTS[0])
         left = come_back(resized, 1)
         across = pair.submit("docs/two-nodes.sh", f"{RUN}/{ACROSS}")
-        lost = lose_node(spare)
+        lost = lose_node(spare, outlived.other)
         alone = train_by_hand(folder / "alone", DISTURBED)
         together = train_by_hand(folder / "together", (WITHIN, ACROSS), "--processes", "2")
         passed = pass_limit(limited, in_time)

@@ -26,7 +26,7 @@ WRITTEN = re.findall(
     re.MULTILINE,
 )
 # `…` stands for what a table lists; these say how they begin.
-COMMANDS = sorted({line or span for line, span in WRITTEN if "…" not in span})
+COMMANDS = sorted({(line or span).partition(" && ")[0] for line, span in WRITTEN if "…" not in span})
 
 
 def trained(folder, *arguments):

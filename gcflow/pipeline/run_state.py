@@ -88,7 +88,7 @@ class RunState:
         save_tensors(snapshot(self.folder, state.step), state.weights(), self.header | {"step": state.step})
 
     def restore(self, state: TrainingState) -> Path | None:
-        """Puts the newest checkpoint that loads into `state` and metrics.jsonl, or a kept one; returns its path, or None.
+        """Puts the newest checkpoint that loads, or a kept one, into `state` and metrics.jsonl; its path, or None.
 
         Raises:
             GcflowError: a checkpoint belongs to another configuration, or to an older version of gcflow.

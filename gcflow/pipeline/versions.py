@@ -1,6 +1,7 @@
 """What DVC thinks of each stage: what dvc.lock says of it, and where that differs from what lies there."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def run_dvc(params: Params, *arguments: str) -> str:
 def merge_sides(root: Path) -> None:
     """Ends a conflict of git's in dvc.lock: the stages of both sides, and of one that both have ours."""
     path = root / LOCK
-    if path.exists() and b"\n<<<<<<< " in path.read_bytes():
+    if path.exists() and re.search(rb"^<<<<<<< ", path.read_bytes(), re.MULTILINE):
         stages: dict[str, Any] = {}
         for side in (3, 2):
             shown = subprocess.run(["git", "show", f":{side}:./{LOCK}"], cwd=root, capture_output=True, check=False)

@@ -450,7 +450,7 @@ def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
 def test_a_clone_without_data_has_nothing_to_adopt(origin, tmp_path):
     folder = cloned(origin, tmp_path / "project")
     assert "`dvc pull` first" in error_line(gcflow(folder, "adopt", check=False).stderr)
-    assert "0 files" in (shown := gcflow(folder, "verify").stdout)
+    assert "0\xa0files" in (shown := gcflow(folder, "verify").stdout)
     assert "nothing is here" in shown
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import gcflow
 from gcflow.config import Cadence, MethodConfig, NetworkConfig, NoiseProcess, RunConfig, TrainingConfig
+from gcflow.couplings import GeneratorAugmented
+from gcflow.objectives import ConsistencyTraining
 
 
 class Log(gcflow.training.Observer):
@@ -31,7 +33,7 @@ def train(images: Tensor, out: Path) -> None:
         process=NoiseProcess(sigma_data=in_model_space.std().item(), data_mean=in_model_space.mean().item()),
         network=NetworkConfig("mlp", channels=64, blocks=2),
         training=TrainingConfig(400, 64, 1e-3, snapshot_every=400, optimizer="adam", ema_decay=0.98),
-        method=MethodConfig("consistency", coupling="gc", mu=0.5, predictor="ema"),
+        method=MethodConfig(ConsistencyTraining(), coupling=GeneratorAugmented(), mu=0.5, predictor="ema"),
     )
     state = gcflow.training.initial_state(config, tuple(images.shape[1:]))
     gcflow.training.train(config, images, state, Log(), Cadence(log_every=100))

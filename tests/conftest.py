@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from workflows import finished_project
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell ignores it for what it starts in the background, and so would every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("short", deadline=None, max_examples=30)
 settings.load_profile("short")
 

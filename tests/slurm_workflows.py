@@ -93,8 +93,6 @@ class Workflow:
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
-                # A shell that runs the tests in its background has it ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def submit(self, *script: str) -> str:

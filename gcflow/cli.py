@@ -28,6 +28,27 @@ Exit codes: 0 done, 2 bad input, 3 the loss became non-finite, 75 stopped on req
 """
 
 
+SECTIONS = {
+    "Stages, in the order of the pipeline": (
+        *("prepare", "pretrained", "features", "reference", "train", "evaluate", "discrepancy", "transport", "theory"),
+        *("table", "figure", "claims", "report"),
+    ),
+    "Models": ("sample", "import-edm", "export"),
+    "What is there, and what it takes": ("status", "plan", "doctor", "bench", "verify"),
+    "DVC and MLflow": ("stages", "record", "adopt", "track"),
+}
+
+
+class _Sections(click.Group):
+    """A group whose verbs are listed by what they are for, each with its first sentence."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                whole = formatter.width * len(names)
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(whole)) for name in names])
+
+
 class _NamedPath(click.Path):
     """A path; an empty one, as of a variable that is not set, does not mean the folder where we are."""
 
@@ -153,7 +174,7 @@ def verb(
     return decorate
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Sections, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gcflow")
 @click.option(
     "--params",

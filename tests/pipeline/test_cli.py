@@ -130,7 +130,9 @@ HEAVY = {"torch", "mlflow", "numpy", "pandas", "matplotlib", "scipy", "sklearn"}
 
 def test_help_lists_every_verb_and_the_exit_codes():
     result = gcflow(Path.cwd(), "--help")
-    listed = re.findall(r"^  ([\w-]+)  +\S", result.stdout.split("Commands:")[1].split("Examples:")[0], re.MULTILINE)
+    verbs = result.stdout.split("Stages, ")[1].split("Examples:")[0]
+    listed = re.findall(r"^  ([\w-]+)  +\S", verbs, re.MULTILINE)
+    assert len(listed) == len(set(listed))
     assert set(listed) == set(main.commands)
     assert set(listed) >= VERBS
     for code in ("0 done", "2 bad input", "3 the loss", "75 stopped"):

@@ -137,6 +137,7 @@ def test_runs_of_another_configuration_are_left_out_and_without_any_it_says_so(r
         again(root)
 
 
+@pytest.mark.slow
 def test_evaluations_tables_and_figures_come_out_again_from_what_they_read_alone(evaluated, tmp_path):
     root = shutil.copytree(evaluated, tmp_path / "project")
     found = again(root)

@@ -103,6 +103,7 @@ def on_disk(folder: Path, run: str = RUN, up_to: int | None = None) -> dict[str,
     histories: dict[str, list[tuple[int, float]]] = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
+        record.pop("checkpoint", None)
         step = record.pop("step")
         if record.pop("time") and (up_to is None or step <= up_to):
             for name, value in record.items():

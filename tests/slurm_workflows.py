@@ -120,11 +120,11 @@ class Workflow:
             self.process.kill()
             self.process.wait()
 
-    def finish(self, seconds: float = 300.0) -> None:
+    def finish(self, seconds: float = 900.0) -> None:
         """Waits for Snakemake's success."""
         assert self.end(seconds) == 0, self.logs()
 
-    def end(self, seconds: float = 300.0) -> int:
+    def end(self, seconds: float = 900.0) -> int:
         """Waits for Snakemake's end, and returns its exit code."""
         assert self.process is not None
         return self.process.wait(seconds)

@@ -19,14 +19,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text()
 WRITTEN = re.findall(
     r"^((?:[A-Z_]+=\S+ )?snakemake --[^#\n]+?)(?: +#.*)?$|`((?:[A-Z_]+=\S+ )?snakemake --[^`]+)`",
-    "\n".join(page.read_text() for page in PAGES),
+    "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))),
     re.MULTILINE,
 )
-# `…` stands for what a table lists; these say how they begin.
-COMMANDS = sorted({(line or span).partition(" && ")[0] for line, span in WRITTEN if "…" not in span})
+# `…` stands for what a table lists; these say how they begin. The README's own commands have a test of theirs.
+PLANNED = {(line or span).partition(" && ")[0] for line, span in WRITTEN if "…" not in span}
+COMMANDS = sorted(command for command in PLANNED if f"\n{command} " not in README)
 
 
 def trained(folder, *arguments):
@@ -47,21 +48,21 @@ def test_all_means_the_papers_scale_unless_the_command_line_says_another(folder,
     assert trained(folder, *arguments, "-n", "all") == len(runs) + len(of_figure1)
 
 
-def test_a_thousand_runs_are_one_plan(tmp_path, folder):
+def test_hundreds_of_runs_are_one_plan(tmp_path, folder):
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     digits = copy.deepcopy(document["datasets"]["digits"])
     for replicates in digits["runs"].values():
-        replicates["seeds"] = list(range(-(-1000 // len(digits["runs"]))))
+        replicates["seeds"] = list(range(-(-300 // len(digits["runs"]))))
     (folder / "params.yaml").unlink()
     write_project(folder, {"tracking": document["tracking"], "datasets": {"digits": digits}})
-    assert trained(folder, "--config", "scale=embedded", "-n", "all") >= 1000
+    assert trained(folder, "--config", "scale=embedded", "-n", "all") >= 300
 
 
 def test_the_pages_show_commands_of_snakemake():
-    assert len(COMMANDS) > 10
+    assert len(PLANNED) > 10
+    assert len(COMMANDS) > 5
 
 
-# On the whole grid, of which the README's tests have a part.
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_snakemake_in_the_pages_plans_what_it_names_as_it_is_written(folder, command):
     programs = folder / "programs"

@@ -3,6 +3,7 @@
 Packages are imported by the checks that need them: that one is missing is a finding, not the end of the diagnosis.
 """
 
+import getpass
 import os
 import shutil
 import subprocess
@@ -50,6 +51,7 @@ def checks(path: Path, target: str, scale: str, archives: Path, chosen: str) -> 
 
     yield Check("packages", packages)
     yield Check("device", partial(device, chosen))
+    yield Check("user", user)
     yield Check("folders", partial(folders, path.parent))
     yield Check("Slurm", slurm, needed=False)
     yield Check("DVC", partial(dvc, path.parent), needed=False)
@@ -112,6 +114,16 @@ def device(choice: str) -> str:
         mend = "install the build of torch for its driver: https://pytorch.org/get-started/locally"
         raise Note(f"{found}, which cannot use this GPU ({gpu}); {mend}")
     return f"{found}, {os.cpu_count()} cores"
+
+
+def user() -> str:
+    """A name, as Snakemake and DVC have it; a container that runs under any number may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise GcflowError(
+            f"number {os.getuid()} has no name, for which Snakemake and DVC ask; export USER=me"
+        ) from None
 
 
 def folders(root: Path) -> str:

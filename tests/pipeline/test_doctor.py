@@ -22,7 +22,7 @@ from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
 from gcflow.inception import INCEPTION_URL, write_surrogate
 from gcflow.tools import doctor
-from gcflow.tools.doctor import Asked, Check, Note, look
+from gcflow.tools.doctor import Asked, Check, Note, look, user
 from gcflow.weights import save_tensors
 
 FOLDER = {"source": "folder", "path": "photos.zip", "size": 32, "images": 10}
@@ -176,6 +176,16 @@ def test_a_package_that_is_missing_or_of_another_version_is_named(monkeypatch):
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
     wrong = f"torch>=99 (here: {torch.__version__}), no-such-package-of-gcflow>=1.5 (here: none), click<1 (here: "
     refused(doctor.packages, f"needs {wrong}", "python -m pip install")
+
+
+def test_who_has_no_name_is_told_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(GcflowError, match="number 4000000000 has no name.* export USER=me"):
+        user()
+    monkeypatch.setenv("USER", "me")
+    assert user() == "me"
 
 
 def test_a_device_that_is_not_there_is_named():

@@ -122,7 +122,7 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         raise GcflowError(
-            f"number {os.getuid()} has no name, for which Snakemake and DVC ask; export USER=me"
+            f"number {os.getuid()} has no name, and Snakemake and DVC want one; export USER=me"
         ) from None
 
 

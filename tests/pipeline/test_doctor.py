@@ -182,7 +182,7 @@ def test_who_has_no_name_is_told_how_to_get_one(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(GcflowError, match="number 4000000000 has no name.* export USER=me"):
+    with pytest.raises(GcflowError, match=r"number 4000000000 has no name.* export USER=me"):
         user()
     monkeypatch.setenv("USER", "me")
     assert user() == "me"

@@ -18,7 +18,7 @@ from gcflow.distributed import World
 from gcflow.pipeline.params import Params
 from gcflow.training import Helpers, gradients_of_batch, initial_state, make_loss
 
-BATCH, GRAIN, STEPS, ROUNDS = 16, 8, 2, 8
+BATCH, GRAIN, STEPS, ROUNDS = 16, 8, 1, 6
 OVERRIDES = {"training": {"batch": BATCH, "grain": GRAIN, "cpu_threads": 2, "precision": "float32"}}
 
 

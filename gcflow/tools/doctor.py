@@ -121,9 +121,7 @@ def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        raise GcflowError(
-            f"number {os.getuid()} has no name, and Snakemake and DVC want one; export USER=me"
-        ) from None
+        raise GcflowError(f"number {os.getuid()} has no name, and Snakemake and DVC want one; export USER=me") from None
 
 
 def folders(root: Path) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from markupsafe import escape
-from projects import ROOT, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, gcflow, prepare_data, tiny_params, write_project
 from workflows import duplicate
 
-from gcflow.errors import GcflowError
 from gcflow.pipeline.figures import KINDS, figure_kind
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.report.charts import chart
@@ -461,16 +460,16 @@ def test_a_run_without_a_record_of_its_jobs_says_so(spare):
         ("claims.json", "not JSON"),
     ],
 )
-def test_a_damaged_file_is_named_and_the_old_report_stays(spare, name, content):
-    before = report(spare).read_bytes()
-    with replaced(spare / "results" / name, content), pytest.raises(GcflowError, match=re.escape(name)):
+def test_a_damaged_file_is_named_and_only_what_it_tells_is_left_out(spare, name, content, capsys):
+    with replaced(spare / "results" / name, content):
         write_report(Params(spare / "params.yaml"), "embedded")
-    assert report(spare).read_bytes() == before
-
-
-def test_a_refusal_is_one_line(spare):
-    with replaced(spare / "results/claims.json", "[]"):
-        assert "claims.json: not what its stage writes" in error_line(gcflow(spare, "report", check=False).stderr)
+    assert len(re.findall(rf"warning: .*{re.escape(name)}: .*; left out\n", capsys.readouterr().err)) == 1
+    text = report(spare).read_text()
+    assert len(re.findall(rf"<li>results/{re.escape(name)}: [^<]*</li>", text)) == 1
+    assert "iCT-IC" in text
+    assert ("damaged</" in text) == ("gc/seed0" in name)
+    write_report(Params(spare / "params.yaml"), "embedded")
+    assert "Left out, since" not in report(spare).read_text()
 
 
 def test_a_scale_without_data_sets_has_an_empty_report(tmp_path):

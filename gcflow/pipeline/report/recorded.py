@@ -2,14 +2,16 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from gcflow.errors import GcflowError
 from gcflow.files import expected_form, sha256_of
 from gcflow.pipeline.stages import Stage
 
+Part = TypeVar("Part")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 # Snakemake's own mark inside directories that its rules write.
 MARK = ".snakemake_timestamp"
@@ -30,6 +32,15 @@ def recorded(path: Path) -> Iterator[Any]:
             yield [json.loads(line) for line in text.splitlines()]
         else:
             yield json.loads(text)
+
+
+def or_without(damaged: list[str], make: Callable[[], Part], without: Part) -> Part:
+    """A part of the report, or how it is without a file of its own that is damaged, which is noted."""
+    try:
+        return make()
+    except GcflowError as error:
+        damaged.append(str(error))
+        return without
 
 
 def embedded(content: bytes, media: str) -> str:

@@ -12,7 +12,7 @@ from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.report.charts import Chart, chart
-from gcflow.pipeline.report.recorded import picture, recorded
+from gcflow.pipeline.report.recorded import or_without, picture, recorded
 from gcflow.pipeline.stages import Stage, Stages
 from gcflow.readable import moment, number
 
@@ -80,6 +80,7 @@ class RunPage(NamedTuple):
     samples: str | None
     steps: list[tuple[int, str]]
     known_steps: int
+    damaged: bool = False
 
     @property
     def id(self) -> str:
@@ -94,12 +95,20 @@ class RunPage(NamedTuple):
     @property
     def state(self) -> str:
         """In words."""
+        if self.damaged:
+            return "damaged"
         return "not trained" if self.document is None else "evaluated" if self.final else "trained, not evaluated"
 
 
-def run_page(params: Params, stages: Stages, run: Run) -> RunPage:
-    """The page of a run, from its files."""
-    folder, made = run_folder(params.root, run), [stages.train(run), stages.evaluate(run)]
+def run_page(params: Params, stages: Stages, run: Run, damaged: list[str]) -> RunPage:
+    """The page of a run, from its files; if one is damaged, which is noted, it has nothing of them."""
+    folder = run_folder(params.root, run)
+    nothing = _run_page(params, stages, run, folder / "nothing")._replace(damaged=True)
+    return or_without(damaged, lambda: _run_page(params, stages, run, folder), nothing)
+
+
+def _run_page(params: Params, stages: Stages, run: Run, folder: Path) -> RunPage:
+    made = [stages.train(run), stages.evaluate(run)]
     made += [stages.discrepancy(run)] if run in stages.denoisers(run.dataset) else []
     with recorded(folder / "config.json") as document:
         facts = _facts(document["config"]) if document else {}

@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from gcflow.pipeline.folders import claims_path, data_folder, figure_path, repor
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.report.recorded import embedded, made_by, picture, recorded
+from gcflow.pipeline.report.recorded import embedded, made_by, or_without, picture, recorded
 from gcflow.pipeline.report.runs import RunPage, run_page
 from gcflow.pipeline.schema import Figure, Table
 from gcflow.pipeline.stages import Stage, Stages
@@ -45,9 +46,11 @@ def write_report(params: Params, scale: str) -> None:
     Its bytes are decided by the recorded files alone: nothing of this machine, moment or checkout is in it.
 
     Raises:
-        GcflowError: a recorded file is damaged, or the scale has no data sets.
+        GcflowError: there is no such scale.
     """
     content = contents(params, scale)
+    for problem in content["damaged"]:
+        say(f"gcflow: warning: {problem}; left out")
     path = report_path(params.root)
     write_text(path, _render(content))
     pending = sum(bool(made.missing) for made in content["stages"])
@@ -75,7 +78,8 @@ def _render(content: dict[str, Any]) -> str:
 def contents(params: Params, scale: str) -> dict[str, Any]:
     """Everything that the page shows, by the names that its templates use."""
     stages = Stages(params, scale)
-    datasets = [_data_set(params, stages, dataset) for dataset in stages.datasets]
+    damaged: list[str] = []
+    datasets = [_data_set(params, stages, dataset, damaged) for dataset in stages.datasets]
     runs = [page for found in datasets for page in found.runs]
     read = frozenset(stages.report().deps)
     return {
@@ -84,16 +88,22 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "datasets": datasets,
         "runs": runs,
         "hero": _hero(params, datasets),
-        "ledger": _claims(params),
+        "ledger": or_without(damaged, partial(_claims, params), None),
         "has_claims": params.claims is not None,
         "marks": MARKS,
         "verdicts": VERDICTS,
-        "tables": [table for dataset in stages.datasets for table in _tables(params, stages, dataset)],
+        "tables": [table for dataset in stages.datasets for table in _tables(params, stages, dataset, damaged)],
         "figures": [figure for dataset in stages.datasets for figure in _figures(params, stages, dataset)],
-        "theory": [found for dataset in stages.datasets if (found := _theory(params, dataset))],
+        "theory": [
+            found
+            for dataset in stages.datasets
+            if (found := or_without(damaged, partial(_theory, params, dataset), None))
+        ],
         "environments": Counter(job for page in runs for job in {job.environment for job in page.jobs}),
         "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
         "stages": [made_by(params.root, stage, read) for stage in stages if stage.kind != "report"],
+        # A project's place is no matter of the report.
+        "damaged": [problem.removeprefix(f"{params.root}/") for problem in damaged],
     }
 
 
@@ -118,16 +128,23 @@ class DataSet(NamedTuple):
         return found
 
 
-def _data_set(params: Params, stages: Stages, name: str) -> DataSet:
-    folder, facts, real = data_folder(params.root, name), [f"not prepared yet: gcflow prepare {name}", "–", "–"], None
-    with recorded(folder / "manifest.json") as manifest:
-        if manifest is not None:
+def _data_set(params: Params, stages: Stages, name: str, damaged: list[str]) -> DataSet:
+    runs = [run_page(params, stages, run, damaged) for run in params.runs(name)]
+    without = DataSet(name, None, [f"not prepared yet: gcflow prepare {name}", "–", "–"], None, runs)
+
+    def read() -> DataSet:
+        folder = data_folder(params.root, name)
+        with recorded(folder / "manifest.json") as manifest:
+            if manifest is None:
+                return without
             facts = [manifest["source"], number(manifest["count"], 9), " × ".join(map(str, manifest["shape"]))]
-    path = folder / "samples.npy"
-    if manifest is not None and path.exists():
-        with expected_form(path):
-            real = _real(np.load(path, mmap_mode="r"), params.dataset(name).evaluation.grid)
-    return DataSet(name, manifest, facts, real, [run_page(params, stages, run) for run in params.runs(name)])
+        path, real = folder / "samples.npy", None
+        if path.exists():
+            with expected_form(path):
+                real = _real(np.load(path, mmap_mode="r"), params.dataset(name).evaluation.grid)
+        return DataSet(name, manifest, facts, real, runs)
+
+    return or_without(damaged, read, without)
 
 
 def _real(samples: np.ndarray, side: int) -> str | None:
@@ -188,21 +205,28 @@ class ShownTable(NamedTuple):
     source: str
 
 
-def _tables(params: Params, stages: Stages, dataset: str) -> Iterator[ShownTable]:
+def _tables(params: Params, stages: Stages, dataset: str, damaged: list[str]) -> Iterator[ShownTable]:
     entry = params.dataset(dataset)
+    unwritten: tuple[str, Rows, Rows] = ("", [], [])
     for name, settings in entry.tables.items():
-        links = [
-            Markup(" ").join(_link(str(seed), f"/run/{dataset}/{method}/{seed}") for seed in entry.runs[method].seeds)
-            for method in settings.methods
-        ]
-        with recorded(results_folder(params.root, dataset) / "tables" / f"{name}.json") as found:
-            note, rows = (found["note"], found["rows"]) if found else ("", [])
-            lines = [[*row.values(), runs] for row, runs in zip(rows, links, strict=bool(rows))]
+        note, heads, lines = or_without(damaged, partial(_table, params, dataset, name), unwritten)
         paper = params.published.get(settings.published_entry, {})
         labels = {method: replicates.label for method, replicates in entry.runs.items()}
         published = {} if settings.paper else _published(paper.get("datasets", {}), labels)
-        heads = [[*rows[0], "runs"]] if rows else []
         yield ShownTable(stages.table(dataset, name), settings, heads + lines, note, published, paper.get("source", ""))
+
+
+def _table(params: Params, dataset: str, name: str) -> tuple[str, Rows, Rows]:
+    """Its note, heads and rows; none if it is not written."""
+    entry = params.dataset(dataset)
+    links = [
+        Markup(" ").join(_link(str(seed), f"/run/{dataset}/{method}/{seed}") for seed in entry.runs[method].seeds)
+        for method in entry.tables[name].methods
+    ]
+    with recorded(results_folder(params.root, dataset) / "tables" / f"{name}.json") as found:
+        note, rows = (found["note"], found["rows"]) if found else ("", [])
+        lines = [[*row.values(), runs] for row, runs in zip(rows, links, strict=bool(rows))]
+        return note, [[*rows[0], "runs"]] if rows else [], lines
 
 
 def _link(text: str, place: str) -> Markup:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -301,6 +302,23 @@ def peaks(bench: Bench) -> Iterator[Row]:
     rate = 2 * source.nbytes / statistics.median(bench.seconds(copy) for _ in range(ROUNDS))
     what = f"copy of {source.nbytes / 2**20:.4g} MiB"
     yield {"what": what, "note": f"{rate / 1e9:.4g} GB/s", "bytes": source.nbytes, "bytes_per_second": rate}
+
+
+def processes(bench: Bench) -> Iterator[Row]:
+    """The process group of a run on several GPUs, with one process in it: NCCL starts, and adds up."""
+    backend = "cpu:gloo,cuda:nccl" if bench.cuda else "gloo"
+    with TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        torch.distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            ones = torch.ones(bench.size.matrix**2 // 4, device=bench.device)
+            add_up = partial(torch.distributed.all_reduce, ones)
+            bench.seconds(add_up)
+            started = time.perf_counter() - begun
+            row = {"what": f"{backend}, one process", "warm_up_seconds": started, "seconds": bench.seconds(add_up)}
+            yield row | {"note": f"mean {float(ones.mean()):g}, expected 1"}
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 def training(
@@ -594,6 +612,7 @@ SECTIONS = {
     "eager-tf32-dropout": Section(partial(training, warm=1, steps=2, rounds=2, dropout=0.3, **TF32), 15),
     # torch's own defaults: contiguous memory, but TF32 also in matrix products.
     "eager-plain": Section(partial(training, warm=1, steps=2, rounds=2, channels_last=False, **TF32), 15),
+    "processes": Section(processes, 10),
     "small-batches": Section(partial(own_step, parts=(4, 8)), 120, cuda=True),
 }
 # Heading, key of a row, and what its value is multiplied by.

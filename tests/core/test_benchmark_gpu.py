@@ -29,7 +29,7 @@ EAGER = {
 }
 COMPILED = ("compile-bf16", "own-step", "compile-bf16-gc")
 CUDA_ONLY = {"small-batches"}
-OTHER = ("env", "peaks", "exact", "convolutions", "sampling", *CUDA_ONLY)
+OTHER = ("env", "peaks", "exact", "convolutions", "sampling", "processes", *CUDA_ONLY)
 COMPILER = shutil.which("g++") is not None
 EXPECTED = {*EAGER, *OTHER, *(COMPILED if COMPILER else ())}
 COMPILES = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
@@ -93,6 +93,11 @@ def test_only_what_needs_cuda_is_skipped_and_nothing_fails(measured):
         assert "failed" not in sections[name]
         for row in sections[name]["rows"]:
             assert row["what"] in result.stdout
+
+
+def test_a_process_group_of_one_adds_up_to_the_same(measured):
+    (row,) = rows(measured, "processes")
+    assert (row["what"], row["note"]) == ("gloo, one process", "mean 1, expected 1")
 
 
 def test_every_number_is_finite_and_every_measurement_positive(measured):

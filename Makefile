@@ -11,9 +11,10 @@ help:  ## list the targets
 
 .PHONY: reproduce
 reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
-	@snakemake --profile local --report-after-run --report results/workflow-report.html all
-	@gcflow record
-	@gcflow track sync
+	@if ! { [ dvc.lock -nt results/tracking.json ] && snakemake --profile local -n all 2>&1 | grep '^Nothing to be done'; }; then \
+	  snakemake --profile local --report-after-run --report results/workflow-report.html all && \
+	    gcflow track sync && gcflow record; \
+	fi
 	@echo "The report: $(CURDIR)/results/report.html"
 
 .PHONY: test

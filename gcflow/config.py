@@ -55,7 +55,7 @@ class TrainingConfig(Options):
 
     steps: int = Field(ge=1, le=10**9, description="steps of the optimizer")
     batch: int = Field(ge=1, le=10**6, description="samples per step, over all processes")
-    learning_rate: float = Field(gt=0, le=10**15, description="of the optimizer")
+    learning_rate: float = Field(gt=0, le=1e30, description="of the optimizer")
     snapshot_every: Many = Field(description="steps between saved weights, from which convergence curves are computed")
     optimizer: Literal["lion", "adam", "radam"] = Field(default="lion", description="Lion as in the paper, or another")
     learning_rate_decay: Literal["none", "linear"] = Field(

@@ -74,7 +74,7 @@ class Classifier(Options):
 
     epochs: int = Field(ge=1, le=10**6, description="passes over the data")
     batch: int = Field(ge=2, le=10**6, description="samples per step")
-    learning_rate: float = Field(gt=0, le=10**15, description="largest of its schedule")
+    learning_rate: float = Field(gt=0, le=1e30, description="largest of its schedule")
     held_out: Open = Field(description="share of the data kept for its accuracy")
     minimum_accuracy: Share = Field(description="on these; below it the stage fails")
     seed: Seed = Field(description="of weights and order")

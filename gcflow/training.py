@@ -146,6 +146,8 @@ def objective_context(config: RunConfig, state: TrainingState, helpers: Helpers)
     denoiser = None
     if method.objective.distils:
         denoiser = helpers.exact if method.teacher == "exact" else helpers.teacher
+        if denoiser is None:
+            raise GcflowError(f"{config.name}: its teacher is not among the helpers: Helpers(teacher=...) or exact")
     return ObjectiveContext(
         student=state.model,
         teacher=state.model,
@@ -201,6 +203,17 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
             f"{config.name}: {found} by step {state.step}; that state was not saved; "
             f"lower training.learning_rate ({config.training.learning_rate:g})"
         )
+
+
+def require_samples(config: RunConfig, data: object) -> None:
+    """Refuses what is no data set.
+
+    Raises:
+        GcflowError: it is no tensor, or empty.
+    """
+    if not isinstance(data, Tensor) or not len(data):
+        expected = "a tensor of images, uint8 [n, C, H, W], or points, float32 [n, d]"
+        raise GcflowError(f"{config.name}: data are {in_words(data)}; expected {expected}")
 
 
 def add_up(gradients_of: Callable[[int], list[Tensor]], grains: range) -> list[Tensor]:
@@ -306,9 +319,11 @@ def train(
         world: this process's place among those of the run. Each is given the same state and data.
 
     Raises:
+        GcflowError: the data are no tensor, or empty; a model that the method needs is not among the helpers.
         NonFiniteLoss: before anything of that step is saved.
         Preempted: the observer asked to stop; its `checkpoint` was called with the state.
     """
+    require_samples(config, data)
     observer, cadence, world = observer or Observer(), cadence or Cadence(), world or World()
     training = config.training
     set_precision(training)

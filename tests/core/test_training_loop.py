@@ -890,3 +890,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(error, weights_file, mo
         assert f"{weights_file}: cannot be written" in str(caught.value)
     assert weights_file.read_bytes() == before
     assert list(weights_file.parent.iterdir()) == [weights_file]
+
+
+@pytest.mark.parametrize("data", [np.zeros((8, 2), np.float32), torch.zeros(0, 2), None])
+def test_data_that_are_no_samples_are_refused_in_one_line(data):
+    config = any_run_config()
+    with pytest.raises(GcflowError, match="expected a tensor of images"):
+        train(config, data, initial_state(config, (2,)))
+
+
+def test_a_teacher_that_was_not_given_is_named():
+    config = any_run_config(MethodConfig("distillation", teacher="exact"))
+    with pytest.raises(GcflowError, match="its teacher is not among the helpers"):
+        train(config, torch.zeros(64, 2), initial_state(config, (2,)))

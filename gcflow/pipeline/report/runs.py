@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from gcflow.errors import GcflowError
 from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.report.charts import Chart, chart
-from gcflow.pipeline.report.recorded import or_without, picture, recorded
+from gcflow.pipeline.report.recorded import picture, recorded
 from gcflow.pipeline.stages import Stage, Stages
 from gcflow.readable import moment, number
 
@@ -103,8 +104,11 @@ class RunPage(NamedTuple):
 def run_page(params: Params, stages: Stages, run: Run, damaged: list[str]) -> RunPage:
     """The page of a run, from its files; if one is damaged, which is noted, it has nothing of them."""
     folder = run_folder(params.root, run)
-    nothing = _run_page(params, stages, run, folder / "nothing")._replace(damaged=True)
-    return or_without(damaged, lambda: _run_page(params, stages, run, folder), nothing)
+    try:
+        return _run_page(params, stages, run, folder)
+    except GcflowError as error:
+        damaged.append(str(error))
+        return _run_page(params, stages, run, folder / "nothing")._replace(damaged=True)
 
 
 def _run_page(params: Params, stages: Stages, run: Run, folder: Path) -> RunPage:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from gcflow import register
-from gcflow.networks import Network, NoiseEmbedding
+from gcflow.mlp import NoiseEmbedding
+from gcflow.networks import Network
 
 
 class Layers(nn.Module):

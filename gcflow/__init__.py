@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gcflow import distances as distances
     from gcflow import edm as edm
     from gcflow import metrics as metrics
+    from gcflow import model as model
     from gcflow import networks as networks
     from gcflow import objectives as objectives
     from gcflow import oracles as oracles
@@ -36,6 +37,7 @@ MODULES = (
     "distances",
     "edm",
     "metrics",
+    "model",
     "networks",
     "objectives",
     "oracles",

@@ -4,17 +4,20 @@ A coupling re-pairs the noises of a batch with its data (`assignment`), replaces
 (`endpoints`), or does neither.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from gcflow import register
+from gcflow.lazy import torch
 from gcflow.options import Options
 
-EndpointPredictor = Callable[..., Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EndpointPredictor = Callable[..., "Tensor"]
 
 
 @dataclass(frozen=True)

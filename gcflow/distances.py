@@ -1,11 +1,16 @@
 """Distances D(x, y) = phi(||x - y||) between the outputs of student and teacher."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from gcflow.lazy import torch
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Distance = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def squared_l2(x: Tensor, y: Tensor) -> Tensor:

@@ -3,16 +3,19 @@
 None of these is FID by itself: FID is `frechet_distance` in Inception's features, under a stated protocol.
 """
 
+from __future__ import annotations
+
 from functools import cached_property
 from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from torch import Tensor
-
 from gcflow import register
+from gcflow.lazy import torch
 from gcflow.options import Options
 from gcflow.randomness import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KERNEL_ROWS = 512
 
@@ -130,7 +133,7 @@ class FeatureStatistics:
         self.scatter = torch.empty(0)
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> "FeatureStatistics":
+    def of(cls, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> FeatureStatistics:
         """The inverse of `tensors`, on `device`."""
         statistics = cls()
         statistics.count = int(tensors["count"])
@@ -158,7 +161,7 @@ class FeatureStatistics:
         self.scatter.addmm_(deviations.T, deviations)
         self._move(len(values), mean)
 
-    def merge(self, other: "FeatureStatistics") -> None:
+    def merge(self, other: FeatureStatistics) -> None:
         """Takes the features that another one has taken; they must be on one device."""
         if not other.count:
             return
@@ -214,8 +217,8 @@ def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     Raises:
         ValueError: features are fewer than two, not all finite, or of different sizes.
     """
-    first = FeatureSet(a) if isinstance(a, Tensor) else a
-    second = FeatureSet(b) if isinstance(b, Tensor) else b
+    first = FeatureSet(a) if isinstance(a, torch.Tensor) else a
+    second = FeatureSet(b) if isinstance(b, torch.Tensor) else b
     covariance = first.covariance
     _require_equal_width(covariance, second.covariance)
     for moment in (first.mean, covariance, second.mean, second.covariance):

@@ -3,22 +3,25 @@
 An objective maps a batch, in which everything random has been drawn (`gcflow.batches`), to its mean loss.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
-
-import torch
-from torch import Tensor
 
 from gcflow import register
 from gcflow.couplings import Coupling, CouplingContext, EndpointPredictor
 from gcflow.distances import Distance, squared_l2
 from gcflow.errors import GcflowError
+from gcflow.lazy import torch
 from gcflow.options import Options
 from gcflow.oracles import Denoiser, velocity
 from gcflow.preconditioning import NoiseProcess, per_sample
 
-Model = Callable[..., Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Model = Callable[..., "Tensor"]
 
 
 class Batch(NamedTuple):
@@ -38,7 +41,7 @@ class Batch(NamedTuple):
     dropout: Tensor
     predictor_dropout: Tensor
 
-    def split(self, size: int | None) -> list["Batch"]:
+    def split(self, size: int | None) -> list[Batch]:
         """Grains of `size` samples; the batch itself for None."""
         if size is None:
             return [self]
@@ -47,7 +50,7 @@ class Batch(NamedTuple):
 
 def in_words(found: object) -> str:
     """Type and shape of what a coupling or a network gave."""
-    if not isinstance(found, Tensor):
+    if not isinstance(found, torch.Tensor):
         return type(found).__name__
     return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)} on {found.device}"
 
@@ -89,7 +92,7 @@ class ObjectiveContext:
             keys = batch.predictor_dropout if self.predictor_drops else None
             context = CouplingContext(batch.low, batch.take_gc, self.predict, self.multiple, keys)
             found: object = self.coupling.endpoints(batch.data, batch.noise, context)
-        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
             problem = f"endpoints gives {in_words(found)}; expected {in_words(batch.data)}"
             raise GcflowError(f"coupling {self.coupling.kind}: {problem}")
         return found

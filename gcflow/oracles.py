@@ -8,13 +8,18 @@ posterior of the component. So y is linear in q wherever one component explains 
 q = 1 / s: `flow` is accurate with few steps.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from gcflow.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Values of a data set; its exact denoiser looks at each of them for every sample.
 LARGEST_EXACT_DATA = 10_000_000
@@ -22,7 +27,7 @@ LARGEST_EXACT_DATA = 10_000_000
 # Samples that pass through a network at once, where many are predicted.
 PREDICTED = 1024
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def in_parts(model: Denoiser, device: str) -> Denoiser:

@@ -3,7 +3,7 @@
 import torch
 
 from gcflow.config import TrainingConfig
-from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.model import PreconditionedNetwork
 
 COMPILED_SHAPES = 16
 

@@ -4,12 +4,18 @@ A generator is made anew for each (seed, step, purpose) and draws for the whole 
 resumed run replays exactly, and a process that holds only a part of the batch draws the whole and keeps its part.
 """
 
+from __future__ import annotations
+
 import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from gcflow.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

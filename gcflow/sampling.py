@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gcflow.model import PreconditionedNetwork
 from gcflow.options import Count, Level, Options
-from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, from_model_space
+from gcflow.preconditioning import NoiseProcess, from_model_space
 from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
 

@@ -1,16 +1,20 @@
 """The noise levels that a run is trained on: iCT's curriculum, ECT's continuous pairs, a denoiser's single levels."""
 
+from __future__ import annotations
+
 import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from gcflow import register
+from gcflow.lazy import torch
 from gcflow.options import Many, Options, Real, require
 from gcflow.preconditioning import NoiseProcess
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of the 24 that a float32 has, those that the difference of two noise levels may be short of.
 SINGLE_PRECISION_BITS = 20

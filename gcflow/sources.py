@@ -4,19 +4,23 @@ A data set is a block of options; everything else follows from its prepared arra
 that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read piece by piece.
 """
 
+from __future__ import annotations
+
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from gcflow import register
+from gcflow.lazy import torch
 from gcflow.options import Count, Many, Options, Real, Seed
 from gcflow.oracles import GaussianMixture, empirical
 from gcflow.preconditioning import NoiseProcess, to_model_space
 from gcflow.randomness import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RawData(NamedTuple):

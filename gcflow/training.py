@@ -19,11 +19,11 @@ from gcflow.config import (
 from gcflow.distances import distance_for
 from gcflow.distributed import World, halves
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
+from gcflow.model import PreconditionedNetwork
 from gcflow.objectives import Batch, ObjectiveContext, in_words
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
 from gcflow.oracles import Denoiser
 from gcflow.precision import begin_step, set_precision, share_multiple, tune
-from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.weights import content_hash, load_weights, spec_of
 
 Loss = Callable[[Batch], Tensor]

@@ -1,15 +1,14 @@
 """Files of weights: tensors with a header that says what they are, and the models they belong to."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import save
-from torch import Tensor
 
 from gcflow import register
 from gcflow.config import (
@@ -22,11 +21,17 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.files import atomic_path, expected_form, opened_tensors, tensors_metadata
+from gcflow.lazy import torch
 from gcflow.networks import Network
 from gcflow.options import Count, Options, mistakes
-from gcflow.preconditioning import NoiseProcess, PreconditionedNetwork, Preconditioning
+from gcflow.preconditioning import NoiseProcess, Preconditioning
 from gcflow.randomness import derived_seed
 from gcflow.readable import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gcflow.model import PreconditionedNetwork
 
 
 class ModelSpec(Options):
@@ -43,6 +48,8 @@ class ModelSpec(Options):
 
     def build(self, seed: int = 0) -> PreconditionedNetwork:
         """The untrained model; its initial weights depend on the seed alone."""
+        from gcflow.model import PreconditionedNetwork
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "weights"))
             network = self.network.build(self.shape)
@@ -95,6 +102,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     Raises:
         GcflowError: it could not be written (a full disk, say); a file that was at `path` is still there.
     """
+    from safetensors.torch import save
+
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = json.dumps({"content_sha256": content_hash(contiguous, metadata), **metadata})
     try:

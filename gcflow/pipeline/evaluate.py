@@ -15,6 +15,7 @@ from gcflow.config import RunConfig, Weights, digest, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import atomic_path, read_header, read_json, refuse_times_ahead, write_json
 from gcflow.inception import PIXELS
+from gcflow.model import PreconditionedNetwork
 from gcflow.pipeline.drawing.image_files import save_samples
 from gcflow.pipeline.dvc_views import loss_curve, metric_curves, write_views
 from gcflow.pipeline.folders import data_folder, grid_path, run_folder, snapshot
@@ -24,7 +25,6 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.reference import Reference, load_references
 from gcflow.pipeline.schema import Evaluation
 from gcflow.precision import set_precision
-from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.sampling import Sampler, generate
 from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import load_run_model

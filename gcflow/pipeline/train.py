@@ -19,6 +19,7 @@ from gcflow.distributed import World, is_first, joined, launched
 from gcflow.errors import GcflowError, OutOfMemory, Preempted, Transient
 from gcflow.extensions import origins
 from gcflow.files import refuse_times_ahead, sha256_of
+from gcflow.model import PreconditionedNetwork
 from gcflow.pipeline.folders import DATA_FILES, data_folder, run_folder, snapshot
 from gcflow.pipeline.job import machine_load, memory_gib, tells_its_end, this_job
 from gcflow.pipeline.lock import RunLock
@@ -27,7 +28,6 @@ from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.run_state import RunState
 from gcflow.pipeline.slurm import minutes_left, put_back_into_queue
 from gcflow.precision import tune
-from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.scratch import load_near
 from gcflow.training import Helpers, Observer, TrainingState, initial_state, train
 from gcflow.weights import is_denoiser, load_model, load_run_model, load_tensors, weights_metadata

@@ -21,6 +21,7 @@ from gcflow.batches import resident
 from gcflow.config import RunConfig, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
+from gcflow.model import PreconditionedNetwork
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.features.networks import load_features
 from gcflow.pipeline.folders import extractor_path, results_folder
@@ -28,7 +29,6 @@ from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.schema import Identity
 from gcflow.precision import set_precision, tune
-from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.readable import scaled, size
 from gcflow.sampling import Sampler, generate
 from gcflow.tools.plan import pass_operations, passes_per_sample

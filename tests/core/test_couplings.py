@@ -20,7 +20,7 @@ from gcflow.config import (
     NoiseProcess,
 )
 from gcflow.couplings import CouplingContext, generator_augmented, optimal_assignment
-from gcflow.preconditioning import PreconditionedNetwork
+from gcflow.model import PreconditionedNetwork
 from gcflow.weights import spec_of
 
 SEEDS = st.integers(0, 2**31)

@@ -7,7 +7,7 @@ from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
-from gcflow.networks import zero_initialised
+from gcflow.mlp import zero_initialised
 from gcflow.preconditioning import COEFFICIENTS
 from gcflow.weights import ModelSpec
 

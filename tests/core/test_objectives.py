@@ -20,8 +20,8 @@ from gcflow.config import (
     RunReference,
 )
 from gcflow.dropout import Dropout, dropout_keys
+from gcflow.model import PreconditionedNetwork
 from gcflow.objectives import Batch
-from gcflow.preconditioning import PreconditionedNetwork
 from gcflow.weights import spec_of
 
 IC = MethodConfig(objective="consistency")

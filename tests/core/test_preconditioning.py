@@ -9,9 +9,9 @@ from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
+from gcflow.model import PreconditionedNetwork
 from gcflow.preconditioning import (
     COEFFICIENTS,
-    PreconditionedNetwork,
     consistency_coefficients,
     edm_coefficients,
     from_model_space,

@@ -125,6 +125,19 @@ def test_help_is_shown_without_torch():
     assert "Usage: gcflow" in result.stdout
 
 
+def test_what_computes_nothing_waits_for_no_torch():
+    modules = ("pipeline.stages", "pipeline.scheduler", "pipeline.table", "pipeline.figure", "pipeline.ledger.write")
+    modules += ("pipeline.report.write", "pipeline.record", "pipeline.adopt", "tools.status", "tools.track.sync")
+    code = (
+        f"import sys\nimport importlib\nfor name in {modules!r}: importlib.import_module('gcflow.' + name)\n"
+        "from pathlib import Path\nfrom gcflow.pipeline.params import Params\n"
+        f"from gcflow.pipeline.stages import Stages\nassert list(Stages(Params(Path({str(PACKAGE.parent)!r}, "
+        "'params.yaml')), 'paper'))\nassert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_stages_import_nothing_that_only_others_need():
     code = """
 import sys

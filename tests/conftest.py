@@ -9,6 +9,9 @@ from workflows import finished_project
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `make test-all` tells every make below it that it is one of its own, which then says where it is.
+for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(variable, None)
 # A shell ignores it for what it starts in the background, and so would every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("short", deadline=None, max_examples=30)

@@ -246,9 +246,10 @@ def test_a_run_longer_than_its_limit_saves_before_it_and_goes_on_under_its_numbe
     (log,) = story.limited.attempts("train/digits_ic_0")
     saved = re.findall(r"time budget of [\d.]+ minutes spent; saved at step (\d+) of 200", log)
     assert re.findall(r"resumes at step (\d+)\n", log) == saved
-    assert len(saved) == 2
+    # Twice at least: a slow machine does fewer steps before a limit.
+    assert len(saved) >= 2
     described = story.limited.cluster.describe(story.passed)
-    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", "2")
+    assert (described["JobState"], described["Restarts"]) == ("COMPLETED", str(len(saved)))
     assert_same_training(story.limited.folder, story.alone, 0)
 
 

@@ -44,7 +44,9 @@ LIMITS = {
     "less_than_equal": "a number <= {le:g}",
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
+    "string_too_long": "at most {max_length} characters",
 }
+SHOWN = 200
 FORMS = {
     "tuple_type": "a list",
     "dict_type": "a mapping",
@@ -172,7 +174,8 @@ def _problem(items: list[Any]) -> str:
     hint = suggestion(value, re.findall(r"'([^']*)'", expected))
     if isinstance(value, str) and re.fullmatch(NUMBERS.get(kind, "(?!)"), value):
         hint = "; remove the quotes"
-    return f"is {value!r}, expected {expected}{hint}"
+    shown = repr(value)
+    return f"is {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}...'}, expected {expected}{hint}"
 
 
 def _expected(error: Any) -> str:

@@ -384,8 +384,9 @@ class Pretrained(Options):
 class Tracking(Options):
     """MLflow. The server is MLFLOW_TRACKING_URI, or else SQLite in the project folder."""
 
+    # MLflow takes 500 characters, of which a data set's name needs some.
     experiment: Line = Field(
-        description="its name there; each data set has its own below it, `<experiment>/<data set>`"
+        max_length=400, description="its name there; each data set has its own below it, `<experiment>/<data set>`"
     )
     watch_every: float | None = Field(
         default=30.0,

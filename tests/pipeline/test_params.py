@@ -927,6 +927,13 @@ def test_what_is_missing_is_named(folder, key, expected):
     assert refusal(folder, without(key)).startswith(expected)
 
 
+def test_a_name_that_mlflow_would_not_take_is_refused_and_not_shown_whole(folder):
+    message = refusal(folder, changed(("tracking", "experiment"), "x" * 5000))
+    assert message.startswith("tracking.experiment is 'xxx")
+    assert message.endswith("..., expected at most 400 characters")
+    assert len(message) < 300
+
+
 def test_an_unknown_data_set_is_refused_with_the_known_ones(folder):
     params = load(folder, tiny_params())
     with pytest.raises(GcflowError) as caught:

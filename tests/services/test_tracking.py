@@ -433,6 +433,18 @@ def test_a_database_that_cannot_be_written_costs_a_warning(copied, sync, capsys)
     assert [step for step, _ in found(folder).history(RUN)["loss"]] == [10, 20, 30, 39, 40]
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_text("no database")])
+def test_what_is_no_database_costs_a_warning_and_no_second_try(copied, sync, capsys, monkeypatch, make):
+    folder = copied("nothing")
+    database = folder / "mlflow.db"
+    make(database)
+    # Time that MLflow spends between its tries.
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"a pause of {seconds} s"))
+    sync(folder, f"sqlite:///{database}")
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert warning.startswith(f"gcflow: warning: sqlite:///{database} did not take 1 runs")
+
+
 def test_a_disk_that_is_full_costs_a_warning(tmp_path, undisturbed):
     folder = duplicate(undisturbed, tmp_path / "full")
     result = gcflow(folder, "track", "sync", preexec=lambda: limit_file_size(500_000))

@@ -51,9 +51,14 @@ PREVIEW = (256, 256)
 SQLITE_PATIENCE = 60
 
 
+def _given() -> str:
+    """MLFLOW_TRACKING_URI; empty if there is none."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+
+
 def database(params: Params) -> Path | None:
     """The file of SQLite that MLFLOW_TRACKING_URI names, by default mlflow.db in the project folder; None: a server."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = _given()
     if not uri:
         return params.root.resolve() / "mlflow.db"
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") and "?" not in uri else None
@@ -61,7 +66,7 @@ def database(params: Params) -> Path | None:
 
 def shown_address(params: Params) -> str:
     """Where the mirror is."""
-    return without_password(os.environ.get("MLFLOW_TRACKING_URI") or str(database(params)))
+    return without_password(_given() or str(database(params)))
 
 
 def without_password(text: str) -> str:
@@ -106,7 +111,7 @@ class Mirror:
         self.database = database(params)
         if self.database:
             _make_database(self.database)
-        self.client = MlflowClient(_address(self.database) if self.database else os.environ["MLFLOW_TRACKING_URI"])
+        self.client = MlflowClient(_address(self.database) if self.database else _given())
         self._experiments: dict[str, str] = {}
         # Of the runs that are trained now: their histories grow, and are not asked for at every pass.
         self._runs: dict[tuple[str, ...], MlflowRun] = {}
@@ -178,7 +183,7 @@ class Mirror:
         name = f"{top}/{dataset}" if dataset else top
         if name not in self._experiments:
             # Beside our own database, wherever the command was called; a server knows its own place.
-            ours = not os.environ.get("MLFLOW_TRACKING_URI")
+            ours = not _given()
             place = (self.params.root / "mlruns" / name).resolve().as_uri() if ours else None
             tagged, everyone = f'tags.`{NAME}` = "{name}"', self.entities.ViewType.ALL
             known = self.client.search_experiments(everyone, max_results=1, filter_string=tagged)
@@ -324,6 +329,9 @@ def _address(path: Path) -> str:
 def _make_database(path: Path) -> None:
     """Whole or not at all: one whose making was interrupted, by a full disk say, can never be used again."""
     if path.exists():
+        # MLflow itself tries for minutes to open what is none.
+        with closing(sqlite3.connect(path, SQLITE_PATIENCE)) as connection:
+            connection.execute("PRAGMA schema_version")
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

@@ -162,10 +162,12 @@ def verb(
                 click.echo(f"gcflow: error: {named}{error.strerror or error}; nothing was overwritten", err=True)
                 sys.exit(2)
             except (MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                threads = "can't start new thread" in str(error)
+                if isinstance(error, RuntimeError) and "memory" not in str(error) and not threads:
                     raise
                 text = str(error).partition("\n")[0] or "more than this machine has was asked for"
-                click.echo(f"gcflow: error: out of memory ({text}); ask for less at once", err=True)
+                lacking = "threads or memory" if threads else "memory"
+                click.echo(f"gcflow: error: out of {lacking} ({text}); ask for less at once", err=True)
                 sys.exit(2)
 
         command: click.Command = (group or main).command(help=help_text, epilog=f"Example: {example}")(guarded)

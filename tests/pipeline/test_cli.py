@@ -14,6 +14,7 @@ from projects import (
     SCRIPT,
     contents,
     environment,
+    error_line,
     gcflow,
     limit_file_size,
     prepare_data,
@@ -390,6 +391,32 @@ def test_who_reads_no_further_ends_a_verb_without_a_word(tmp_path):
     process.stdout.close()
     assert process.wait() != 0
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_none_of_a_runs_files(tmp_path, closed):
+    root = prepare_data(write_project(tmp_path), "mixture2d")
+    command = f"{SCRIPT} train mixture2d/ic/0 {closed}"
+    result = subprocess.run(["bash", "-c", command], cwd=root, env=environment(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert b"Traceback" not in result.stderr
+    lines = (run_folder(root, "mixture2d/ic/0") / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines][-1] == 40
+    assert load_tensors(run_folder(root, "mixture2d/ic/0") / "weights.safetensors")[1]["step"] == 40
+
+
+@pytest.mark.parametrize("command", ["--help", "status"])
+def test_a_full_disk_behind_what_is_printed_is_one_line(tmp_path, command):
+    result = subprocess.run(
+        ["bash", "-c", f"{SCRIPT} {command} > /dev/full"],
+        cwd=write_project(tmp_path),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert error_line(result.stderr).startswith("No space left on device")
 
 
 # Samples.

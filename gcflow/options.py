@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # Of steps, images and other things of which there may be very many.
 Many = Annotated[int, Field(ge=1, le=10**9)]
+# Of noise and of the data's scale: the squares of larger ones do not fit single precision.
 Level = Annotated[float, Field(gt=0, le=10**6)]
 # Of numbers with either sign.
 Real = Annotated[float, Field(ge=-(10**6), le=10**6)]

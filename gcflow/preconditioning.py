@@ -8,35 +8,25 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from gcflow.lazy import torch
-from gcflow.options import Options, require
+from gcflow.options import Level, Options, Real, require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Preconditioning = Literal["consistency", "edm", "vp", "ve"]
 SMALLEST_SIGMA = 1e-8
-# Of noise levels and of the data's scale: the squares of larger ones do not fit single precision.
-MOST_NOISE = 1e6
 VP_BETA_D, VP_BETA_MIN, VP_LEVELS = 19.9, 0.1, 1000
 
 
 class NoiseProcess(Options):
     """The EDM process x_t = x* + sigma_t z, sigma_t = t, and the scale of the data it noises."""
 
-    sigma_min: float = Field(
-        default=0.002, gt=0, le=MOST_NOISE, description="sigma_0 of the paper: the least noise level"
-    )
-    sigma_max: float = Field(
-        default=80.0, gt=0, le=MOST_NOISE, description="sigma_T of the paper: the largest; above sigma_min"
-    )
+    sigma_min: Level = Field(default=0.002, description="sigma_0 of the paper: the least noise level")
+    sigma_max: Level = Field(default=80.0, description="sigma_T of the paper: the largest; above sigma_min")
     rho: float = Field(default=7.0, ge=1, le=1000, description="curvature of the noise levels between them")
-    sigma_data: float = Field(
-        default=0.5, gt=0, le=MOST_NOISE, description="standard deviation of the (centred) data in [-1, 1]"
-    )
-    data_mean: float = Field(
+    sigma_data: Level = Field(default=0.5, description="standard deviation of the (centred) data in [-1, 1]")
+    data_mean: Real = Field(
         default=0.0,
-        ge=-MOST_NOISE,
-        le=MOST_NOISE,
         description="subtracted from data in [-1, 1] before noising, added back to samples; 0 in the paper",
     )
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gcflow.model import PreconditionedNetwork
-from gcflow.options import Count, Level, Options
+from gcflow.options import Count, Level, Options, require
 from gcflow.preconditioning import NoiseProcess, from_model_space
 from gcflow.randomness import derived_seed
 from gcflow.schedules import noise_levels
@@ -86,6 +86,10 @@ class Sampler(Options):
         description="where a consistency model of EDM preconditioning is taken to be the identity; null: where it was "
         "trained to be. ECT's code moves it to 0.003",
     )
+
+    def __post_init__(self) -> None:
+        levels = list(self.sigmas)
+        require(levels == sorted(levels, reverse=True), "sigmas", levels, "descending noise levels")
 
     @property
     def evaluations(self) -> int:

@@ -27,6 +27,8 @@ from gcflow.precision import begin_step, set_precision, share_multiple, tune
 from gcflow.weights import content_hash, load_weights, spec_of
 
 Loss = Callable[[Batch], Tensor]
+# Of an image, at most.
+CHANNELS = 4
 
 
 @dataclass
@@ -206,14 +208,22 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
 
 
 def require_samples(config: RunConfig, data: object) -> None:
-    """Refuses what is no data set.
+    """Refuses what is no data set, or one that would be taken for another.
 
     Raises:
-        GcflowError: it is no tensor, or empty.
+        GcflowError: it is no tensor, empty, or neither images with their channels first nor points.
     """
-    if not isinstance(data, Tensor) or not len(data):
-        expected = "a tensor of images, uint8 [n, C, H, W], or points, float32 [n, d]"
-        raise GcflowError(f"{config.name}: data are {in_words(data)}; expected {expected}")
+    images = isinstance(data, Tensor) and data.ndim == 4
+    remedy = ""
+    if isinstance(data, Tensor) and len(data):
+        if images and data.is_floating_point():
+            remedy = ": of values in [0, 1] it is (255 * data).round().to(torch.uint8)"
+        elif images and data.shape[1] > CHANNELS >= data.shape[3]:
+            remedy = ": with the channels last it is data.permute(0, 3, 1, 2)"
+        elif (images and data.dtype == torch.uint8) or (data.ndim == 2 and data.dtype == torch.float32):
+            return
+    expected = "a tensor of images, uint8 [n, C, H, W], or points, float32 [n, d]"
+    raise GcflowError(f"{config.name}: data are {in_words(data)}; expected {expected}{remedy}")
 
 
 def add_up(gradients_of: Callable[[int], list[Tensor]], grains: range) -> list[Tensor]:

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import stats
 
 from gcflow.config import NetworkConfig, NoiseProcess
@@ -262,6 +263,11 @@ def test_a_sampler_passes_each_sample_through_the_network_as_often_as_it_says(sa
     model.network.register_forward_hook(lambda *_: passes.append(1))
     sampler.draw(model, noise(), fresh(0))
     assert len(passes) == sampler.evaluations == evaluations
+
+
+def test_levels_that_do_not_descend_are_refused():
+    with pytest.raises(ValidationError, match="descending noise levels"):
+        Sampler("consistency", (0.8, 5.0))
 
 
 def test_the_named_sampler_is_drawn():

@@ -899,6 +899,23 @@ def test_data_that_are_no_samples_are_refused_in_one_line(data):
         train(config, data, initial_state(config, (2,)))
 
 
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (torch.zeros(8, 1, 4, 4), "(255 * data).round().to(torch.uint8)"),
+        (torch.zeros(8, 16, 16, 3, dtype=torch.uint8), "data.permute(0, 3, 1, 2)"),
+        (torch.zeros(8, 2, dtype=torch.float64), "float32 [n, d]"),
+        (torch.zeros(8, 2, dtype=torch.uint8), "float32 [n, d]"),
+        (torch.zeros(8, 1, 4, 4, dtype=torch.int64), "float32 [n, d]"),
+    ],
+)
+def test_data_that_would_be_taken_for_others_are_refused_with_the_remedy(data, remedy):
+    config = any_run_config()
+    with pytest.raises(GcflowError, match="expected a tensor of images") as caught:
+        train(config, data, initial_state(config, (2,)))
+    assert str(caught.value).endswith(remedy)
+
+
 def test_a_teacher_that_was_not_given_is_named():
     config = any_run_config(MethodConfig("distillation", teacher="exact"))
     with pytest.raises(GcflowError, match="its teacher is not among the helpers"):

@@ -40,6 +40,7 @@ __all__ = [
     "differing_keys",
     "digest",
     "from_dict",
+    "process_counts",
     "to_dict",
     "without_dropout",
 ]
@@ -123,6 +124,11 @@ class TrainingConfig(Options):
         """Steps at which weights are kept for evaluation; the last step always is one of them."""
         steps = list(range(self.snapshot_every, self.steps + 1, self.snapshot_every))
         return steps if steps and steps[-1] == self.steps else [*steps, self.steps]
+
+
+def process_counts(grains: int) -> list[int]:
+    """How many processes can share a batch of so many grains: subtrees of their sum."""
+    return [1 << power for power in range(grains.bit_length())]
 
 
 class Cadence(Options):

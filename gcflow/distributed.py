@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
+from gcflow.config import process_counts
 from gcflow.errors import GcflowError, Transient
 
 PATIENCE = timedelta(minutes=15)
@@ -40,7 +41,7 @@ class World:
         Raises:
             GcflowError: so many processes cannot share them.
         """
-        allowed = [1 << power for power in range(grains.bit_length())]
+        allowed = process_counts(grains)
         if self.size not in allowed:
             numbers = ", ".join(map(str, allowed))
             raise GcflowError(

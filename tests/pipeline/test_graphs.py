@@ -24,7 +24,7 @@ def snakemake_graph(folder, scale):
     with opened(params, scale, list(Stages(params, scale))) as scheduler:
         jobs = [job for job in scheduler._dag.jobs if not GATHERING.fullmatch(job.rule.name)]
         return {
-            re.sub(r"( --gpus \d)? 2>&1 \| log_to .*$", "", job.shellcmd): (
+            re.sub(r"( --gpus \d)?( --processes \d)? 2>&1 \| log_to .*$", "", job.shellcmd): (
                 {str(file) for file in job.input},
                 {str(file) for file in job.output},
                 json.loads(job.params.slice),

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import yaml
-from projects import ROOT, write_project
-from workflows import as_a_plan, run
+from projects import ROOT, tiny_params, write_project
+from slurm_workflows import tiny_unets
+from workflows import as_a_plan, clone, run
 
 from gcflow.pipeline.params import Params
 
@@ -81,3 +82,13 @@ def test_a_setting_that_is_no_number_is_refused_by_name(folder, variable, value)
     output = run(folder, "snakemake", "--profile", "slurm", "-n", "all", check=False, env={variable: value})
     assert f"{variable} is '{value}', expected a whole number from 1 up" in output
     assert "Traceback" not in output
+
+
+def test_a_run_gets_as_many_processes_as_can_share_its_batches_and_points_get_one(tmp_path):
+    params = tiny_unets(1)
+    params["datasets"]["mixture2d"] = tiny_params()["datasets"]["mixture2d"]
+    folder = clone(tmp_path / "project", params)
+    output = run(folder, "snakemake", "--profile", "local", "-n", "-p", "all", env={"GCFLOW_PROCESSES": "3"})
+    # A batch of 16 in grains of 8.
+    assert "gcflow train digits/ic/0 --gpus 2 --processes 2 " in output
+    assert "gcflow train mixture2d/ic/0 --gpus 0 --processes 1 " in output

@@ -62,7 +62,7 @@ def stages(folder):
 def planned(folder):
     """The stages that Snakemake would make."""
     plan = snakemake(folder, "-n", "-p", "--quiet", "host", "--", "all")
-    commands = set(re.findall(r"(?m)(gcflow .*?)(?: --gpus \d+)? 2>&1", plan))
+    commands = set(re.findall(r"(?m)(gcflow .*?)(?: --gpus \d+)?(?: --processes \d+)? 2>&1", plan))
     return {stage.name for stage in stages(folder) if stage.command in commands}
 
 

@@ -3,6 +3,8 @@
 import re
 from math import prod
 
+from gcflow.config import process_counts
+
 # Per process of a GPU job: CUDA's libraries alone take several gigabytes of it.
 GPU_PROCESS_MB = 12_000
 CPU_PROCESS_MB = 3_000
@@ -40,8 +42,16 @@ def data_mb(wildcards):
     return source.count * prod(source.shape) // 2**20
 
 
+def train_processes(wildcards):
+    """As many as its batches can be shared among; what is not worth a GPU is not worth several."""
+    run = Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+    possible = process_counts(PARAMS.run_config(run.name).training.grains)
+    return max(n for n in possible if n <= PROCESSES) if on_gpu(wildcards) else 1
+
+
 def train_gpus(wildcards):
-    return PROCESSES * on_gpu(wildcards)
+    """One for each process of a run."""
+    return train_processes(wildcards) if on_gpu(wildcards) else 0
 
 
 def train_cpus(wildcards):

@@ -20,6 +20,7 @@ rule train:
     threads: train_threads
     resources:
         gpu=train_gpus,
+        processes=train_processes,
         cpus_per_task=train_cpus,
         mem_mb=train_memory,
         runtime=long_minutes,
@@ -29,7 +30,8 @@ rule train:
     message:
         "train {wildcards.dataset}/{wildcards.method}/{wildcards.seed}"
     shell:
-        "gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} --gpus {resources.gpu} 2>&1 | log_to {log}"
+        "gcflow train {wildcards.dataset}/{wildcards.method}/{wildcards.seed} "
+        "--gpus {resources.gpu} --processes {resources.processes} 2>&1 | log_to {log}"
 
 
 rule evaluate:

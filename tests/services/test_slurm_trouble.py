@@ -30,8 +30,10 @@ def cluster(tmp_path_factory):
 def workflow(cluster, tmp_path):
     made = []
 
-    def make(name, **options):
-        made.append(Workflow(cluster, tmp_path / name, tiny_unets(1), **options))
+    def make(name, grain=8, **options):
+        params = tiny_unets(1)
+        params["datasets"]["digits"]["training"]["grain"] = grain
+        made.append(Workflow(cluster, tmp_path / name, params, **options))
         return made[-1]
 
     yield make
@@ -47,7 +49,7 @@ def state(workflow):
     ("options", "words"),
     [
         ({"gpu_partition": "absent"}, "invalid partition specified: absent"),
-        ({"processes": 5}, "Requested node configuration is not available"),
+        ({"processes": 8, "grain": 2}, "Requested node configuration is not available"),
     ],
 )
 def test_what_slurm_will_not_take_is_refused_in_its_own_words_before_anything_is_submitted(workflow, options, words):
@@ -56,6 +58,15 @@ def test_what_slurm_will_not_take_is_refused_in_its_own_words_before_anything_is
     assert refused.end() != 0
     assert "Slurm refuses sbatch" in refused.output.read_text()
     assert words in refused.output.read_text()
+    assert refused.jobs() == []
+
+
+def test_accounting_that_a_cluster_has_not_is_not_waited_for(workflow):
+    refused = workflow("unaccounted")
+    refused.environment["GCFLOW_SLURM_STATUS"] = "sacct"
+    refused.start(WEIGHTS)
+    assert refused.end() != 0
+    assert "Slurm refuses sacct" in refused.output.read_text()
     assert refused.jobs() == []
 
 

@@ -52,8 +52,12 @@ def submission(executor, job):
 def ask_slurm(executor):
     """Lets Slurm refuse a partition, an account, a number of GPUs before anything is submitted."""
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
-    for command in {submission(executor, job) for job in jobs}:
-        test = f"{command} --test-only --wrap true"
+    submitted = {submission(executor, job) for job in jobs}
+    tests = [f"{command} --test-only --wrap true" for command in submitted]
+    # Without accounting it answers nothing, and jobs are waited for for ever.
+    if workflow.executor_settings.status_command == "sacct":
+        tests.append("sacct")
+    for test in tests:
         asked = subprocess.run(test, shell=True, capture_output=True, text=True)
         if asked.returncode:
             raise WorkflowError(f"Slurm refuses {test}\n{asked.stderr.strip()}")

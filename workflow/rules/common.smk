@@ -23,7 +23,7 @@ shell.prefix("trap : TERM; log_to() {{ trap '' TERM; tee \"$1\"; }}; ")
 shell.suffix("; exit ${{PIPESTATUS[0]}}")
 
 # --config scale=paper, GCFLOW_SCALE, or else what runs anywhere; and of it --config methods="ic gc" seeds="0 1".
-SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE", "embedded"))
+SCALE = config.get("scale", os.environ.get("GCFLOW_SCALE") or "embedded")
 try:
     if unknown := config.keys() - {"scale", "methods", "seeds"}:
         raise GcflowError(

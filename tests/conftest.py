@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `make test-all` tells every make below it that it is one of its own, which then says where it is.
 for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(variable, None)
-# A shell ignores the one for what it starts in the background, `nohup` the other; every process of the tests would, too.
+# A shell ignores the one for what it starts in the background, `nohup` the other, and every process of the tests would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("short", deadline=None, max_examples=30)

@@ -35,6 +35,7 @@ from projects import (
 from workflows import SCRIPTS, clone, duplicate, snakemake
 
 from gcflow.errors import GcflowError, Preempted
+from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.lock import RunLock, newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.tools.track.runs import files_of
@@ -668,6 +669,16 @@ def write_studies(folder: Path, text: str, verdicts: list[str]) -> None:
     claims.write_text(json.dumps({"records": [{"dataset": "digits", "verdict": verdict} for verdict in verdicts]}))
     for path in (table, claims):
         os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+
+
+def test_what_was_sent_before_any_run_began_is_the_same_afterwards(copied, sync, sqlite_server):
+    folder = copied("early")
+    report_path(folder).write_text("<p>theory</p>")
+    trained = run_folder(folder, RUN).rename(folder / "trained")
+    assert sync(folder)["sent"] == {}
+    trained.rename(run_folder(folder, RUN))
+    assert sync(folder)["sent"].keys() == {RUN}
+    assert [run.info.run_name for run in found(folder, sqlite_server).runs()] == [RUN, "report"]
 
 
 def test_two_projects_in_one_experiment_have_their_own_tables_and_reports(copied, sync, sqlite_server):

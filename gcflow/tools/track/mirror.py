@@ -157,7 +157,7 @@ class Mirror:
         """Makes a table, a figure or the report in MLflow what it is now, in the experiment of the whole project.
 
         numbers: its metrics there. origins: hashes of the runs' origins. Of projects that share the experiment, the
-        study is of those that have one of the runs that it is tagged with.
+        study is of those that have one of the runs that it is tagged with; without any, of the first that sends it.
         """
         tags = {"study": study.name, "mlflow.note.content": study.note, ORIGINS: " ".join(sorted(origins))}
         everything, known = _digest([tags, numbers, _hashes(study.files)]), self._known_study(study, origins)
@@ -235,11 +235,11 @@ class Mirror:
         return next(iter(found), None)
 
     def _known_study(self, study: Study, origins: set[str]) -> "MlflowRun | None":
-        for found in self._find(None, {"study": study.name}):
-            theirs = set(found.data.tags.get(ORIGINS, "").split())
-            if theirs & origins or not theirs | origins:
-                return found
-        return None
+        found = [(set(run.data.tags.get(ORIGINS, "").split()), run) for run in self._find(None, {"study": study.name})]
+        ours = [run for theirs, run in found if theirs & origins]
+        # Sent before any run began.
+        ours += [run for theirs, run in found if not theirs]
+        return ours[0] if ours else None
 
     def _history(self, known: "MlflowRun") -> dict[str, dict[int, float]]:
         """Steps and values that MLflow has of each metric of a run."""

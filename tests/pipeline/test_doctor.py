@@ -21,6 +21,8 @@ from workflows import clone
 from gcflow.errors import GcflowError
 from gcflow.files import sha256_of
 from gcflow.inception import INCEPTION_URL, write_surrogate
+from gcflow.pipeline.params import Params
+from gcflow.pipeline.versions import run_dvc
 from gcflow.tools import doctor
 from gcflow.tools.doctor import Asked, Check, Note, look, user
 from gcflow.weights import save_tensors
@@ -186,6 +188,12 @@ def test_who_has_no_name_is_told_how_to_get_one(monkeypatch):
         user()
     monkeypatch.setenv("USER", "me")
     assert user() == "me"
+
+
+def test_what_dvc_says_of_the_machine_is_shown(tmp_path):
+    params = Params(write_project(tmp_path) / "params.yaml")
+    with pytest.raises(GcflowError, match="dvc status failed: .*not inside of a DVC repository"):
+        run_dvc(params, "status", "--json")
 
 
 def test_a_device_that_is_not_there_is_named():

@@ -192,7 +192,7 @@ def test_who_has_no_name_is_told_how_to_get_one(monkeypatch):
 
 def test_what_dvc_says_of_the_machine_is_shown(tmp_path):
     params = Params(write_project(tmp_path) / "params.yaml")
-    with pytest.raises(GcflowError, match="dvc status failed: .*not inside of a DVC repository"):
+    with pytest.raises(GcflowError, match=r"dvc status failed: .*not inside of a DVC repository"):
         run_dvc(params, "status", "--json")
 
 

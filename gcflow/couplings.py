@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gcflow import register
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Options
 
 if TYPE_CHECKING:

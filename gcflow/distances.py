@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

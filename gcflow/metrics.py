@@ -10,7 +10,7 @@ from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from gcflow import register
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Options
 from gcflow.randomness import generator
 

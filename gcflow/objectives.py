@@ -13,7 +13,7 @@ from gcflow import register
 from gcflow.couplings import Coupling, CouplingContext, EndpointPredictor
 from gcflow.distances import Distance, squared_l2
 from gcflow.errors import GcflowError
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Options
 from gcflow.oracles import Denoiser, velocity
 from gcflow.preconditioning import NoiseProcess, per_sample

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

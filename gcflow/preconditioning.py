@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Level, Options, Real, require
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

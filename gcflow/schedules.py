@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from gcflow import register
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Many, Options, Real, require
 from gcflow.preconditioning import NoiseProcess
 

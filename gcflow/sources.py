@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from gcflow import register
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.options import Count, Many, Options, Real, Seed
 from gcflow.oracles import GaussianMixture, empirical
 from gcflow.preconditioning import NoiseProcess, to_model_space

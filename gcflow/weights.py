@@ -21,7 +21,7 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
 from gcflow.files import atomic_path, expected_form, opened_tensors, tensors_metadata
-from gcflow.lazy import torch
+from gcflow.lazy_torch import torch
 from gcflow.networks import Network
 from gcflow.options import Count, Options, mistakes
 from gcflow.preconditioning import NoiseProcess, Preconditioning

@@ -16,7 +16,7 @@ import torch
 from gcflow.batches import Batches
 from gcflow.distributed import World
 from gcflow.pipeline.params import Params
-from gcflow.training import Helpers, gradients_of_batch, initial_state, make_loss
+from gcflow.training import Helpers, gradient_of_batch, initial_state, make_loss
 
 BATCH, GRAIN, STEPS, ROUNDS = 16, 8, 1, 6
 OVERRIDES = {"training": {"batch": BATCH, "grain": GRAIN, "cpu_threads": 2, "precision": "float32"}}
@@ -35,7 +35,7 @@ def main() -> None:
         batch = batches[0]
 
     def tree() -> None:
-        gradients_of_batch(loss_of, batch, training, parameters, World())
+        gradient_of_batch(loss_of, batch, training, state.flat, World())
 
     def plain() -> None:
         for part in batch.split(GRAIN):

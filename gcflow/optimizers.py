@@ -1,6 +1,6 @@
 """Lion, the choice of optimizer, and the exponential moving average of the weights."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from gcflow.config import TrainingConfig
 
 
 class Lion(torch.optim.Optimizer):
-    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay; fused over tensors.
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay.
 
     Args:
         params: parameters to optimise.
@@ -36,21 +36,18 @@ class Lion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            for p in params:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta = [self.state[p]["momentum"] for p in params]
-            beta1, beta2 = group["betas"]
-            updates = torch._foreach_lerp(grads, momenta, beta1)
-            torch._foreach_sign_(updates)
-            if group["weight_decay"] > 0:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, grads, 1 - beta2)
+                momentum = self.state[p]["momentum"]
+                update = torch.lerp(p.grad, momentum, beta1).sign_()
+                if group["weight_decay"] > 0:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"])
+                momentum.lerp_(p.grad, 1 - beta2)
         return loss
 
 
@@ -87,6 +84,6 @@ def ema_decay(step: int, training: TrainingConfig) -> float | None:
 
 
 @torch.no_grad()
-def update_ema(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
+def update_ema(average: Tensor, weights: Tensor, decay: float) -> None:
     """Average <- decay average + (1 - decay) weights, in place."""
-    torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+    average.lerp_(weights, 1 - decay)

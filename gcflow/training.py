@@ -19,6 +19,7 @@ from gcflow.config import (
 from gcflow.distances import distance_for
 from gcflow.distributed import World, halves
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
+from gcflow.flat import FlatParameters
 from gcflow.model import PreconditionedNetwork
 from gcflow.objectives import Batch, ObjectiveContext, in_words
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
@@ -35,12 +36,15 @@ CHANNELS = 4
 class TrainingState:
     """All that a bit-exact continuation needs; random draws need nothing, they are functions of the step.
 
-    step: number of completed steps. loss_sums [grains], loss_count: of the current logging window.
+    step: number of completed steps. flat, flat_ema: their weights, each as one tensor. loss_sums [grains],
+    loss_count: of the current logging window.
     """
 
     step: int
     model: PreconditionedNetwork
     ema: PreconditionedNetwork
+    flat: FlatParameters
+    flat_ema: FlatParameters
     optimizer: torch.optim.Optimizer
     loss_sums: Tensor
     loss_count: int
@@ -56,8 +60,13 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, as flat named tensors."""
-        slots = self.optimizer.state_dict()["state"]
-        moments = {f"optimizer.{i}.{name}": tensor for i, slot in slots.items() for name, tensor in slot.items()}
+        slots = self.optimizer.state_dict()["state"].get(0, {})
+        count = len(self.flat.parameters)
+        moments = {
+            f"optimizer.{i}.{name}": part
+            for name, tensor in slots.items()
+            for i, part in enumerate(self.flat.parts(tensor) if tensor.ndim else tensor.repeat(count))
+        }
         window = {"window.loss_sums": self.loss_sums, "window.loss_count": torch.tensor(self.loss_count)}
         return self.weights() | moments | window
 
@@ -70,15 +79,11 @@ class TrainingState:
         """Puts back what `tensors` gave at `step`; `path` is where they were read, for messages."""
         load_weights(self.model, tensors, "raw", path)
         load_weights(self.ema, tensors, "ema", path)
-        parameters = list(self.model.parameters())
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".")
-                # In the parameter's memory layout, which fused optimizers take for granted and files do not keep.
-                like = parameters[int(index)] if tensor.ndim else tensor
-                slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        slots: dict[str, Tensor] = {}
+        for slot in {name.split(".")[2] for name in tensors if name.startswith("optimizer.")}:
+            parts = [tensors[f"optimizer.{i}.{slot}"] for i in range(len(self.flat.parameters))]
+            slots[slot] = self.flat.gather(parts) if parts[0].ndim else parts[0]
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: slots} if slots else {}})
         self.loss_sums = tensors["window.loss_sums"].to(self.loss_sums.device, copy=True)
         self.loss_count = int(tensors["window.loss_count"])
         self.step = step
@@ -116,9 +121,10 @@ def initial_state(
     ema = spec_of(config, shape).build(config.seed)
     ema.network.load_state_dict(model.network.state_dict())
     ema = tune(ema.to(device).eval().requires_grad_(False), config.training)
-    optimizer = make_optimizer(model.parameters(), config.training)
+    flat, flat_ema = FlatParameters(model), FlatParameters(ema)
+    optimizer = make_optimizer([flat.tensor], config.training)
     loss_sums = torch.zeros(config.training.grains, dtype=torch.float64, device=device)
-    return TrainingState(0, model, ema, optimizer, loss_sums, 0)
+    return TrainingState(0, model, ema, flat, flat_ema, optimizer, loss_sums, 0)
 
 
 @dataclass(frozen=True)
@@ -196,9 +202,8 @@ def require_finite(config: RunConfig, state: TrainingState) -> None:
         NonFiniteLoss: the mean loss since the last line, or a weight, is NaN or infinite.
     """
     loss = state.mean_loss()
-    # One number per tensor and one transfer: every NaN and infinity shows in the largest absolute value.
-    largest = torch._foreach_norm(list(state.model.parameters()), float("inf"))
-    sound = bool(torch.stack(largest).isfinite().all())
+    # Every NaN and infinity shows in the largest absolute value.
+    sound = bool(state.flat.tensor.abs().max().isfinite())
     if not math.isfinite(loss) or not sound:
         found = f"loss is {loss}" if not math.isfinite(loss) else "a weight is not finite"
         raise NonFiniteLoss(
@@ -226,54 +231,41 @@ def require_samples(config: RunConfig, data: object) -> None:
     raise GcflowError(f"{config.name}: data are {in_words(data)}; expected {expected}{remedy}")
 
 
-def add_up(gradients_of: Callable[[int], list[Tensor]], grains: range) -> list[Tensor]:
+def add_up(gradient_of: Callable[[int], Tensor], grains: range) -> Tensor:
     """The sum of the gradients of `grains` along their tree; at most log2(grains) + 1 of them are in memory."""
     if len(grains) == 1:
-        return gradients_of(grains.start)
-    first, second = (add_up(gradients_of, half) for half in halves(grains))
-    torch._foreach_add_(first, second)
-    return first
+        return gradient_of(grains.start)
+    first, second = (add_up(gradient_of, half) for half in halves(grains))
+    return first.add_(second)
 
 
-def gradients_of_batch(
-    loss_of: Loss, batch: Batch, training: TrainingConfig, parameters: list[nn.Parameter], world: World
-) -> Tensor:
-    """Gives each parameter the gradient of the global batch's mean loss, the same bits in every process.
+def gradient_of_batch(
+    loss_of: Loss, batch: Batch, training: TrainingConfig, flat: FlatParameters, world: World
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the global batch's mean loss, the same bits in every process.
 
     Args:
         loss_of: the mean loss of a grain.
         batch: this process's share of the global one.
         training: which says what a grain is.
-        parameters: of the model.
+        flat: the model's weights.
         world: this process's place.
 
     Returns:
-        This process's grains' parts of the mean loss, float64 [grains].
+        The gradient in the layout of `flat`, and this process's grains' parts of the mean loss, float64 [grains].
     """
     own, parts = world.share(training.grains), batch.split(training.grain)
     losses = torch.zeros(len(own), dtype=torch.float64, device=batch.data.device)
-    trained: list[nn.Parameter] = []
 
-    def gradients_of(grain: int) -> list[Tensor]:
+    def gradient_of(grain: int) -> Tensor:
         part = parts[grain - own.start]
         loss = loss_of(part) * (len(part.data) / training.batch)
-        loss.backward()
         losses[grain - own.start] = loss.detach()
-        trained[:] = [parameter for parameter in parameters if parameter.grad is not None]
-        found = [parameter.grad for parameter in trained]
-        for parameter in trained:
-            parameter.grad = None
-        return found  # type: ignore[return-value]
+        return flat.gather(torch.autograd.grad(loss, flat.parameters, materialize_grads=True))
 
-    total = add_up(gradients_of, own)
-    if world.size > 1:
-        flat = torch.cat([gradient.reshape(-1) for gradient in total])
-        world.add_up_(flat)
-        sums = flat.split([gradient.numel() for gradient in total])
-        torch._foreach_copy_(total, [part.view(g.shape) for part, g in zip(sums, total, strict=True)])
-    for parameter, gradient in zip(trained, total, strict=True):
-        parameter.grad = gradient
-    return losses
+    gradient = add_up(gradient_of, own)
+    world.add_up_(gradient)
+    return gradient, losses
 
 
 class Update(NamedTuple):
@@ -283,27 +275,22 @@ class Update(NamedTuple):
     gradient_norm: Tensor | None
 
 
-def update(
-    state: TrainingState,
-    training: TrainingConfig,
-    model_parameters: list[nn.Parameter],
-    ema_parameters: list[nn.Parameter],
-    measure_norm: bool,
-) -> Update:
-    """One step of the optimizer with the gradients at hand, and of the EMA."""
-    norm = None
+def update(state: TrainingState, training: TrainingConfig, gradient: Tensor, measure_norm: bool) -> Update:
+    """One step of the optimizer with a gradient in the layout of the weights, and of the EMA."""
+    weights, norm = state.flat.tensor, None
+    weights.grad = gradient
     if training.gradient_clip is not None:
-        norm = nn.utils.clip_grad_norm_(model_parameters, training.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(weights, training.gradient_clip)
     elif measure_norm:
-        norm = nn.utils.get_total_norm([p.grad for p in model_parameters if p.grad is not None])
+        norm = torch.linalg.vector_norm(gradient)
     rate = learning_rate(state.step, training)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    weights.grad = None
     decay = ema_decay(state.step, training)
     if decay is not None:
-        update_ema(ema_parameters, model_parameters, decay)
+        update_ema(state.flat_ema.tensor, weights, decay)
     state.step += 1
     return Update(rate, norm)
 
@@ -339,8 +326,6 @@ def train(
     set_precision(training)
     device, own = state.loss_sums.device, world.share(training.grains)
     loss_of = make_loss(config, state, helpers or Helpers())
-    model_parameters = list(state.model.parameters())
-    ema_parameters = list(state.ema.parameters())
     snapshots = set(training.snapshot_steps)
     window_start, window_images = time.perf_counter(), 0
 
@@ -356,10 +341,10 @@ def train(
 
             step = state.step
             begin_step(training)
-            losses = gradients_of_batch(loss_of, batches[step], training, model_parameters, world)
+            gradient, losses = gradient_of_batch(loss_of, batches[step], training, state.flat, world)
             last = step + 1 == training.steps
             logging = (step + 1) % cadence.log_every == 0 or last
-            rate, gradient_norm = update(state, training, model_parameters, ema_parameters, logging)
+            rate, gradient_norm = update(state, training, gradient, logging)
             state.loss_sums[own.start : own.stop] += losses
             state.loss_count += 1
             window_images += training.batch

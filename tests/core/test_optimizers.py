@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gcflow.config import TrainingConfig
+from gcflow.flat import FlatParameters
 from gcflow.optimizers import Lion, ema_decay, learning_rate, make_optimizer, update_ema
 
 
@@ -182,12 +184,12 @@ def test_the_ema_is_that_of_ema_pytorch(start, every):
     for step, model in enumerate(walk(300)):
         if theirs is None:
             theirs = EMA(model, beta=0.96, update_after_step=start, update_every=every)
-            ours = [parameter.detach().clone() for parameter in theirs.ema_model.parameters()]
+            ours = FlatParameters(copy.deepcopy(theirs.ema_model))
         theirs.update()
         decay = ema_decay(step, config)
         if decay is not None:
-            update_ema(ours, list(model.parameters()), decay)
-        for one, other in zip(ours, theirs.ema_model.parameters(), strict=True):
+            update_ema(ours.tensor, FlatParameters(model).tensor, decay)
+        for one, other in zip(ours.parameters, theirs.ema_model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
@@ -227,7 +229,7 @@ def test_the_ema_of_constant_weights_approaches_them_geometrically():
     start, target = gaussian(0, 3, 2).double(), gaussian(1, 3, 2).double()
     average = start.clone()
     for _ in range(50):
-        update_ema([average], [target], 0.9)
+        update_ema(average, target, 0.9)
     torch.testing.assert_close(average, 0.9**50 * start + (1 - 0.9**50) * target)
 
 
@@ -238,17 +240,14 @@ def test_the_ema_is_the_weighted_mean_of_all_weights_so_far(ramp_up):
     average = history[0].clone()
     decays = [min(0.8, 1 - (1 + k) ** (-2 / 3) if k > 1 else 0) if ramp_up else 0.8 for k in range(30)]
     for k, weights in enumerate(history[1:]):
-        update_ema([average], [weights], ema_decay(k, config))
+        update_ema(average, weights, ema_decay(k, config))
     shares = [math.prod(decays)] + [(1 - decays[k]) * math.prod(decays[k + 1 :]) for k in range(30)]
     assert sum(shares) == pytest.approx(1)
     torch.testing.assert_close(average, sum(s * w for s, w in zip(shares, history, strict=True)))
 
 
-def test_the_ema_updates_tensors_in_place_and_leaves_the_weights():
-    averages, weights = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.full((3,), 4.0)]
-    kept = list(averages)
-    update_ema(averages, weights, 0.75)
-    assert all(a is b for a, b in zip(averages, kept, strict=True))
-    assert averages[0].tolist() == [0.25] * 2
-    assert averages[1].tolist() == [1.0] * 3
-    assert weights[1].tolist() == [4.0] * 3
+def test_the_ema_is_updated_in_place_and_leaves_the_weights():
+    average, weights = torch.zeros(3), torch.full((3,), 4.0)
+    update_ema(average, weights, 0.75)
+    assert average.tolist() == [1.0] * 3
+    assert weights.tolist() == [4.0] * 3

@@ -20,7 +20,7 @@ from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
 from gcflow.precision import COMPILED_SHAPES, set_precision, share_multiple, tune
-from gcflow.training import Helpers, Observer, TrainingState, gradients_of_batch, initial_state, make_loss, train
+from gcflow.training import Helpers, Observer, TrainingState, gradient_of_batch, initial_state, make_loss, train
 from gcflow.weights import spec_of
 
 SHAPE = (1, 4, 4)
@@ -52,10 +52,9 @@ def random_state(config):
 
 
 def loss_and_gradients(config, state):
-    parameters = list(state.model.parameters())
     loss_of = make_loss(config, state, Helpers())
-    losses = gradients_of_batch(loss_of, batch_of(config, IMAGES, 3), config.training, parameters, World())
-    return losses.sum().item(), [parameter.grad for parameter in parameters]
+    gradient, losses = gradient_of_batch(loss_of, batch_of(config, IMAGES, 3), config.training, state.flat, World())
+    return losses.sum().item(), state.flat.parts(gradient)
 
 
 def flat(tensors):

@@ -33,7 +33,7 @@ from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
-from gcflow.training import Helpers, Observer, gradients_of_batch, initial_state, make_loss, objective_context, train
+from gcflow.training import Helpers, Observer, gradient_of_batch, initial_state, make_loss, objective_context, train
 from gcflow.weights import (
     ModelSpec,
     load_model,
@@ -603,9 +603,8 @@ def gradients(config, grain):
     state = start(config)
     randomised(state.model)
     loss_of, training = make_loss(config, state, helpers(config)), replace(config.training, grain=grain)
-    parameters = list(state.model.parameters())
-    losses = gradients_of_batch(loss_of, batch_of(config, DATA, 7), training, parameters, World())
-    return losses.sum(), [p.grad for p in parameters]
+    gradient, losses = gradient_of_batch(loss_of, batch_of(config, DATA, 7), training, state.flat, World())
+    return losses.sum(), state.flat.parts(gradient)
 
 
 @pytest.mark.parametrize(("method", "grain"), list(zip(METHODS, cycle([1, 2, 5]))))

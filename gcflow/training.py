@@ -82,7 +82,7 @@ class TrainingState:
         slots: dict[str, Tensor] = {}
         for slot in {name.split(".")[2] for name in tensors if name.startswith("optimizer.")}:
             parts = [tensors[f"optimizer.{i}.{slot}"] for i in range(len(self.flat.parameters))]
-            slots[slot] = self.flat.gather(parts) if parts[0].ndim else parts[0]
+            slots[slot] = self.flat.gather(parts) if parts[0].ndim else parts[0].clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: slots} if slots else {}})
         self.loss_sums = tensors["window.loss_sums"].to(self.loss_sums.device, copy=True)
         self.loss_count = int(tensors["window.loss_count"])

@@ -14,9 +14,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """A line on standard error, whole, whoever else is writing there; nothing where nobody reads it any more."""
+    """A line on standard error, whole and above any bar; nothing where nobody reads it any more."""
     with suppress(OSError):
-        sys.stderr.write(f"{text}\n")
+        tqdm.write(f"{text}\n", sys.stderr, end="")
         sys.stderr.flush()
 
 

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +113,13 @@ def replay(params: Params, stages: Sequence[Stage], share: float, device: str = 
             drawn += interval.last - interval.first
     others = [s for s in stages if s.kind in REMADE and all((params.root / out).exists() for out in s.outs)]
     others = draw.sample(others, round(share * len(others)))
-    return Replayed(
-        {interval: _ends_the_same(params, interval, device) for interval in chosen},
-        len(kept),
-        drawn / total,
-        {stage.name: _differing(params, stage, device) for stage in others},
-    )
+    beside = ThreadPoolExecutor(1)
+    try:
+        remade = {stage.name: beside.submit(_differing, params, stage, device) for stage in others}
+        trained = {interval: _ends_the_same(params, interval, device) for interval in chosen}
+        return Replayed(trained, len(kept), drawn / total, {name: found.result() for name, found in remade.items()})
+    finally:
+        beside.shutdown(cancel_futures=True)
 
 
 def _intervals(params: Params, run: Run) -> list[Interval]:

@@ -232,7 +232,7 @@ def require_samples(config: RunConfig, data: object) -> None:
 
 
 def add_up(gradient_of: Callable[[int], Tensor], grains: range) -> Tensor:
-    """The sum of the gradients of `grains` along their tree; at most log2(grains) + 1 of them are in memory."""
+    """The sum of the gradients of `grains` along their tree; at most log2(grains) + 1 of its sums are in memory."""
     if len(grains) == 1:
         return gradient_of(grains.start)
     first, second = (add_up(gradient_of, half) for half in halves(grains))

@@ -477,6 +477,7 @@ def test_each_level_drops_at_its_own_rate_and_a_level_without_rate_is_unaffected
         ({"multipliers": (1, 1, 1, 1)}, (3, 4, 4), "side 4 of the images can be divided by 8"),
         ({}, (3, 8, 4), r"square images instead of \[3, 8, 4\]"),
         ({}, (3, 4, 8), r"square images instead of \[3, 4, 8\]"),
+        ({}, (8, 8), r"square images instead of \[8, 8\]"),
         ({"attention": (16,)}, (3, 8, 8), r"attention\n.*sides of the levels: \[8, 4\]"),
         ({"attention": (8, 2)}, (3, 8, 8), r"attention\n.*sides of the levels: \[8, 4\]"),
         ({"blocks": (1, 1, 1)}, (3, 8, 8), "blocks"),

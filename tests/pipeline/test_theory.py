@@ -16,7 +16,7 @@ from matplotlib import image
 from projects import contents, error_line, gcflow, tiny_params, write_project
 from scipy import integrate, stats
 from torch import nn
-from workflows import clone, snakemake
+from workflows import rules_for, snakemake
 
 from gcflow.cli import main
 from gcflow.errors import GcflowError
@@ -998,7 +998,7 @@ def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(t
 
 @pytest.mark.service
 def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it(tmp_path):
-    root = clone(tmp_path / "project", figure_1_alone())
+    root = rules_for(tmp_path / "project", figure_1_alone())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
     places = [plan.index(f"gcflow {verb}") for verb in ("train mixture2d/ic/0", "theory mixture2d", "figure mixture2d")]
     assert places == sorted(places)
@@ -1007,7 +1007,7 @@ def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it
 
 @pytest.mark.service
 def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(tmp_path):
-    root = clone(tmp_path / "project", document())
+    root = rules_for(tmp_path / "project", document())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
     assert plan.count("gcflow theory mixture2d 2>&1") == 1
     assert plan.index("gcflow theory mixture2d") < plan.index("gcflow figure mixture2d paths")

@@ -1,11 +1,15 @@
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from builders import Outcome
 from hypothesis import settings
 from workflows import finished_project
+
+from gcflow.cli import main
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +37,22 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The command line within this process, in a folder; any exception but its exit is a failure."""
+
+    def call(root: Path, *args: str | int | Path) -> Outcome:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("GCFLOW_DEVICE", "cpu")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(map(str, args)))
+        code = caught.value.code
+        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

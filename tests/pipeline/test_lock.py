@@ -184,14 +184,6 @@ def test_the_same_process_cannot_hold_it_twice(folder):
         lock.require()
 
 
-def test_the_file_says_who_holds_it(folder, hold):
-    process = hold(env={"SLURM_JOB_ID": "77"})
-    assert process.hears() == "in"
-    found, here = holder(1, folder), Holder.here()
-    assert (found.host, found.pid, found.job) == (socket.gethostname(), process.pid, "77")
-    assert (found.boot_id, found.namespace) == (here.boot_id, here.namespace)
-
-
 def test_who_waits_says_so_once_and_gets_it_when_the_first_leaves(folder, hold):
     first = hold()
     assert first.hears() == "in"

@@ -23,8 +23,14 @@ settings.register_profile("short", deadline=None, max_examples=30)
 settings.load_profile("short")
 
 
+# Of the files that `make test-all` gives whole to one process, those that take longest, which begin first.
+LONGEST = ["slurm", "versions", "tracking", "extending", "readme", "slurm_trouble", "verify"]
+
+
 def pytest_collection_modifyitems(items):
     """Marks what needs other programs: `services`, a project that Snakemake has finished, a browser, an SSH server."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.path.parent.name == "services" or "finished" in item.fixturenames:
             item.add_marker("service")

@@ -335,33 +335,6 @@ def test_the_frechet_distance_is_never_negative(seed, rows, copies):
         assert frechet_distance(statistics_of(a), statistics_of(b)) >= 0
 
 
-def test_rounding_alone_would_make_the_frechet_distance_of_rank_deficient_sets_negative():
-    found = []
-    for seed in range(20):
-        a = FeatureSet(gaussian(seed, 4, 64))
-        root = a.covariance_root
-        cross = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp(min=0).sqrt().sum()
-        found.append(float(2 * a.covariance.trace() - 2 * cross))
-        assert frechet_distance(a, a) == max(0.0, found[-1])
-    assert min(found) < 0
-
-
-def test_the_class_score_by_hand():
-    probabilities = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    divergence = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
-    assert class_score(probabilities) == pytest.approx(math.exp(divergence))
-
-
-@given(seed=SEEDS, count=st.integers(1, 20), classes=st.integers(1, 8), sharpness=st.floats(0, 50))
-def test_the_class_score_lies_between_one_and_the_number_of_classes(seed, count, classes, sharpness):
-    probabilities = torch.softmax(sharpness * gaussian(seed, count, classes), dim=1)
-    score = class_score(probabilities)
-    assert 1 - 1e-9 <= score <= classes + 1e-9
-    marginal = probabilities.mean(0)
-    entropies = [-(p[p > 0] * p[p > 0].log()).sum().item() for p in [marginal, *probabilities]]
-    assert score == pytest.approx(math.exp(entropies[0] - np.mean(entropies[1:])), rel=1e-6)
-
-
 def test_the_transport_cost_is_the_squared_distance_per_pair():
     x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
     z = torch.tensor([[[0.0, 4.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])

@@ -16,7 +16,6 @@ from gcflow.preconditioning import (
     edm_coefficients,
     from_model_space,
     to_model_space,
-    ve_coefficients,
     vp_coefficients,
 )
 
@@ -153,18 +152,6 @@ def test_a_vp_network_predicts_the_noise_and_a_ve_network_its_opposite(kind, sig
     clean, noise = torch.randn(2, 5, 3, generator=source, dtype=torch.float64)
     model = PreconditionedNetwork(Recorder(sign * noise), kind, NoiseProcess())
     torch.testing.assert_close(model(clean + sigma * noise, double(sigma).expand(5)), clean)
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_the_vp_network_sees_the_variance_preserving_mixture_and_the_ve_network_the_sample(sigma):
-    c = vp_coefficients(double(sigma), NoiseProcess())
-    signal, noise = c.input.item(), c.input.item() * sigma
-    assert signal**2 + noise**2 == pytest.approx(1)
-    time = c.noise.item() / 999
-    assert signal == pytest.approx(math.exp(-0.25 * 19.9 * time**2 - 0.05 * time))
-    c = ve_coefficients(double(sigma), NoiseProcess())
-    assert c.input.item() == 1
-    assert 2 * math.exp(c.noise.item()) == pytest.approx(sigma)
 
 
 @pytest.mark.parametrize("kind", COEFFICIENTS)

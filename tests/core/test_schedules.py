@@ -16,7 +16,6 @@ from gcflow.config import (
     IctSchedule,
     MethodConfig,
     NoiseProcess,
-    RunReference,
 )
 from gcflow.randomness import generator
 from gcflow.schedules import (
@@ -341,58 +340,3 @@ def test_the_log_describes_where_each_schedule_is():
     assert [describe(ict, step) for step in (0, 333, 999)] == [{"intervals": n} for n in (10, 20, 40)]
     assert [describe(ect, step) for step in (10, 11, 99)] == [{"stage": n} for n in (0, 1, 9)]
     assert describe(run_config(EdmSchedule(), DENOISING), 50) == {}
-
-
-def test_the_log_tells_the_share_of_augmented_samples_where_the_coupling_has_one():
-    rising = MethodConfig(objective="consistency", coupling="gc", mu=(0.0, 1.0), mu_from_step=50, predictor="ema")
-    ect = run_config(EctSchedule(), rising)
-    assert [describe(ect, step) for step in (0, 49, 50, 99)] == [{"stage": 0, "mu": mu} for mu in (0.0, 0.0, 0.5, 0.99)]
-    frozen = MethodConfig(objective="denoising", coupling="gc", mu=0.3, predictor=RunReference("ic"))
-    assert describe(run_config(EdmSchedule(), frozen), 50) == {"mu": 0.3}
-
-
-@pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])
-def test_a_denoiser_is_trained_with_its_own_schedule_only(schedule):
-    with pytest.raises(ValueError, match=r"training\.schedule\.kind\n +expected edm, because objective is denoising"):
-        run_config(schedule, DENOISING)
-
-
-@pytest.mark.parametrize("objective", ["consistency", "distillation"])
-def test_a_consistency_model_is_not_trained_with_the_schedule_of_a_denoiser(objective):
-    method = MethodConfig(objective=objective, teacher="exact" if objective == "distillation" else None)
-    with pytest.raises(ValueError, match=rf"\.kind\n +expected ict or ect, because objective is {objective}"):
-        run_config(EdmSchedule(), method)
-
-
-def test_ect_refuses_a_preconditioning_whose_boundary_is_above_zero():
-    with pytest.raises(ValueError, match=r"preconditioning\n +expected edm, vp or ve.*sigma = 0"):
-        run_config(EctSchedule(), MethodConfig(objective="consistency", preconditioning="consistency"))
-    for preconditioning in ("edm", "vp", "ve"):
-        method = MethodConfig(objective="consistency", preconditioning=preconditioning)
-        assert run_config(EctSchedule(), method).preconditioning == preconditioning
-
-
-def test_the_schedule_decides_the_preconditioning_unless_it_is_named():
-    assert run_config(IctSchedule()).preconditioning == "consistency"
-    assert run_config(EctSchedule()).preconditioning == "edm"
-    assert run_config(EdmSchedule(), DENOISING).preconditioning == "edm"
-    named = MethodConfig(objective="consistency", preconditioning="ve")
-    assert run_config(IctSchedule(), named).preconditioning == "ve"
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "value"),
-    [
-        (IctSchedule, "s0", 0),
-        (IctSchedule, "s1", 9),
-        (IctSchedule, "p_std", 0.0),
-        (EctSchedule, "q", 1.0),
-        (EctSchedule, "k", -1.0),
-        (EctSchedule, "stage_every", 0),
-        (EctSchedule, "p_std", -2.0),
-        (EdmSchedule, "p_std", 0.0),
-    ],
-)
-def test_a_value_outside_its_range_is_refused_by_its_key(kind, key, value):
-    with pytest.raises(ValueError, match=rf"(?m)^{key}\n.*input_value={value},"):
-        kind(**{key: value})

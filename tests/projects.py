@@ -260,6 +260,7 @@ def _run(args: tuple[str, ...], env: dict[str, str]) -> NoReturn:
         if args[:1] == ("-c",):
             sys.argv = ["-c", *args[2:]]
             exec(args[1], {"__name__": "__main__"})
+            code = 0
         else:
             sys.argv = ["gcflow", *args]
             main(list(args))

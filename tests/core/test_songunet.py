@@ -417,6 +417,7 @@ def test_the_gradient_is_that_of_a_second_implementation():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_the_same_function():
     config = NetworkConfig("ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.3)
     network = randomised(config, (1, 4, 4), torch.float32)

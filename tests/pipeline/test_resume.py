@@ -104,6 +104,8 @@ def newest(root: Path, run: str) -> int:
 
 def in_the_loop(process: Fork, root: Path, run: str, steps: int = CHECKPOINT_EVERY) -> None:
     """Waits until a process has trained and saved so many further steps; a failure if it ended before."""
+    # Or a machine that does much else might let it come to its end before we look.
+    os.setpriority(os.PRIO_PROCESS, process.pid, 19)
     target = max(newest(root, run), 0) + steps
     wait_until(lambda: newest(root, run) >= target or process.exitcode is not None, pause=0.002)
     assert process.exitcode is None, process.output

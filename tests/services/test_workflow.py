@@ -154,4 +154,4 @@ def test_a_mistake_in_params_stops_snakemake_before_anything_runs_with_one_line(
     output = snakemake(rules_for(tmp_path, params), "all", check=False)
     assert "datasets.digits.methods.gc.mu is 1.5, expected a number <= 1" in output
     assert "Traceback" not in output
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "results").rglob("*.json"))

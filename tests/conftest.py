@@ -19,7 +19,7 @@ for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
 # A shell ignores the one for what it starts in the background, `nohup` the other, and every process of the tests would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-settings.register_profile("short", deadline=None, max_examples=30)
+settings.register_profile("short", deadline=None, max_examples=20)
 settings.load_profile("short")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -140,6 +140,25 @@ def refusal(call: Callable[..., Any], *args: Any, **options: Any) -> str:
     with pytest.raises(GcflowError) as caught:
         call(*args, **options)
     (line,) = str(caught.value).splitlines()
+    return line
+
+
+class Outcome(NamedTuple):
+    """Of a call of the command line."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def refused(outcome: Outcome, *named: str, code: int = 2) -> str:
+    """Checks that a call ended in one line of error that names what is wrong; returns it."""
+    assert "Traceback" not in outcome.errors
+    (line,) = outcome.errors.splitlines()
+    assert (outcome.code, outcome.output) == (code, "")
+    assert line.startswith("gcflow: error: ")
+    for name in named:
+        assert name in line
     return line
 
 

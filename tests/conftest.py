@@ -1,11 +1,15 @@
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from builders import Outcome
 from hypothesis import settings
 from workflows import finished_project
+
+from gcflow.cli import main
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,12 +19,18 @@ for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
 # A shell ignores the one for what it starts in the background, `nohup` the other, and every process of the tests would.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-settings.register_profile("short", deadline=None, max_examples=30)
+settings.register_profile("short", deadline=None, max_examples=20)
 settings.load_profile("short")
+
+
+# Of the files that `make test-all` gives whole to one process, those that take longest, which begin first.
+LONGEST = ["slurm", "versions", "tracking", "extending", "readme", "slurm_trouble", "verify"]
 
 
 def pytest_collection_modifyitems(items):
     """Marks what needs other programs: `services`, a project that Snakemake has finished, a browser, an SSH server."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.path.parent.name == "services" or "finished" in item.fixturenames:
             item.add_marker("service")
@@ -33,6 +43,22 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """The command line within this process, in a folder; any exception but its exit is a failure."""
+
+    def call(root: Path, *args: str | int | Path) -> Outcome:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("GCFLOW_DEVICE", "cpu")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(map(str, args)))
+        code = caught.value.code
+        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -250,15 +250,20 @@ class _ForkedMember:
 
 
 def _run(args: tuple[str, ...], env: dict[str, str]) -> NoReturn:
-    """`gcflow` in this process, which then ends."""
+    """`gcflow`, or with `-c` a script, in this process, which then ends."""
     from gcflow.cli import main
 
     code: Any = 1
     try:
         os.environ.clear()
         os.environ.update(env)
-        sys.argv = ["gcflow", *args]
-        main(list(args))
+        if args[:1] == ("-c",):
+            sys.argv = ["-c", *args[2:]]
+            exec(args[1], {"__name__": "__main__"})
+            code = 0
+        else:
+            sys.argv = ["gcflow", *args]
+            main(list(args))
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException:
@@ -288,8 +293,9 @@ def _forked(
 class Fork:
     """`gcflow` as a process of its own that begins with torch imported, which costs tenths of a second.
 
-    It is forked from a server that has imported it once, and so are the processes that it launches. output: what it
-    has written, with `together` to standard error too. exitcode: -9 after SIGKILL, None while it runs.
+    It is forked from a server that has imported it once, and so are the processes that it launches. args: of gcflow,
+    or `-c` and a script and its own. output: what it has written, with `together` to standard error too. exitcode: -9
+    after SIGKILL, None while it runs.
     """
 
     def __init__(

@@ -83,6 +83,14 @@ def clone(folder: Path, params: dict[str, Any]) -> Path:
     return folder
 
 
+def rules_for(folder: Path, params: dict[str, Any]) -> Path:
+    """A project whose rules are the repository's own, without git and DVC."""
+    write_project(folder, params)
+    for name in ("Snakefile", "workflow", "local", "slurm"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
 def duplicate(project: Path, folder: Path) -> Path:
     """A copy that can be changed; times and the links between files stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)

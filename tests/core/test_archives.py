@@ -552,14 +552,6 @@ def test_batches_that_python_3_pickled_are_read_too(protocol):
     assert found == labels
 
 
-class Hostile:
-    def __init__(self, sentinel: Path) -> None:
-        self.sentinel = sentinel
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.sentinel,))
-
-
 def calls_system(sentinel: Path) -> bytes:
     command = f"touch {sentinel}".encode()
     return b"cos\nsystem\n(U" + bytes([len(command)]) + command + b"tR"
@@ -591,12 +583,6 @@ def test_a_stand_in_of_numpy_cannot_be_changed():
     with pytest.raises(GcflowError, match="InertFunction"):
         read(python2_batch(*random_batch(2), extra=b"cnumpy\nndarray\n}U\x08__call__K\x01sb"))
     assert len(read(python2_batch(*random_batch(2)))[1]) == 2
-
-
-def test_a_hostile_object_is_refused_by_its_name(tmp_path):
-    with pytest.raises(GcflowError, match="which no batch of images needs; do not trust it"):
-        read(pickle.dumps({"data": Hostile(tmp_path / "sentinel"), "labels": []}))
-    assert not (tmp_path / "sentinel").exists()
 
 
 # Without an archive.

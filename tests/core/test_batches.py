@@ -255,14 +255,6 @@ def test_a_run_taken_up_late_computes_nothing_of_the_steps_before():
     assert min(work.done) == 50
 
 
-def test_a_step_beyond_the_last_can_still_be_asked_for():
-    ahead = Prefetcher(Work(), 3)
-    try:
-        assert [ahead[2], ahead[3]] == [4, 9]
-    finally:
-        ahead.close()
-
-
 def test_work_is_done_in_one_other_thread_that_ends_when_it_is_closed():
     before = ahead_threads()
     names = set()
@@ -336,17 +328,6 @@ def test_an_error_of_the_assignment_ends_the_training_and_its_thread(error, monk
         train(config, IMAGES, state)
     assert caught.value is error
     assert state.step == 5
-    assert ahead_threads() == before
-
-
-def test_an_error_of_reading_reaches_the_caller_and_the_thread_ends():
-    before = ahead_threads()
-    with Batches(run_config("ic"), IMAGES, CPU, World()) as batches:
-        batches.streamed = Prefetcher(batches._read, STEPS)
-        batches.data = IMAGES[:20]
-        batches._indices = lambda step: torch.tensor([30])
-        with pytest.raises(IndexError):
-            _ = batches[0]
     assert ahead_threads() == before
 
 

@@ -47,17 +47,6 @@ def test_the_frechet_distance_of_known_moments_is_scipys(seed, size):
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_frechet_distance_by_hand():
-    a = with_moments(0, 10, np.array([1.0, 2.0]), np.diag([4.0, 9.0]))
-    b = with_moments(1, 12, np.array([4.0, 6.0]), np.diag([1.0, 25.0]))
-    assert frechet_distance(a, b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)
-
-
-def test_the_frechet_distance_of_single_features_compares_means_and_deviations():
-    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [7.0]])
-    assert frechet_distance(a, b) == pytest.approx((1 - 5) ** 2 + (math.sqrt(2) - math.sqrt(8)) ** 2)
-
-
 @given(seed=SEEDS)
 def test_the_frechet_distance_to_itself_is_zero_and_to_a_shifted_copy_the_squared_shift(seed):
     a, shift = gaussian(seed, 30, 5), gaussian(seed + 1, 5)
@@ -72,12 +61,6 @@ def test_the_frechet_distance_bears_fewer_samples_than_features():
     expected = (a.mean(0) - b.mean(0)).square().sum().item() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-
-
-def test_the_frechet_distance_does_not_change_under_a_rotation_of_the_features():
-    a, b = gaussian(0, 50, 4), 2 * gaussian(1, 60, 4) + 1
-    rotation, _ = torch.linalg.qr(gaussian(2, 4, 4))
-    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b), rel=1e-9)
 
 
 def test_float32_features_are_compared_in_double_precision():
@@ -111,11 +94,6 @@ def test_the_kernel_distance_does_not_depend_on_how_many_rows_are_compared_at_on
     assert kernel_distance(a, b) == pytest.approx(naive_kernel_distance(a.tolist(), b.tolist()), rel=1e-9)
 
 
-def test_the_kernel_distance_by_hand():
-    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [2.0]])
-    assert kernel_distance(a, b) == pytest.approx(1 + 125 - 2 * (1 + 27) / 2)
-
-
 def test_the_kernel_distance_is_unbiased_between_samples_of_one_distribution():
     distances, biased = [], []
     for seed in range(300):
@@ -127,12 +105,6 @@ def test_the_kernel_distance_is_unbiased_between_samples_of_one_distribution():
     assert abs(np.mean(distances)) < 4 * error
     assert min(distances) < 0
     assert np.mean(biased) > 4 * error
-
-
-def test_the_kernel_distance_grows_with_a_shift():
-    a, b = gaussian(0, 200, 4), gaussian(1, 200, 4)
-    distances = [kernel_distance(a, b + shift) for shift in (0.0, 0.5, 1.0)]
-    assert distances[0] < distances[1] < distances[2]
 
 
 @pytest.mark.parametrize("rows", [1, 4, 11, 100])
@@ -277,14 +249,6 @@ def test_the_inception_score_is_that_of_torch_fidelitys_splits_however_it_comes(
     assert score.value == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9, abs=1e-9)
 
 
-def test_the_inception_score_by_hand():
-    score = InceptionScore(5, 2)
-    score.update(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]))
-    score.update(torch.eye(3))
-    first = math.exp((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
-    assert score.value == pytest.approx(((3 + first) / 2, (3 - first) / 2))
-
-
 def test_splits_of_an_indivisible_total_are_torch_fidelitys_and_not_numpys():
     assert InceptionScore(49_997, 10).sizes == [4999, 5000, 5000] * 3 + [5000]
 
@@ -369,33 +333,6 @@ def test_the_frechet_distance_is_never_negative(seed, rows, copies):
     for b in (a, a[torch.arange(len(a)).flip(0)], a + 1e-9 * gaussian(seed + 1, *a.shape), a[:, :1] * torch.ones(24)):
         assert frechet_distance(a, b) >= 0
         assert frechet_distance(statistics_of(a), statistics_of(b)) >= 0
-
-
-def test_rounding_alone_would_make_the_frechet_distance_of_rank_deficient_sets_negative():
-    found = []
-    for seed in range(20):
-        a = FeatureSet(gaussian(seed, 4, 64))
-        root = a.covariance_root
-        cross = torch.linalg.eigvalsh(root @ a.covariance @ root).clamp(min=0).sqrt().sum()
-        found.append(float(2 * a.covariance.trace() - 2 * cross))
-        assert frechet_distance(a, a) == max(0.0, found[-1])
-    assert min(found) < 0
-
-
-def test_the_class_score_by_hand():
-    probabilities = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    divergence = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
-    assert class_score(probabilities) == pytest.approx(math.exp(divergence))
-
-
-@given(seed=SEEDS, count=st.integers(1, 20), classes=st.integers(1, 8), sharpness=st.floats(0, 50))
-def test_the_class_score_lies_between_one_and_the_number_of_classes(seed, count, classes, sharpness):
-    probabilities = torch.softmax(sharpness * gaussian(seed, count, classes), dim=1)
-    score = class_score(probabilities)
-    assert 1 - 1e-9 <= score <= classes + 1e-9
-    marginal = probabilities.mean(0)
-    entropies = [-(p[p > 0] * p[p > 0].log()).sum().item() for p in [marginal, *probabilities]]
-    assert score == pytest.approx(math.exp(entropies[0] - np.mean(entropies[1:])), rel=1e-6)
 
 
 def test_the_transport_cost_is_the_squared_distance_per_pair():

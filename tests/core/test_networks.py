@@ -3,11 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import gaussian
-from torch import nn
 
 from gcflow.config import NetworkConfig, NoiseProcess
 from gcflow.dropout import dropout_keys
-from gcflow.mlp import zero_initialised
 from gcflow.preconditioning import COEFFICIENTS
 from gcflow.weights import ModelSpec
 
@@ -99,27 +97,6 @@ def test_dropout_needs_keys_and_equal_keys_give_equal_masks(config, shape, mode)
 
 
 @pytest.mark.parametrize(("config", "shape"), EACH)
-def test_keys_change_nothing_at_rate_zero(config, shape):
-    network = perturbed(replace(config, dropout=0.0), shape)
-    x, condition = inputs(shape)
-    assert torch.equal(network(x, condition, dropout_keys(0, 0, 3)), network(x, condition, None))
-
-
-@pytest.mark.parametrize(("config", "shape"), [(DDPM, (1, 6, 6)), (NCSN, (3, 9, 9))])
-def test_a_unet_refuses_sides_that_its_levels_cannot_halve(config, shape):
-    deep = replace(config, multipliers=(1, 2, 2))
-    with pytest.raises(ValueError, match=r"square images instead of|images can be divided by 4"):
-        deep.build(shape)
-    assert deep.build((1, 12, 12))(torch.zeros(1, 1, 12, 12), torch.zeros(1), None).shape == (1, 1, 12, 12)
-
-
-@pytest.mark.parametrize(("config", "shape"), [(DDPM, (2,)), (NCSN, (8, 8)), (DDPM, (1, 1, 8, 8))])
-def test_a_unet_refuses_data_that_are_no_images(config, shape):
-    with pytest.raises(ValueError, match="square images instead of"):
-        config.build(shape)
-
-
-@pytest.mark.parametrize(("config", "shape"), EACH)
 def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_random_state(config, shape):
     def built(seed, preconditioning="consistency"):
         return ModelSpec(config, preconditioning, NoiseProcess(), shape).build(seed).state_dict()
@@ -166,49 +143,3 @@ def test_an_mlp_can_have_any_width(channels):
 def test_an_mlp_has_no_levels_and_no_labels(key, value):
     with pytest.raises(ValueError, match=rf"\n{key}\n.* mlp"):
         replace(MLP, **{key: value})
-
-
-def test_one_value_for_all_levels_is_that_value_for_each():
-    one = replace(DDPM, multipliers=(1, 2, 2), blocks=3, dropout=0.25)
-    each = replace(one, blocks=(3, 3, 3), dropout=(0.25, 0.25, 0.25))
-    assert one.blocks_per_level == each.blocks_per_level == (3, 3, 3)
-    assert one.dropout_per_level == each.dropout_per_level == (0.25, 0.25, 0.25)
-
-
-@pytest.mark.parametrize("config", [DDPM, NCSN])
-def test_a_deeper_unet_halves_the_resolution_from_level_to_level_and_doubles_it_back(config):
-    network = replace(config, multipliers=(1, 2, 4), blocks=(1, 2, 1)).build((1, 8, 8))
-    sizes = {}
-    for part in ("enc", "dec"):
-        for name, module in getattr(network, part).items():
-            module.register_forward_hook(
-                lambda _, __, output, name=f"{part}.{name}": sizes.update({name: tuple(output.shape[1:])})
-            )
-    network(torch.zeros(1, 1, 8, 8), torch.zeros(1), None)
-    residual = {"enc.4x4_aux_residual": (8, 4, 4), "enc.2x2_aux_residual": (16, 2, 2)}
-    assert sizes == {
-        "enc.8x8_conv": (8, 8, 8),
-        "enc.8x8_block0": (8, 8, 8),
-        "enc.4x4_down": (8, 4, 4),
-        "enc.4x4_block0": (16, 4, 4),
-        "enc.4x4_block1": (16, 4, 4),
-        "enc.2x2_down": (16, 2, 2),
-        "enc.2x2_block0": (32, 2, 2),
-        "dec.2x2_in0": (32, 2, 2),
-        "dec.2x2_in1": (32, 2, 2),
-        "dec.2x2_block0": (32, 2, 2),
-        "dec.2x2_block1": (32, 2, 2),
-        "dec.4x4_up": (32, 4, 4),
-        "dec.4x4_block0": (16, 4, 4),
-        "dec.4x4_block1": (16, 4, 4),
-        "dec.4x4_block2": (16, 4, 4),
-        "dec.8x8_up": (16, 8, 8),
-        "dec.8x8_block0": (8, 8, 8),
-        "dec.8x8_block1": (8, 8, 8),
-        "dec.8x8_aux_norm": (8, 8, 8),
-        "dec.8x8_aux_conv": (1, 8, 8),
-    } | (residual if config.architecture == "ncsn++" else {})
-
-
-def test_zero_initialised_layers_answer_zero():
-    assert torch.equal(zero_initialised(nn.Linear(3, 4))(gaussian(0, 2, 3)), torch.zeros(2, 4))

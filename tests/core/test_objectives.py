@@ -167,13 +167,6 @@ def test_the_gradient_flows_through_the_student_alone(method, schedule):
     assert abs(with_stop.mean() - without_stop.mean()) > 0.1 * abs(with_stop.mean())
 
 
-def test_the_endpoint_prediction_carries_no_gradient_even_from_a_model_in_training():
-    config, model = run_config(replace(GC, mu=1.0)), LinearModel(gain)
-    x_low, x_high = consistency(config, model, model).points(drawn(config, gaussian(0, 9, 2)))
-    assert not x_low.requires_grad
-    assert not x_high.requires_grad
-
-
 # ECT.
 
 
@@ -225,16 +218,6 @@ def test_the_target_of_ect_is_the_data_itself_where_the_lower_level_is_zero(prec
     assert any((p.grad != 0).any() for p in model.parameters())
 
 
-def test_a_student_that_meets_its_target_exactly_has_loss_and_gradient_zero_in_ect():
-    config, model = run_config(IC, schedule=EctSchedule(), huber_c=0.0), LinearModel(torch.ones_like)
-    batch = drawn(config, gaussian(0, 40, 5))
-    silent = batch._replace(noise=torch.zeros_like(batch.noise))
-    loss = consistency(config, model)(silent)
-    loss.backward()
-    assert loss.item() == 0
-    assert model.factor.grad.item() == 0
-
-
 def test_samples_that_meet_their_target_do_not_spoil_the_gradient_of_the_others():
     config, model = run_config(IC, schedule=EctSchedule(), huber_c=0.0), LinearModel(torch.ones_like)
     batch = drawn(config, gaussian(0, 40, 5))
@@ -246,15 +229,6 @@ def test_samples_that_meet_their_target_do_not_spoil_the_gradient_of_the_others(
     slopes = (z * (x + high[:, None] * z)).sum(1)[heard] / np.linalg.norm(z[heard], axis=1)
     expected = (slopes / (high - low)[heard]).sum() / 40
     assert model.factor.grad.item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_ect_with_a_constant_above_zero_uses_the_pseudo_huber_distance():
-    config, model = run_config(IC, schedule=ECT, huber_c=0.3), LinearModel(gain)
-    batch = drawn(config, gaussian(0, 50, 5))
-    x, z, low, high = double(*batch[:4])
-    gap = (x + low[:, None] * z) / (1 + low[:, None]) - (x + high[:, None] * z) / (1 + high[:, None])
-    expected = ((np.hypot(np.linalg.norm(gap, axis=1), 0.3) - 0.3) / (high - low)).mean()
-    assert consistency(config, model)(batch).item() == pytest.approx(expected, rel=1e-4)
 
 
 # Distillation.
@@ -322,17 +296,6 @@ def test_losses_of_a_linear_model_on_gaussian_data_have_their_closed_form(method
     assert abs(objective(batch).item() - total) < 4 * spread
 
 
-def test_consistency_training_costs_more_than_distillation_on_the_same_pairs():
-    training, distillation = (
-        consistency(config, LinearModel(gain), denoiser=denoiser)(drawn(config, SCALE * gaussian(5, 20_000, 2)))
-        for config, denoiser in [
-            (run_config(IC, distance="squared-l2"), None),
-            (run_config(CD, distance="squared-l2"), gaussian_denoiser),
-        ]
-    )
-    assert training > 1.2 * distillation
-
-
 # Denoising.
 
 
@@ -389,16 +352,6 @@ def test_the_optimal_denoiser_reaches_the_least_possible_loss_and_no_perturbed_o
     assert losses[1.0] == pytest.approx(least, rel=0.02)
     assert losses[0.9] > 1.01 * losses[1.0]
     assert losses[1.1] > 1.01 * losses[1.0]
-
-
-def test_a_denoiser_can_be_trained_on_noise_paired_by_optimal_transport():
-    model = LinearModel(gain)
-    config = run_config(replace(DENOISING, coupling="ot"), process=NoiseProcess(), schedule=EdmSchedule())
-    batch = drawn(config, gaussian(0, 60, 1))
-    Loss(config, model, must_not_be_called)(batch)
-    ((noisy, sigma),) = model.calls
-    z = (noisy - batch.data)[:, 0] / sigma
-    assert (z[batch.data[:, 0].argsort()].diff() > 0).all()
 
 
 def test_a_denoiser_is_trained_with_the_dropout_of_its_batch():
@@ -460,19 +413,6 @@ def test_a_denoiser_learns_the_predicted_endpoint_from_that_endpoint_and_the_sam
     errors = ((x_hat + s * z) / (1 + s) - x_hat) ** 2
     expected = ((s**2 + 0.36) / (s * 0.6) ** 2 * errors).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("mu", [0.0, 1.0])
-def test_at_share_zero_no_endpoint_of_a_denoiser_is_predicted_and_at_share_one_every_one_is(mu):
-    config, calls = augmented(mu), []
-    batch = drawn(config, gaussian(0, 40, 3))
-
-    def predict(x, sigma):
-        calls.append(len(x))
-        return x
-
-    Loss(config, LinearModel(gain), predict)(batch)
-    assert calls == ([40] if mu else [])
 
 
 @pytest.mark.parametrize("step", [0, 7])
@@ -563,9 +503,3 @@ def test_grains_are_the_batch_cut_in_order(size):
     for name in Batch._fields:
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(joined, getattr(batch, name))
-
-
-def test_without_a_grain_the_batch_is_one():
-    batch = drawn(run_config(GC), gaussian(0, 10, 2))
-    (whole,) = batch.split(None)
-    assert whole is batch

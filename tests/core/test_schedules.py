@@ -16,7 +16,6 @@ from gcflow.config import (
     IctSchedule,
     MethodConfig,
     NoiseProcess,
-    RunReference,
 )
 from gcflow.randomness import generator
 from gcflow.schedules import (
@@ -86,10 +85,6 @@ def test_the_curriculum_starts_at_s0_only_doubles_and_ends_at_s1(s0, doublings, 
     assert all(b in {a, 2 * a} for a, b in pairwise(counts))
 
 
-def test_equal_s0_and_s1_give_a_constant_curriculum():
-    assert {number_of_intervals(k, 7, IctSchedule(s0=18, s1=18)) for k in range(7)} == {18}
-
-
 # iCT: the levels and which interval.
 
 
@@ -111,16 +106,6 @@ def test_levels_ascend_between_exact_ends_and_their_roots_are_equally_spaced(int
     np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-3, atol=1e-6 * sigma_min ** (1 / rho) * ratio ** (1 / rho))
 
 
-def test_the_middle_of_two_intervals_is_the_power_mean_of_the_ends():
-    assert noise_levels(2, PROCESS)[1].item() == pytest.approx(2.5152, abs=1e-4)
-    assert noise_levels(2, NoiseProcess(sigma_min=1, sigma_max=9, rho=2))[1].item() == 4.0
-
-
-def test_rho_one_gives_equally_spaced_levels():
-    levels = noise_levels(4, NoiseProcess(sigma_min=1, sigma_max=9, rho=1))
-    assert levels.tolist() == [1, 3, 5, 7, 9]
-
-
 def test_no_interval_gives_the_largest_level_alone():
     assert noise_levels(0, PROCESS).tolist() == [80.0]
 
@@ -135,25 +120,6 @@ def test_interval_probabilities_are_normal_integrals_in_log_sigma(intervals):
     probabilities = interval_probabilities(levels, SCHEDULE)
     np.testing.assert_allclose(probabilities.numpy(), expected, rtol=2e-6)
     assert probabilities.double().sum().item() == pytest.approx(1, abs=1e-6)
-
-
-@given(p_mean=st.floats(-3, 2), p_std=st.floats(0.3, 4))
-def test_interval_probabilities_follow_the_density_they_integrate(p_mean, p_std):
-    levels = noise_levels(20, PROCESS)
-    probabilities = interval_probabilities(levels, IctSchedule(p_mean=p_mean, p_std=p_std)).double().numpy()
-    logs = np.log(levels.double().numpy())
-    fine = np.linspace(logs[:-1], logs[1:], 201)
-    mass = np.trapezoid(stats.norm.pdf(fine, p_mean, p_std), fine, axis=0)
-    np.testing.assert_allclose(probabilities, mass / mass.sum(), atol=1e-5)
-
-
-def test_sampled_intervals_have_the_frequencies_of_their_probabilities():
-    probabilities = interval_probabilities(noise_levels(12, PROCESS), SCHEDULE)
-    count = 50_000
-    uniform = torch.rand(count, generator=torch.Generator().manual_seed(3))
-    observed = np.bincount(sample_intervals(probabilities, uniform).numpy(), minlength=12)
-    expected = probabilities.double().numpy()
-    assert stats.chisquare(observed, count * expected / expected.sum()).pvalue > 1e-3
 
 
 def test_the_smallest_and_the_largest_uniform_give_the_first_and_the_last_interval():
@@ -232,13 +198,6 @@ def test_the_lower_level_of_ect_is_its_closed_form(t, stage, schedule):
     assert lower == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_the_lower_level_of_ect_by_hand():
-    # 1 + 8 sigmoid(-ln 3) = 3, so that t is kept by 1 - 3 / q^(stage + 1).
-    t = torch.tensor([math.log(3)], dtype=torch.float64)
-    kept = [(ect_lower(t, stage, EctSchedule(q=2)) / t).item() for stage in range(4)]
-    assert kept == pytest.approx([0, 1 / 4, 5 / 8, 13 / 16])
-
-
 @given(
     t=st.floats(1e-5, 1e4),
     stage=st.integers(0, 20),
@@ -250,14 +209,6 @@ def test_the_lower_level_of_ect_is_not_negative_and_below_the_upper(t, stage, q,
     stage = min(stage, math.floor(10 / math.log10(q)) - 1)
     lower = ect_lower(torch.tensor([t], dtype=torch.float64), stage, EctSchedule(q=q, k=k, b=b)).item()
     assert 0 <= lower < t
-
-
-def test_later_stages_of_ect_bring_the_levels_closer():
-    t = torch.logspace(-3, 3, 200, dtype=torch.float64)
-    lower = [ect_lower(t, stage, EctSchedule()) for stage in range(12)]
-    assert all((b >= a).all() and (b > a).any() for a, b in pairwise(lower))
-    assert ((t - lower[-1]) / t).max() < 9 * 2**-12
-    assert lower[0][0] == 0
 
 
 def test_the_short_setting_of_ect_keeps_the_gap_of_its_first_stage_throughout():
@@ -389,58 +340,3 @@ def test_the_log_describes_where_each_schedule_is():
     assert [describe(ict, step) for step in (0, 333, 999)] == [{"intervals": n} for n in (10, 20, 40)]
     assert [describe(ect, step) for step in (10, 11, 99)] == [{"stage": n} for n in (0, 1, 9)]
     assert describe(run_config(EdmSchedule(), DENOISING), 50) == {}
-
-
-def test_the_log_tells_the_share_of_augmented_samples_where_the_coupling_has_one():
-    rising = MethodConfig(objective="consistency", coupling="gc", mu=(0.0, 1.0), mu_from_step=50, predictor="ema")
-    ect = run_config(EctSchedule(), rising)
-    assert [describe(ect, step) for step in (0, 49, 50, 99)] == [{"stage": 0, "mu": mu} for mu in (0.0, 0.0, 0.5, 0.99)]
-    frozen = MethodConfig(objective="denoising", coupling="gc", mu=0.3, predictor=RunReference("ic"))
-    assert describe(run_config(EdmSchedule(), frozen), 50) == {"mu": 0.3}
-
-
-@pytest.mark.parametrize("schedule", [IctSchedule(), EctSchedule()])
-def test_a_denoiser_is_trained_with_its_own_schedule_only(schedule):
-    with pytest.raises(ValueError, match=r"training\.schedule\.kind\n +expected edm, because objective is denoising"):
-        run_config(schedule, DENOISING)
-
-
-@pytest.mark.parametrize("objective", ["consistency", "distillation"])
-def test_a_consistency_model_is_not_trained_with_the_schedule_of_a_denoiser(objective):
-    method = MethodConfig(objective=objective, teacher="exact" if objective == "distillation" else None)
-    with pytest.raises(ValueError, match=rf"\.kind\n +expected ict or ect, because objective is {objective}"):
-        run_config(EdmSchedule(), method)
-
-
-def test_ect_refuses_a_preconditioning_whose_boundary_is_above_zero():
-    with pytest.raises(ValueError, match=r"preconditioning\n +expected edm, vp or ve.*sigma = 0"):
-        run_config(EctSchedule(), MethodConfig(objective="consistency", preconditioning="consistency"))
-    for preconditioning in ("edm", "vp", "ve"):
-        method = MethodConfig(objective="consistency", preconditioning=preconditioning)
-        assert run_config(EctSchedule(), method).preconditioning == preconditioning
-
-
-def test_the_schedule_decides_the_preconditioning_unless_it_is_named():
-    assert run_config(IctSchedule()).preconditioning == "consistency"
-    assert run_config(EctSchedule()).preconditioning == "edm"
-    assert run_config(EdmSchedule(), DENOISING).preconditioning == "edm"
-    named = MethodConfig(objective="consistency", preconditioning="ve")
-    assert run_config(IctSchedule(), named).preconditioning == "ve"
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "value"),
-    [
-        (IctSchedule, "s0", 0),
-        (IctSchedule, "s1", 9),
-        (IctSchedule, "p_std", 0.0),
-        (EctSchedule, "q", 1.0),
-        (EctSchedule, "k", -1.0),
-        (EctSchedule, "stage_every", 0),
-        (EctSchedule, "p_std", -2.0),
-        (EdmSchedule, "p_std", 0.0),
-    ],
-)
-def test_a_value_outside_its_range_is_refused_by_its_key(kind, key, value):
-    with pytest.raises(ValueError, match=rf"(?m)^{key}\n.*input_value={value},"):
-        kind(**{key: value})

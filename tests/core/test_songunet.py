@@ -417,6 +417,7 @@ def test_the_gradient_is_that_of_a_second_implementation():
         torch.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_the_same_function():
     config = NetworkConfig("ncsn++", channels=8, blocks=1, multipliers=(1, 2), dropout=0.3)
     network = randomised(config, (1, 4, 4), torch.float32)
@@ -477,6 +478,7 @@ def test_each_level_drops_at_its_own_rate_and_a_level_without_rate_is_unaffected
         ({"multipliers": (1, 1, 1, 1)}, (3, 4, 4), "side 4 of the images can be divided by 8"),
         ({}, (3, 8, 4), r"square images instead of \[3, 8, 4\]"),
         ({}, (3, 4, 8), r"square images instead of \[3, 4, 8\]"),
+        ({}, (8, 8), r"square images instead of \[8, 8\]"),
         ({"attention": (16,)}, (3, 8, 8), r"attention\n.*sides of the levels: \[8, 4\]"),
         ({"attention": (8, 2)}, (3, 8, 8), r"attention\n.*sides of the levels: \[8, 4\]"),
         ({"blocks": (1, 1, 1)}, (3, 8, 8), "blocks"),

@@ -404,7 +404,7 @@ def test_data_too_large_for_the_exact_flow_are_judged_by_the_trained_predictors_
     del content["samples"]["gc-exact"]
     content["records"] = [r for r in content["records"] if r["coupling"] != "gc-exact"]
     dump(root / "results/digits/transport.json", content)
-    records = ledger(root, command=True)[1]
+    records = ledger(root)[1]
     below, end = records["digits", "below-ot"], records["digits", "end"]
     assert below["replicates"] == {"gc": 64, "ot": 2}
     # The trained predictor's saving in these records.
@@ -447,7 +447,7 @@ def test_one_number_of_one_evaluation_file_changes_the_verdict(tmp_path):
     found = []
     for value in (1.6, 30.0, 2.4):
         dump(evaluation(root, "digits/gc/0"), metrics({20: [3.0], 40: [value]}))
-        found.append(ledger(root, command=True)[1]["digits", "end"]["verdict"])
+        found.append(ledger(root)[1]["digits", "end"]["verdict"])
     assert found == ["supported", "contradicted", "undecided"]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.text import Text
-from projects import ROOT, contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
+from projects import ROOT, contents, environment, prepare_data, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline import figures
@@ -491,13 +491,6 @@ def test_a_missing_input_is_named_and_nothing_is_written(tmp_path, name):
     with pytest.raises(GcflowError, match=re.escape(f"{root / FIGURES[name]}: no such file")):
         write_figure(params, *name.split("/"))
     assert contents(root) == before
-
-
-def test_a_missing_input_is_one_line_of_a_real_process(tmp_path):
-    root = write_project(tmp_path, document())
-    result = gcflow(root, "figure", "digits", "transport-cost", check=False)
-    assert result.returncode == 2
-    assert error_line(result.stderr).startswith("results/digits/transport.json: no such file; run the stage")
 
 
 @pytest.mark.parametrize(

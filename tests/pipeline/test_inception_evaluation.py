@@ -249,7 +249,7 @@ def test_tables_say_their_protocol_and_their_note_in_every_format(evaluated):
     assert "unknown" not in (evaluated / "results/noise/tables/t.md").read_text()
 
 
-def test_samples_that_are_not_finite_end_the_evaluation_in_one_line(trained, tmp_path):
+def test_samples_that_are_not_finite_end_the_evaluation_in_one_line(trained, tmp_path, refused):
     folder = shutil.copytree(trained, tmp_path / "project")
     path = snapshot(run_folder(folder, RUN), 4)
     tensors, header = load_tensors(path)
@@ -306,13 +306,19 @@ def test_a_killed_evaluation_of_other_weights_is_begun_anew(trained, tmp_path, m
     assert not (run_folder(folder, RUN) / "state" / "evaluation").exists()
 
 
-def refused(folder, *command):
-    process = Fork(folder, *command)
-    assert process.wait() == 2, process.output
-    return error_line(process.output)
+@pytest.fixture
+def refused(here):
+    """The line with which a command is refused."""
+
+    def call(folder, *command):
+        outcome = here(folder, *command)
+        assert outcome.code == 2, outcome.errors
+        return error_line(outcome.errors)
+
+    return call
 
 
-def test_a_reference_of_another_network_split_or_count_is_refused(trained, evaluated, tmp_path):
+def test_a_reference_of_another_network_split_or_count_is_refused(trained, evaluated, tmp_path, refused):
     folder = shutil.copytree(trained, tmp_path / "project")
     path = reference_path(folder, "noise", "authors")
     tensors, record = load_tensors(path)
@@ -333,7 +339,7 @@ def test_a_reference_of_another_network_split_or_count_is_refused(trained, evalu
     assert "made with another surrogate; run gcflow reference noise clean" in refused(folder, "evaluate", RUN)
 
 
-def test_a_protocol_that_asks_for_more_images_than_there_are_is_refused(trained, tmp_path):
+def test_a_protocol_that_asks_for_more_images_than_there_are_is_refused(trained, tmp_path, refused):
     folder = shutil.copytree(trained, tmp_path / "project")
     document = noise_params()
     protocols = document["datasets"]["noise"]["features"]["protocols"]
@@ -351,7 +357,7 @@ def test_a_protocol_that_asks_for_more_images_than_there_are_is_refused(trained,
     assert contents(folder / "results") == before
 
 
-def test_inception_is_looked_up_in_the_archives_and_checked(trained, tmp_path):
+def test_inception_is_looked_up_in_the_archives_and_checked(trained, tmp_path, refused):
     folder, archives = shutil.copytree(trained, tmp_path / "project"), tmp_path / "archives"
     archives.mkdir()
     document = noise_params()

@@ -115,16 +115,6 @@ def test_the_science_imports_without_the_packages_of_the_pipeline():
     assert len(SCIENCE) > 30
 
 
-def test_help_is_shown_without_torch():
-    code = (
-        "import sys\nfor name in ('torch', 'numpy', 'pydantic'): sys.modules[name] = None\n"
-        "sys.argv = ['gcflow', '--help']\nfrom gcflow.__main__ import main\nmain()\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "Usage: gcflow" in result.stdout
-
-
 def test_what_computes_nothing_waits_for_no_torch():
     modules = ("pipeline.stages", "pipeline.scheduler", "pipeline.table", "pipeline.figure", "pipeline.ledger.write")
     modules += ("pipeline.report.write", "pipeline.record", "pipeline.adopt", "tools.status", "tools.track.sync")

@@ -184,14 +184,6 @@ def test_the_same_process_cannot_hold_it_twice(folder):
         lock.require()
 
 
-def test_the_file_says_who_holds_it(folder, hold):
-    process = hold(env={"SLURM_JOB_ID": "77"})
-    assert process.hears() == "in"
-    found, here = holder(1, folder), Holder.here()
-    assert (found.host, found.pid, found.job) == (socket.gethostname(), process.pid, "77")
-    assert (found.boot_id, found.namespace) == (here.boot_id, here.namespace)
-
-
 def test_who_waits_says_so_once_and_gets_it_when_the_first_leaves(folder, hold):
     first = hold()
     assert first.hears() == "in"
@@ -389,9 +381,9 @@ def test_of_many_processes_one_is_inside(folder, hold, first):
     if first == "silent":
         left_behind(folder, silence=1000, host="elsewhere")
     # On machines of their own they see nothing of each other but files, so there nobody may die inside.
-    hosts = [f"host{n}" if first == "silent" else "" for n in range(8)]
-    racers = [hold(RACE, host=host, rounds=12, heartbeat=0.01) for host in hosts]
-    assert [racer.hears() for racer in racers] == ["ready"] * 8
+    hosts = [f"host{n}" if first == "silent" else "" for n in range(6)]
+    racers = [hold(RACE, host=host, rounds=8, heartbeat=0.01) for host in hosts]
+    assert [racer.hears() for racer in racers] == ["ready"] * 6
     for racer in racers:
         racer.popen.stdin.write("\n")
         racer.popen.stdin.flush()
@@ -401,9 +393,9 @@ def test_of_many_processes_one_is_inside(folder, hold, first):
         assert code == expected, error
         assert all("waits for" in line for line in error.splitlines()), error
     entries = (folder / "entries").read_text().split()
-    assert sorted(entries) == sorted([str(racer.pid) for racer in racers] * 12)
+    assert sorted(entries) == sorted([str(racer.pid) for racer in racers] * 8)
     (last,) = [name for name in files(folder) if name != "entries"]
-    assert int(last.removeprefix("lock.")) == 96 + (first != "free")
+    assert int(last.removeprefix("lock.")) == 48 + (first != "free")
 
 
 def test_a_process_that_was_slow_to_follow_disturbs_nobody(folder, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from builders import refusal_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from projects import ROOT, tiny_params, write_project
@@ -61,17 +62,6 @@ def dotted(key: Key) -> str:
 
 def load(folder: Path, document: dict[str, Any]) -> Params:
     return Params(write_project(folder, document) / "params.yaml")
-
-
-def refusal(folder: Path, document: dict[str, Any]) -> str:
-    """The one line with which a document is refused, without the file's name."""
-    with pytest.raises(GcflowError) as caught:
-        load(folder, document)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 1, lines
-    start = f"{folder / 'params.yaml'}: "
-    assert lines[0].startswith(start)
-    return lines[0].removeprefix(start)
 
 
 def with_denoiser(changes: dict[str, Any]) -> dict[str, Any]:
@@ -551,7 +541,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-5, 5) | st
 @given(level=st.sampled_from(LEVELS), name=st.from_regex(r"[a-z][a-z_]{0,11}", fullmatch=True), value=SCALARS)
 def test_any_unknown_key_at_any_level_is_refused_in_one_line_with_file_and_key(folder, level, name, value):
     assume(name not in FIELDS and name not in value_at(OVERRIDABLE, level))
-    line = refusal(folder, changed((*level, name), value, OVERRIDABLE))
+    line = refusal_of(changed((*level, name), value, OVERRIDABLE), folder)
     assert line.startswith(f"{dotted((*level, name))} ")
 
 
@@ -592,7 +582,7 @@ def wrong_types(key: Key, value: Any) -> list[Any]:
 def test_any_value_of_a_wrong_type_is_refused_in_one_line_with_file_and_key(folder, data):
     key, value = data.draw(st.sampled_from(VALUES))
     wrong = data.draw(st.sampled_from(wrong_types(key, value)))
-    line = refusal(folder, changed(key, wrong, OVERRIDABLE))
+    line = refusal_of(changed(key, wrong, OVERRIDABLE), folder)
     assert line.startswith((f"{dotted(key)} ", f"{dotted(key)}."))
 
 
@@ -602,7 +592,7 @@ OUTSIDE = st.floats(allow_nan=True).filter(lambda mu: not 0 <= mu <= 1)
 @given(mu=OUTSIDE | st.tuples(OUTSIDE, finite(0, 1)) | st.tuples(finite(0, 1), OUTSIDE))
 def test_mu_outside_0_to_1_is_refused_by_key(folder, mu):
     value = list(mu) if isinstance(mu, tuple) else mu
-    line = refusal(folder, changed((*METHODS, "gc", "mu"), value))
+    line = refusal_of(changed((*METHODS, "gc", "mu"), value), folder)
     assert line.startswith(("datasets.digits.methods.gc.mu is ", "datasets.digits.methods.gc.mu."))
 
 
@@ -681,7 +671,7 @@ def test_an_impossible_value_is_refused_by_key(folder, line):
     key, _, values = line.partition(": ")
     place = (*DIGITS, *key.split("."))
     for value in yaml.safe_load(f"[{values}]"):
-        assert refusal(folder, changed(place, value)).startswith(f"datasets.digits.{key}")
+        assert refusal_of(changed(place, value), folder).startswith(f"datasets.digits.{key}")
 
 
 def test_each_mistake_has_a_line_of_its_own(folder):
@@ -875,7 +865,7 @@ def test_what_does_not_fit_is_refused_in_one_line_by_its_key(folder, line):
     for key, value in yaml.safe_load(f"{{{changes}}}").items():
         *blocks_above, last = key.split(".")
         value_at(document, (*DIGITS, *blocks_above))[last] = value
-    assert refusal(folder, document).startswith(f"datasets.digits.{expected}")
+    assert refusal_of(document, folder).startswith(f"datasets.digits.{expected}")
 
 
 def test_mu_may_begin_at_any_step_before_the_end(folder):
@@ -924,11 +914,11 @@ def test_a_value_for_each_level_of_a_network_is_accepted(folder):
     ],
 )
 def test_what_is_missing_is_named(folder, key, expected):
-    assert refusal(folder, without(key)).startswith(expected)
+    assert refusal_of(without(key), folder).startswith(expected)
 
 
 def test_a_name_that_mlflow_would_not_take_is_refused_and_not_shown_whole(folder):
-    message = refusal(folder, changed(("tracking", "experiment"), "x" * 5000))
+    message = refusal_of(changed(("tracking", "experiment"), "x" * 5000), folder)
     assert message.startswith("tracking.experiment is 'xxx")
     assert message.endswith("..., expected at most 400 characters")
     assert len(message) < 300
@@ -1043,7 +1033,7 @@ def test_a_data_set_whose_name_is_a_number_is_read_as_text_or_refused_by_name(fo
 
 
 def test_a_key_that_is_a_number_is_named(folder):
-    assert refusal(folder, changed((*DIGITS, "training", 1), 5)).startswith("datasets.digits.training.1 ")
+    assert refusal_of(changed((*DIGITS, "training", 1), 5), folder).startswith("datasets.digits.training.1 ")
 
 
 @pytest.mark.parametrize("block", dict.fromkeys(blocks()), ids=lambda block: block.__name__)

@@ -127,7 +127,7 @@ def assert_nothing_runs_in(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["ot", "gc", "cd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ic", "ect", "ect-gc", "unet"))],
+    ["ot", "gc", "cd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ect-gc", "unet"))],
 )
 def test_two_processes_end_with_the_bits_of_one(alone, shared, method):
     run = f"digits/{method}/0"
@@ -334,10 +334,10 @@ def test_another_device_is_told_when_a_run_goes_on(interrupted, shared):
 
 
 @pytest.mark.slow
-def test_twenty_kills_with_another_number_of_processes_each_change_no_bit(root, shared):
+def test_many_kills_with_another_number_of_processes_each_change_no_bit(root, shared):
     draws = random.Random(0)
-    for _ in range(20):
-        wanted, processes = newest(root) + draws.randint(1, 10), draws.choice(("1", "2", "4"))
+    for _ in range(10):
+        wanted, processes = newest(root) + draws.randint(1, 20), draws.choice(("1", "2", "4"))
         launcher = Fork(root, "train", LONG_RUN, "--processes", processes)
         wait_until(lambda wanted=wanted, launcher=launcher: newest(root) >= wanted or launcher.exitcode is not None)
         launcher.send(signal.SIGKILL)

@@ -41,7 +41,7 @@ from gcflow.training import TrainingState, initial_state
 from gcflow.weights import load_tensors, save_tensors, weights_metadata
 
 STEPS, CHECKPOINT_EVERY = 160, 5
-METHODS = ("gc", "ot", *(pytest.param(method, marks=pytest.mark.slow) for method in ("ic", "cd", "ect")))
+METHODS = ("gc", *(pytest.param(method, marks=pytest.mark.slow) for method in ("ot", "ect")))
 RUN = "digits/gc/0"
 TWO = ("--processes", "2")
 
@@ -104,6 +104,8 @@ def newest(root: Path, run: str) -> int:
 
 def in_the_loop(process: Fork, root: Path, run: str, steps: int = CHECKPOINT_EVERY) -> None:
     """Waits until a process has trained and saved so many further steps; a failure if it ended before."""
+    # Or a machine that does much else might let it come to its end before we look.
+    os.setpriority(os.PRIO_PROCESS, process.pid, 19)
     target = max(newest(root, run), 0) + steps
     wait_until(lambda: newest(root, run) >= target or process.exitcode is not None, pause=0.002)
     assert process.exitcode is None, process.output
@@ -158,17 +160,15 @@ def test_a_run_of_two_processes_that_is_killed_again_and_again_ends_bit_identica
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_command_itself_killed_twice_leaves_no_process_and_ends_bit_identical(root, whole, processes):
-    for _ in range(2 if processes == 1 else 1):
-        before = newest(root, RUN)
-        process = start(root, "train", RUN, *(TWO if processes == 2 else ()))
-        wait_until(lambda before=before: newest(root, RUN) > before)
-        ranks = children(process.pid)
-        assert len(ranks) == (2 if processes == 2 else 0)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert_gone(ranks)
+def test_the_command_itself_killed_leaves_no_process_and_ends_bit_identical(root, whole, processes):
+    process = start(root, "train", RUN, *(TWO if processes == 2 else ()))
+    wait_until(lambda: newest(root, RUN) > 0)
+    ranks = children(process.pid)
+    assert len(ranks) == (2 if processes == 2 else 0)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert_gone(ranks)
     assert newest(root, RUN) < STEPS
     assert "resumes at step" in train(root, RUN, processes)
     assert_ends_the_same(root, whole(RUN, processes), RUN)
@@ -249,11 +249,11 @@ def saved_step(line: str, root: Path, run: str) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_stop_saves_the_step_it_came_to_and_exits_with_75(root, whole, number):
-    process = start(root, "train", RUN) if number == signal.SIGTERM else Fork(root, "train", RUN)
-    wait_until(lambda: newest(root, RUN) > 0)
-    os.kill(process.pid, number)
-    assert process.wait() == 75
-    line = error_line(process.output if isinstance(process, Fork) else process.stderr.read())
+    process = Fork(root, "train", RUN)
+    in_the_loop(process, root, RUN)
+    process.send(number)
+    assert process.wait() == 75, process.output
+    line = error_line(process.output)
     assert line.startswith(f"{RUN}: stopped by {number.name}; ")
     assert 0 < saved_step(line, root, RUN) < STEPS
     assert "resumes at step" in train(root, RUN)

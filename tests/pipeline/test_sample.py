@@ -4,18 +4,19 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from builders import Outcome, refused
 from PIL import Image
-from projects import Fork, contents, gcflow, prepare_data, run_folder, tiny_params, train_here, write_project
+from projects import Fork, prepare_data, run_folder, tiny_params, train_here, write_project
 from safetensors.torch import save_file
 
-from gcflow.cli import main
 from gcflow.config import NetworkConfig, NoiseProcess, from_dict
 from gcflow.files import read_json
 from gcflow.preconditioning import from_model_space
@@ -44,28 +45,10 @@ def weights_of(root: Path, run: str) -> Path:
     return run_folder(root, run) / "weights.safetensors"
 
 
-class Outcome(NamedTuple):
-    code: int
-    output: str
-    errors: str
-
-
 @pytest.fixture
-def sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """`gcflow sample` within this process, in an empty folder; any exception but its exit is a failure."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GCFLOW_DEVICE", "cpu")
-
-    def call(weights: Path, *args: str | int | Path) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(["sample", str(weights), *map(str, args)])
-        code = caught.value.code
-        return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return call
+def sample(here: Callable[..., Outcome], tmp_path: Path) -> Callable[..., Outcome]:
+    """`gcflow sample` in an empty folder."""
+    return partial(here, tmp_path, "sample")
 
 
 @pytest.fixture
@@ -78,16 +61,6 @@ def array(sample: Callable[..., Outcome], tmp_path: Path) -> Callable[..., np.nd
         return np.load(tmp_path / "array.npy")
 
     return call
-
-
-def refused(outcome: Outcome, *named: str) -> str:
-    """Checks that a call ended in one line of error that names what is wrong; returns it."""
-    (line,) = outcome.errors.splitlines()
-    assert (outcome.code, outcome.output) == (2, "")
-    assert line.startswith("gcflow: error: ")
-    for name in named:
-        assert name in line
-    return line
 
 
 def files(folder: Path) -> set[str]:
@@ -219,11 +192,7 @@ def test_weights_that_were_imported_are_sampled_in_colour_and_without_a_run(samp
 # The same image however it is asked for.
 
 
-@pytest.mark.parametrize(
-    ("run", "options"),
-    [(IC, ()), (IC, ("--sigma", 5, "--sigma", 0.5)), (ECT, ("--sigma", 0.82)), (DENOISER, ("--heun-steps", 4))],
-    ids=["one step", "three steps", "ect", "heun"],
-)
+@pytest.mark.parametrize(("run", "options"), [(IC, ("--sigma", 5, "--sigma", 0.5)), (DENOISER, ("--heun-steps", 4))])
 def test_an_image_is_the_same_in_batches_of_any_size_and_from_any_first(root, array, run, options):
     path = weights_of(root, run)
     whole = array(path, "--count", 10, "--batch", 500, *options).astype(int)
@@ -239,14 +208,6 @@ def test_a_point_is_the_same_in_batches_of_any_size_and_from_any_first(root, arr
     assert (whole.dtype, whole.shape) == (np.float32, (10, 2))
     np.testing.assert_allclose(array(path, "--count", 10, "--batch", 3), whole, atol=1e-4)
     np.testing.assert_allclose(array(path, "--count", 5, "--first", 4), whole[4:9], atol=1e-4)
-
-
-def test_a_seed_repeats_its_images_to_the_bit_and_another_gives_others(root, array):
-    path = weights_of(root, IC)
-    images = array(path, "--count", 6, "--sigma", 0.8)
-    assert np.array_equal(array(path, "--count", 6, "--sigma", 0.8, "--seed", 0), images)
-    other = array(path, "--count", 6, "--sigma", 0.8, "--seed", 1)
-    assert all((a != b).any() for a, b in zip(images, other, strict=True))
 
 
 # Which weights, which sampler.
@@ -429,8 +390,7 @@ DAMAGES = (
 )
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("out", ["samples.png", "folder"])
+@pytest.mark.parametrize(("damage", "out"), list(zip(DAMAGES, cycle(("samples.png", "folder")))))
 def test_weights_that_cannot_be_used_are_refused_by_name_and_nothing_is_written(root, sample, tmp_path, damage, out):
     path = tmp_path / "copy.safetensors"
     shutil.copyfile(weights_of(root, IC), path)
@@ -439,16 +399,6 @@ def test_weights_that_cannot_be_used_are_refused_by_name_and_nothing_is_written(
     line = refused(sample("copy.safetensors", "--out", out), reason)
     assert line.startswith("gcflow: error: copy.safetensors: ")
     assert files(tmp_path) == before
-
-
-def test_the_command_itself_refuses_damaged_weights_in_one_line_and_keeps_the_picture(root, tmp_path):
-    shutil.copyfile(weights_of(root, IC), tmp_path / "copy.safetensors")
-    truncated(tmp_path / "copy.safetensors")
-    (tmp_path / "samples.png").write_bytes(b"good")
-    before = contents(tmp_path)
-    result = gcflow(tmp_path, "sample", "copy.safetensors", check=False)
-    refused(Outcome(result.returncode, result.stdout, result.stderr), "copy.safetensors: not a readable")
-    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +16,8 @@ from projects import (
     Fork,
     assert_same_run,
     contents,
-    environment,
     error_line,
     gcflow,
-    limit_file_size,
     prepare_data,
     run_folder,
     tiny_params,
@@ -98,9 +94,14 @@ def load(data: Path, near: Path | None) -> list[str]:
     return said
 
 
-def loading(data: Path, near: Path, slow: float = 0.0, size: int = 1 << 24, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LOAD, str(data), str(near), str(slow), str(size)]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, **options)
+def loading(data: Path, near: Path, slow: float = 0.0, size: int = 1 << 24, file_size: int | None = None) -> Fork:
+    return Fork(data, "-c", LOAD, data, near, str(slow), str(size), file_size=file_size)
+
+
+def said_by(process: Fork) -> str:
+    """What a process has said that ends well."""
+    assert process.wait() == 0, process.output
+    return process.output
 
 
 def leftovers(near: Path) -> list[str]:
@@ -124,8 +125,7 @@ def test_a_copy_is_made_once_and_read_from_then_on(data, near):
 
 def test_a_process_maps_the_copy_and_not_the_original(data, near):
     load(data, near)
-    output = loading(data, near).communicate()[0]
-    assert output.startswith("from copy ")
+    assert said_by(loading(data, near)).startswith("from copy ")
 
 
 def test_without_a_scratch_folder_nothing_is_copied(data):
@@ -264,9 +264,7 @@ def test_a_disk_that_fills_up_while_copying_is_left_as_it_was(data, small_disk, 
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_and_the_original_is_read(data, near):
-    process = loading(data, near, preexec_fn=lambda: limit_file_size(50_000))
-    output = process.communicate()[0]
-    assert process.returncode == 0
+    output = said_by(loading(data, near, file_size=50_000))
     assert "(File too large)" in output
     assert output.splitlines()[-1].startswith("from original ")
     assert leftovers(near) == []
@@ -284,8 +282,7 @@ def test_a_scratch_folder_that_is_no_folder_is_warned_of(data, near):
 
 def test_of_several_processes_one_copies_and_the_others_wait_for_it(data, near):
     processes = [loading(data, near, 0.02, 10_000) for _ in range(3)]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3
+    outputs = [said_by(process) for process in processes]
     assert sum("is copied to" in output for output in outputs) == 1
     assert len({output.splitlines()[-1] for output in outputs}) == 1
     assert all("from copy" in output for output in outputs)
@@ -297,8 +294,7 @@ def test_of_several_processes_that_find_a_damaged_copy_one_mends_it(data, near):
     load(data, near)
     flip(copy_of(data, near) / "samples.npy")
     processes = [loading(data, near, 0.02, 10_000) for _ in range(3)]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3
+    outputs = [said_by(process) for process in processes]
     assert sum("is copied to" in output for output in outputs) == 1
     assert all("from copy" in output for output in outputs)
     assert contents(copy_of(data, near)) == contents(data)
@@ -309,10 +305,10 @@ def test_when_the_copying_process_is_killed_a_waiting_one_copies_anew(data, near
     first = loading(data, near, 0.5, 10_000)
     wait_until(lambda: near.exists() and leftovers(near))
     second = loading(data, near)
-    assert second.poll() is None
-    first.kill()
-    first.communicate()
-    output = second.communicate()[0]
+    assert second.exitcode is None
+    first.send(signal.SIGKILL)
+    first.wait()
+    output = said_by(second)
     assert "is copied to" in output
     assert "from copy" in output
     assert leftovers(near) == []
@@ -409,8 +405,8 @@ def test_sigterm_while_another_process_copies_ends_a_run_that_has_begun_nothing(
 def test_sigterm_while_copying_leaves_nothing_and_the_next_process_copies_whole(data, near):
     process = loading(data, near, 0.05, 5_000)
     wait_until(lambda: near.exists() and leftovers(near))
-    process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM" in process.communicate()[0]
+    process.send(signal.SIGTERM)
+    assert "stopped by SIGTERM" in said_by(process)
     assert leftovers(near) == []
     assert not copy_of(data, near).exists()
     load(data, near)

@@ -30,7 +30,6 @@ from projects import (
     gcflow,
     prepare_data,
     run_folder,
-    start,
     state_folder,
     tiny_params,
     train_here,
@@ -41,7 +40,7 @@ from projects import (
 from gcflow.errors import Preempted
 from gcflow.files import tensors_header
 from gcflow.pipeline.graph import Graph
-from gcflow.pipeline.lock import Holder, newest_lease
+from gcflow.pipeline.lock import Holder
 from gcflow.pipeline.params import Params
 from gcflow.tools import status
 from gcflow.tools.status import Standing, Survey, show, table
@@ -182,11 +181,6 @@ def test_a_stopped_run_is_interrupted_and_says_why_and_a_refused_job_beside_it_s
     assert found.host is None
     assert (end["job"], end["state"], end["exit_code"]) == ("train", "interrupted", 75)
     assert end["error"] == f"{RUN}: {found.detail}" == error_line(job.output)
-
-
-def test_a_run_that_ends_well_says_so(trained):
-    end = ending(trained)
-    assert (end["job"], end["state"], end["exit_code"], end["error"]) == ("train", "done", 0, "")
 
 
 def test_a_failed_run_shows_its_error_until_it_runs_again_or_has_other_parameters(tmp_path):
@@ -400,11 +394,6 @@ def test_looking_changes_no_file_and_no_lease(done):
     assert (contents(done), lock.stat().st_mtime, lock.stat().st_ctime) == before
 
 
-def test_a_folder_without_a_lock_has_no_lease(tmp_path):
-    assert newest_lease(tmp_path / "nothing") is None
-    assert newest_lease(tmp_path) is None
-
-
 # Targets.
 
 
@@ -464,14 +453,6 @@ def test_watching_as_json_is_refused(root):
     result = gcflow(root, "status", "--watch", "--json", check=False)
     assert result.returncode == 2
     assert "give one of them" in error_line(result.stderr)
-
-
-def test_watching_ends_when_everything_is_done(root):
-    shown = start(root, "status", "train@digits-ic-0", "--watch")
-    train_here(root, RUN)
-    output, errors = shown.communicate(timeout=60)
-    assert shown.returncode == 0, errors
-    assert output.rstrip().splitlines()[-1].split()[:3] == [RUN, "done", "40/40"]
 
 
 def test_watching_draws_again_what_changed(root, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from matplotlib import image
 from projects import contents, error_line, gcflow, tiny_params, write_project
 from scipy import integrate, stats
 from torch import nn
-from workflows import clone, snakemake
+from workflows import rules_for, snakemake
 
 from gcflow.cli import main
 from gcflow.errors import GcflowError
@@ -320,9 +321,13 @@ def small_theorem_1(seed=0):
     return theorem_1(FOUR, 1.0, 3.0, (16, 64, 256), 2048, 4, seed)
 
 
+# Of the unbroken code.
+theorem_1_as_it_is = cache(small_theorem_1)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_theorem_1_holds_on_the_mixture_at_a_small_size(seed):
-    checks, curves = small_theorem_1(seed)
+    checks, curves = theorem_1_as_it_is(seed)
     assert len(checks) == 5 * len(DISTANCES)
     assert {check.statement for check in checks} == {"Theorem 1"}
     assert failures(checks) == []
@@ -343,7 +348,7 @@ def test_the_gap_is_within_a_thousandth_of_its_limit_at_4096_intervals():
 
 
 def test_the_two_gradients_agree_for_the_exponent_2_alone():
-    checks, curves = small_theorem_1()
+    checks, curves = theorem_1_as_it_is(0)
     for distance in DISTANCES:
         (check,) = (c for c in checks if f"{distance.name}: ∇L_CT from ∇L_CD" in c.name)
         differences = curves[distance.name]["gradient_difference"]
@@ -365,13 +370,6 @@ def test_theorem_1_notices_a_velocity_that_is_not_the_posterior_mean(monkeypatch
             assert f"T = 3, {distance.name}: ∇L_CT from ∇L_CD, relative, at N = 256" in names
 
 
-@pytest.mark.slow
-def test_theorem_1_notices_a_velocity_farther_from_the_noise_than_none(monkeypatch):
-    monkeypatch.setattr(distillation_gap, "velocity", lambda *args: 3 * velocity(*args))
-    checks, _ = small_theorem_1()
-    assert f"T = 3, {SQUARED}: R(θ) C T^(α−1)" in failures(checks)
-
-
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -386,16 +384,6 @@ def test_theorem_1_notices_a_wrong_exponent_or_constant(monkeypatch, wrong, name
     monkeypatch.setattr(distillation_gap, "DISTANCES", (wrong,))
     checks, _ = small_theorem_1()
     assert any(named in name for name in failures(checks))
-
-
-def test_theorem_1_notices_a_limit_over_another_range_of_times(monkeypatch):
-    def halved(network, mixture, points, horizon):
-        return total_derivatives(network, mixture, points, horizon / 2)
-
-    monkeypatch.setattr(distillation_gap, "total_derivatives", halved)
-    checks, _ = small_theorem_1()
-    for distance in DISTANCES:
-        assert any(f"{distance.name}: N^α" in name for name in failures(checks))
 
 
 @pytest.mark.parametrize("distance", DISTANCES, ids=lambda distance: distance.name)
@@ -998,7 +986,7 @@ def test_figure_1_alone_reads_the_weights_of_its_predictor_and_draws_its_pairs(t
 
 @pytest.mark.service
 def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it(tmp_path):
-    root = clone(tmp_path / "project", figure_1_alone())
+    root = rules_for(tmp_path / "project", figure_1_alone())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
     places = [plan.index(f"gcflow {verb}") for verb in ("train mixture2d/ic/0", "theory mixture2d", "figure mixture2d")]
     assert places == sorted(places)
@@ -1007,7 +995,7 @@ def test_snakemake_trains_the_predictor_of_figure_1_and_evaluates_nothing_for_it
 
 @pytest.mark.service
 def test_snakemake_plans_the_theory_once_per_data_set_and_its_figures_after_it(tmp_path):
-    root = clone(tmp_path / "project", document())
+    root = rules_for(tmp_path / "project", document())
     plan = snakemake(root, "-n", "-p", "--quiet", "host", "--", "results/mixture2d/figures/paths.svg")
     assert plan.count("gcflow theory mixture2d 2>&1") == 1
     assert plan.index("gcflow theory mixture2d") < plan.index("gcflow figure mixture2d paths")

@@ -172,13 +172,6 @@ def test_publishing_again_after_outputs_were_deleted_costs_no_training(spare, ba
     assert_same_run(spare, baseline, RUN)
 
 
-def test_a_temporary_file_of_a_killed_process_is_not_published(spare):
-    left = state_folder(spare, RUN) / "snapshots" / f".{SNAPSHOTS[0]}.4711.safetensors"
-    left.write_bytes(b"half a snapshot")
-    train_here(spare, RUN)
-    assert sorted(snapshots(spare, RUN)) == SNAPSHOTS
-
-
 def test_snapshots_of_an_earlier_configuration_do_not_stay_among_the_new_ones(spare):
     project(spare, snapshot_every=120)
     train_here(spare, RUN)
@@ -276,18 +269,6 @@ def test_every_kind_of_method_trains_and_records_the_weights_it_used(methods, me
         path = run_folder(methods, needed) / "snapshots" / f"{step:08d}.safetensors"
         expected[f"{role}_sha256"] = sha256_of(path)
     assert inputs == expected
-
-
-@pytest.mark.parametrize(
-    ("method", "key", "values"),
-    [
-        ("ic", "intervals", [4, 8, 16, 16]),
-        ("ect", "stage", [0, 0, 1, 1]),
-        ("denoiser", "stage", [None, None, None, None]),
-    ],
-)
-def test_the_log_tells_where_the_schedule_is(methods, method, key, values):
-    assert [record.get(key) for record in metrics(methods, f"digits/{method}/0")] == values
 
 
 def test_a_run_with_init_starts_from_the_ema_of_that_run(methods, tmp_path):
@@ -389,27 +370,6 @@ def test_a_denoiser_of_each_coupling_trains_by_the_command_and_records_what_it_u
         assert inputs == ({"predictor_sha256": sha256_of(predictor)} if method == "denoiser-gc" else {})
         shares = [0.0, 0.0, 1.0, 1.0] if method == "denoiser-gc" else [None] * 4
         assert [record.get("mu") for record in metrics(denoisers, run)] == shares
-
-
-def test_a_denoiser_whose_mu_begins_late_has_the_weights_of_independent_pairs_until_then(denoisers):
-    def at(method: str, step: int) -> list[bytes]:
-        path = run_folder(denoisers, f"mixture2d/{method}/0") / "snapshots" / f"{step:08d}.safetensors"
-        return [tensor.numpy().tobytes() for _, tensor in sorted(load_tensors(path)[0].items())]
-
-    assert at("denoiser-gc", 20) == at("denoiser", 20) != at("denoiser-ot", 20)
-    assert len({str(at(method, 40)) for method in ("denoiser", "denoiser-ot", "denoiser-gc")}) == 3
-
-
-def test_a_denoiser_of_predicted_endpoints_continued_from_a_checkpoint_ends_bit_identical(denoisers, points, capsys):
-    folder, state = run_folder(points, POINTS_GC), state_folder(points, POINTS_GC)
-    assert [path.name for path in checkpoints(points, POINTS_GC)][-1] == "checkpoint-00000040.safetensors"
-    checkpoints(points, POINTS_GC)[-1].unlink()
-    (state / "snapshots" / "00000040.safetensors").unlink()
-    shutil.rmtree(folder / "snapshots")
-    (folder / "weights.safetensors").unlink()
-    train_here(points, POINTS_GC)
-    assert "resumes at step 30" in capsys.readouterr().err
-    assert_same_run(points, denoisers, POINTS_GC)
 
 
 def test_a_denoiser_with_a_predictor_from_a_file_has_the_bits_of_one_with_it_from_a_run(points):

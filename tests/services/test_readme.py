@@ -57,7 +57,7 @@ def grid():
         "horizons": [3.0],
         "intervals": [16, 64],
         "points": 256,
-        "sigmas": [1.0, 10.0, 80.0],
+        "sigmas": [],
         "paths": 8,
     }
     known = {method for entry in (digits, mixture) for method in entry["methods"]}

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import yaml
-from projects import ROOT, tiny_params, write_project
+from projects import ROOT, tiny_params
 from slurm_workflows import tiny_unets
-from workflows import as_a_plan, clone, run
+from workflows import as_a_plan, rules_for, run
 
 from gcflow.pipeline.params import Params
 
@@ -49,13 +49,12 @@ def test_all_means_the_papers_scale_unless_the_command_line_says_another(folder,
     assert trained(folder, *arguments, "-n", "all") == len(runs) + len(of_figure1)
 
 
-def test_hundreds_of_runs_are_one_plan(tmp_path, folder):
+def test_hundreds_of_runs_are_one_plan(tmp_path):
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     digits = copy.deepcopy(document["datasets"]["digits"])
     for replicates in digits["runs"].values():
         replicates["seeds"] = list(range(-(-300 // len(digits["runs"]))))
-    (folder / "params.yaml").unlink()
-    write_project(folder, {"tracking": document["tracking"], "datasets": {"digits": digits}})
+    folder = rules_for(tmp_path, {"tracking": document["tracking"], "datasets": {"digits": digits}})
     assert trained(folder, "--config", "scale=embedded", "-n", "all") >= 300
 
 
@@ -74,10 +73,7 @@ def test_every_command_of_snakemake_in_the_pages_plans_what_it_names_as_it_is_wr
     assert "unlock" in command or "dry-run" in output or "Nothing to be done" in output
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("GCFLOW_SLURM_MINUTES", "24h"), ("GCFLOW_SLURM_MINUTES", "-5"), ("GCFLOW_PROCESSES", "0")],
-)
+@pytest.mark.parametrize(("variable", "value"), [("GCFLOW_SLURM_MINUTES", "24h"), ("GCFLOW_PROCESSES", "0")])
 def test_a_setting_that_is_no_number_is_refused_by_name(folder, variable, value):
     output = run(folder, "snakemake", "--profile", "slurm", "-n", "all", check=False, env={variable: value})
     assert f"{variable} is '{value}', expected a whole number from 1 up" in output
@@ -87,7 +83,7 @@ def test_a_setting_that_is_no_number_is_refused_by_name(folder, variable, value)
 def test_a_run_gets_as_many_processes_as_can_share_its_batches_and_points_get_one(tmp_path):
     params = tiny_unets(1)
     params["datasets"]["mixture2d"] = tiny_params()["datasets"]["mixture2d"]
-    folder = clone(tmp_path / "project", params)
+    folder = rules_for(tmp_path / "project", params)
     output = run(folder, "snakemake", "--profile", "local", "-n", "-p", "all", env={"GCFLOW_PROCESSES": "3"})
     # A batch of 16 in grains of 8.
     assert "gcflow train digits/ic/0 --gpus 2 --processes 2 " in output

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,14 @@ def only(root: Path, *targets: str) -> Finding:
     return finding
 
 
+# No test changes dvc.yaml, which takes DVC a second to read.
+stages_of = cache(dvc_stages)
+
+
 def outputs(root: Path) -> dict[str, str]:
     """Every file that a stage of dvc.yaml declares, to the stage."""
     found = {}
-    for name, (*_, outs) in dvc_stages(root).items():
+    for name, (*_, outs) in stages_of(root).items():
         for out in map(Path, outs):
             files = (root / out).glob("[!.]*") if (root / out).is_dir() else [root / out]
             found |= {str(path.relative_to(root)): name for path in files}
@@ -57,7 +62,7 @@ def outputs(root: Path) -> dict[str, str]:
 
 def readers(root: Path, files: set[str]) -> set[str]:
     """The stages that depend on files by dvc.yaml alone: on them, or on a folder that holds them."""
-    stages, found = dvc_stages(root), set[str]()
+    stages, found = stages_of(root), set[str]()
     while files:
         made = {place for file in files for place in (file, *map(str, Path(file).parents))}
         level = {name for name, (_, deps, *_) in stages.items() if made & deps} - found
@@ -135,7 +140,7 @@ def test_every_flipped_bit_of_every_kind_of_file_is_found_at_its_place(project):
 
 def test_the_command_names_the_file_the_stage_and_who_reads_it(project):
     made = outputs(project)
-    for file in random.Random(8).sample(sorted(made), 3):
+    for file in random.Random(8).sample(sorted(made), 2):
         with flipped(project / file, (project / file).stat().st_size // 2, 4):
             result = gcflow(project, "verify", check=False)
             assert result.returncode == 2
@@ -298,13 +303,15 @@ def test_flips_in_hard_links_are_mended_from_a_remote(own, tmp_path):
 
 
 def test_a_flip_in_hard_links_is_mended_by_the_stage(own):
-    before = (own / SEED0 / "weights.safetensors").read_bytes()
-    write(own / SEED0 / "weights.safetensors", 700, 1)
+    """Of a run from which little else is made."""
+    weights = own / "results/digits/ect-gc/seed0/weights.safetensors"
+    before = weights.read_bytes()
+    write(weights, 700, 1)
     removed(own, only(own))
     snakemake(own, "all")
     gcflow(own, "record")
     assert report(own).findings == []
-    assert (own / SEED0 / "weights.safetensors").read_bytes() == before
+    assert weights.read_bytes() == before
 
 
 def test_equal_outputs_of_two_stages_are_one_finding_that_names_both(own):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 from projects import (
+    Fork,
     checkpoints,
     contents,
     environment,
     error_line,
     gcflow,
-    start,
     tiny_params,
+    train_here,
     wait_until,
     write_project,
 )
@@ -89,9 +91,9 @@ def said(result):
     return result.stdout + result.stderr
 
 
-def outputs(folder):
-    """The files of every stage."""
-    outs = [folder / out for stage in stages(folder) for out in stage.outs]
+def outputs(folder, *names):
+    """The files of every stage, or of some."""
+    outs = [folder / out for stage in stages(folder) if not names or stage.name in names for out in stage.outs]
     files = [file for out in outs for file in ([out] if out.is_file() else sorted(out.rglob("*")))]
     return [file for file in files if file.is_file() and file.name != ".snakemake_timestamp"]
 
@@ -130,15 +132,6 @@ def pulled(origin, tmp_path_factory):
 # Record.
 
 
-def test_recording_again_changes_no_byte_and_no_time(finished, tmp_path):
-    folder = duplicate(finished, tmp_path / "project")
-    files = [folder / "dvc.lock", folder / "dvc.yaml", *outputs(folder)]
-    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
-    count = len(stages(folder))
-    assert f"0 stages recorded, {count} of {count} complete" in said(gcflow(folder, "record"))
-    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
-
-
 def test_recording_keeps_times_where_the_cache_has_the_same_bytes_from_before(finished, tmp_path):
     folder = duplicate(finished, tmp_path / "project")
     table = folder / "results/digits/tables/table1.md"
@@ -153,13 +146,11 @@ def test_recording_keeps_times_where_the_cache_has_the_same_bytes_from_before(fi
     assert dvc(folder, "status").strip() == CLEAN
 
 
-def test_recording_keeps_the_times_of_recorded_files_whose_bytes_another_stage_makes(tmp_path):
-    params = points_only()
+def test_recording_keeps_the_times_of_recorded_files_whose_bytes_another_stage_makes(finished, tmp_path):
+    folder, params = duplicate(finished, tmp_path / "project"), tiny_params()
     params["datasets"]["again2d"] = copy.deepcopy(params["datasets"]["mixture2d"])
-    folder = clone(tmp_path / "project", params)
+    write_project(folder, params)
     first, second = (folder / "data" / name / "samples.npy" for name in ("mixture2d", "again2d"))
-    snakemake(folder, "data/mixture2d/samples.npy")
-    gcflow(folder, "record")
     before = first.stat().st_mtime_ns
     snakemake(folder, "data/again2d/samples.npy")
     gcflow(folder, "record")
@@ -169,7 +160,7 @@ def test_recording_keeps_the_times_of_recorded_files_whose_bytes_another_stage_m
 
 
 def test_recording_while_snakemake_runs_records_whole_stages_and_disturbs_nothing(tmp_path):
-    folder = clone(tmp_path / "project", points_only(steps=300, seeds=range(4)))
+    folder = clone(tmp_path / "project", points_only(steps=300, seeds=range(2)))
     command = ["snakemake", "--profile", "local", "--cores", "2", "all"]
     paths = environment({"PATH": f"{SCRIPTS}:{environment()['PATH']}"})
     with (tmp_path / "output").open("w") as output:
@@ -184,16 +175,6 @@ def test_recording_while_snakemake_runs_records_whole_stages_and_disturbs_nothin
     gcflow(folder, "record")
     assert dvc(folder, "status").strip() == CLEAN
     assert IDLE in snakemake(folder, "-n", "all")
-
-
-def test_outputs_of_an_older_configuration_are_not_recorded_under_the_present_one(finished, tmp_path):
-    folder = duplicate(finished, tmp_path / "project")
-    write_project(folder, changed_mu())
-    (folder / "dvc.lock").unlink()
-    output = said(gcflow(folder, "record"))
-    old = downstream(folder, "train@digits-gc-0")
-    assert set(output.partition("inputs: ")[2].strip().split(", ")) == old
-    assert locked(folder).keys() == {stage.name for stage in stages(folder)} - old
 
 
 def test_an_output_that_somebody_else_has_changed_is_not_recorded(finished, tmp_path):
@@ -219,9 +200,13 @@ def damage(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def listed(output: str, after: str) -> set[str]:
+    """The stages of which a line of `gcflow record` says something."""
+    return set(output.partition(after)[2].partition("\n")[0].strip().split(", "))
+
+
 def left_as_damaged(folder: Path) -> set[str]:
-    output = said(gcflow(folder, "record"))
-    return set(output.partition("(gcflow verify): ")[2].partition("\n")[0].split(", "))
+    return listed(said(gcflow(folder, "record")), "(gcflow verify): ")
 
 
 def test_what_changed_under_its_old_time_is_not_recorded_and_what_was_recorded_brings_it_back(pulled, tmp_path):
@@ -244,14 +229,16 @@ def test_what_changed_under_its_old_time_is_not_recorded_and_what_was_recorded_b
     assert "train@mixture2d-ic-0" not in stale(folder)
 
 
-def test_what_its_own_hash_contradicts_is_not_recorded_the_first_time_either(finished, tmp_path):
+def test_what_is_damaged_or_of_an_older_configuration_is_not_recorded_the_first_time_either(finished, tmp_path):
     folder = duplicate(finished, tmp_path / "project")
     (folder / "dvc.lock").unlink()
     (folder / RECORDED).unlink()
-    damage(folder / "results/digits/gc/seed0/weights.safetensors")
-    made_of_it = downstream(folder, "train@digits-gc-0")
-    assert left_as_damaged(folder) == made_of_it
-    assert locked(folder).keys() == {stage.name for stage in stages(folder)} - made_of_it
+    write_project(folder, changed_mu())
+    damage(folder / "results/digits/ect-gc/seed0/weights.safetensors")
+    old, damaged = (downstream(folder, f"train@digits-{method}-0") for method in ("gc", "ect-gc"))
+    output = said(gcflow(folder, "record"))
+    assert (listed(output, "inputs: "), listed(output, "(gcflow verify): ")) == (old, damaged - old)
+    assert locked(folder).keys() == {stage.name for stage in stages(folder)} - old - damaged
 
 
 def test_without_snakemakes_records_what_is_of_another_configuration_is_made_again(finished, tmp_path):
@@ -269,16 +256,17 @@ def test_without_snakemakes_records_what_is_of_another_configuration_is_made_aga
 def test_where_the_cache_gives_symbolic_links_a_change_is_made_once_and_recorded(tmp_path):
     folder = clone(tmp_path / "project", points_only())
     dvc(folder, "config", "cache.type", "symlink")
+    weights, made = "results/mixture2d/ic/seed0/weights.safetensors", {"prepare-mixture2d", "train@mixture2d-ic-0"}
     for steps in (40, 60):
         write_project(folder, points_only(steps))
-        snakemake(folder, "all")
+        snakemake(folder, weights)
         gcflow(folder, "record")
-        assert (folder / "results/mixture2d/ic/seed0/weights.safetensors").is_symlink()
+        assert (folder / weights).is_symlink()
         # As of files so large that Snakemake does not hash them.
-        assert IDLE in snakemake(folder, "-n", "--max-checksum-file-size", "0", "all")
-        assert dvc(folder, "status").strip() == CLEAN
-        count = len(stages(folder))
-        assert f"0 stages recorded, {count} of {count} complete" in said(gcflow(folder, "record"))
+        assert IDLE in snakemake(folder, "-n", "--max-checksum-file-size", "0", weights)
+        assert locked(folder).keys() == made
+        assert not made & stale(folder)
+        assert "0 stages recorded, 2 of " in said(gcflow(folder, "record"))
 
 
 def test_what_dvc_did_not_write_is_one_line_that_can_be_followed_in_a_merge(finished, tmp_path):
@@ -301,28 +289,31 @@ def test_what_dvc_did_not_write_is_one_line_that_can_be_followed_in_a_merge(fini
     assert dvc(folder, "status").strip() == CLEAN
 
 
-def test_a_merge_of_two_branches_that_added_a_seed_keeps_the_records_of_both(tmp_path):
-    folder = clone(tmp_path / "project", points_only())
+def test_a_merge_of_two_branches_that_added_a_seed_keeps_the_records_of_both(finished, tmp_path):
+    folder, params = duplicate(finished, tmp_path / "project"), tiny_params()
     git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
     made = {}
     for branch, seed in (("theirs", 1), ("ours", 2)):
         run(folder, *git, "checkout", "--quiet", "-b", branch, "main")
-        write_project(folder, points_only(seeds=(0, seed)))
-        snakemake(folder, "all")
+        params["datasets"]["mixture2d"]["runs"]["ic"]["seeds"] = [0, seed]
+        write_project(folder, params)
+        snakemake(folder, f"results/mixture2d/ic/seed{seed}/evaluation/metrics.json")
         gcflow(folder, "record")
-        made[f"train@mixture2d-ic-{seed}"] = locked(folder)[f"train@mixture2d-ic-{seed}"]
+        names = {f"train@mixture2d-ic-{seed}", f"evaluate@mixture2d-ic-{seed}"}
+        made |= {name: record for name, record in locked(folder).items() if name in names}
         commit(folder, branch)
     assert "CONFLICT" in run(folder, *git, "merge", "theirs", check=False)
-    write_project(folder, points_only(seeds=(0, 1, 2)))
+    params["datasets"]["mixture2d"]["runs"]["ic"]["seeds"] = [0, 1, 2]
+    write_project(folder, params)
     gcflow(folder, "record")
+    assert len(made) == 4
     assert made.items() <= locked(folder).items()
     dvc(folder, "checkout")
     gcflow(folder, "adopt")
     assert planned(folder) == {"figure-mixture2d-samples", "report"}
-    snakemake(folder, "all")
     gcflow(folder, "record")
     assert made.items() <= locked(folder).items()
-    assert dvc(folder, "status").strip() == CLEAN
+    assert not made.keys() & stale(folder)
 
 
 def test_files_without_a_job_of_snakemakes_are_not_recorded(finished, tmp_path):
@@ -356,7 +347,7 @@ def test_what_a_running_snakemake_is_yet_to_make_again_is_neither_recorded_nor_a
 # Another machine.
 
 
-def test_after_pull_and_adopt_snakemake_has_nothing_to_do_and_dvc_is_clean(origin, pulled):
+def test_after_pull_and_adopt_nothing_is_to_be_done_and_files_are_on_disk_once(origin, pulled):
     assert IDLE in snakemake(pulled, "-n", "all")
     assert dvc(pulled, "status").strip() == CLEAN
     assert "Everything is up to date" in dvc(pulled, "pull")
@@ -364,12 +355,12 @@ def test_after_pull_and_adopt_snakemake_has_nothing_to_do_and_dvc_is_clean(origi
     assert {str(file): (pulled / file).read_bytes() for file in files} == {
         str(file): (origin / file).read_bytes() for file in files
     }
-
-
-def test_pulled_files_are_on_disk_once(pulled):
-    weights = pulled / "results/digits/ic/seed0/weights.safetensors"
     cached = {path.stat().st_ino for path in (pulled / ".dvc/cache").rglob("*") if path.is_file()}
-    assert weights.stat().st_ino in cached
+    assert (pulled / "results/digits/ic/seed0/weights.safetensors").stat().st_ino in cached
+    # Of the runs, this machine's MLflow was told, too.
+    sent = json.loads((pulled / "results/tracking.json").read_text())["sent"]
+    assert sent.keys() == {run.name for run in Params(pulled / "params.yaml").runs()}
+    assert (pulled / "mlflow.db").exists()
 
 
 def test_adopted_jobs_have_the_records_that_snakemake_itself_has_of_them(origin, pulled):
@@ -387,19 +378,15 @@ def test_adopted_jobs_have_the_records_that_snakemake_itself_has_of_them(origin,
     assert records(pulled) == records(origin)
 
 
-def test_adopting_sends_the_runs_to_this_machines_mlflow_and_not_only_says_so(pulled):
-    document = json.loads((pulled / "results/tracking.json").read_text())
-    assert set(document["sent"]) == {r.name for r in Params(pulled / "params.yaml").runs()}
-    assert (pulled / "mlflow.db").exists()
-
-
 def test_adopting_and_recording_again_change_nothing(pulled, tmp_path):
+    """No byte and no time."""
     folder = duplicate(pulled, tmp_path / "project")
-    before = contents(folder / "results"), (folder / "dvc.lock").read_bytes()
+    files = [folder / "dvc.lock", folder / "dvc.yaml", *outputs(folder)]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     count = len(stages(folder))
     assert f"0 stages adopted, {count} of {count} up to date" in said(gcflow(folder, "adopt"))
     assert f"0 stages recorded, {count} of {count} complete" in said(gcflow(folder, "record"))
-    assert (contents(folder / "results"), (folder / "dvc.lock").read_bytes()) == before
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
 
 
 def test_one_methods_mu_and_no_comment_makes_stages_out_of_date_on_the_other_machine(pulled, tmp_path):
@@ -494,13 +481,12 @@ def test_a_remote_over_ssh_brings_the_same_bytes_to_another_clone(finished, sshd
     port, key = sshd
     folder = duplicate(finished, tmp_path / "project")
     add_remote(folder, f"ssh://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/store", keyfile=str(key))
-    dvc(folder, "push")
+    targets = ("prepare-digits", "train@digits-gc-0", "evaluate@digits-gc-0")
+    dvc(folder, "push", *targets)
     other = cloned(folder, tmp_path / "other")
-    dvc(other, "pull")
-    gcflow(other, "adopt")
-    files = [file.relative_to(folder) for file in outputs(folder)]
+    dvc(other, "pull", *targets)
+    files = [file.relative_to(folder) for file in outputs(folder, *targets)]
     assert [(other / file).read_bytes() for file in files] == [(folder / file).read_bytes() for file in files]
-    assert IDLE in snakemake(other, "-n", "all")
 
 
 # One stage.
@@ -526,12 +512,12 @@ def test_dvc_repro_of_one_evaluation_and_one_table_runs_only_those(origin, tmp_p
 
 
 def test_dvc_repro_goes_on_with_a_training_that_was_killed_and_snakemake_adopts_it(tmp_path):
-    folder = clone(tmp_path / "project", points_only(steps=3000))
+    folder = clone(tmp_path / "project", points_only(steps=1500))
     dvc(folder, "repro", "--single-item", "prepare-mixture2d")
-    process = start(folder, "train", "mixture2d/ic/0")
+    process = Fork(folder, "train", "mixture2d/ic/0")
     wait_until(lambda: checkpoints(folder, "mixture2d/ic/0"), seconds=120)
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
     assert not (folder / "results/mixture2d/ic/seed0/config.json").exists()
     assert "resumes at step" in dvc(folder, "repro", "--single-item", "train@mixture2d-ic-0")
     gcflow(folder, "adopt")
@@ -555,14 +541,14 @@ def test_the_documented_command_removes_the_checkpoints_of_published_runs_and_of
     # One of them published again, and not recorded.
     params = changed_mu()
     write_project(folder, params)
-    gcflow(folder, "train", "digits/gc/0")
+    train_here(folder, "digits/gc/0")
     params["datasets"]["digits"]["methods"]["gc"]["training"] = {"steps": 4000, "snapshot_every": 4000}
     write_project(folder, params)
     known = set(checkpoints(folder, "digits/gc/0"))
-    process = start(folder, "train", "digits/gc/0")
+    process = Fork(folder, "train", "digits/gc/0")
     wait_until(lambda: len(checkpoints(folder, "digits/gc/0")) > len(known), seconds=120)
-    process.kill()
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.wait()
     interrupted = set(checkpoints(folder, "digits/gc/0")) - known
     before = contents(folder / "results")
     run(folder, "bash", "-c", command)
@@ -570,7 +556,9 @@ def test_the_documented_command_removes_the_checkpoints_of_published_runs_and_of
     assert removed
     assert all("/checkpoint-" in name for name in removed)
     assert set(folder.glob("results/**/checkpoint-*.safetensors")) == interrupted
-    assert "resumes at step" in "".join(start(folder, "train", "digits/gc/0", "--time-budget", "0").communicate())
+    stopped = Fork(folder, "train", "digits/gc/0", "--time-budget", "0")
+    stopped.wait()
+    assert "resumes at step" in stopped.output
 
 
 def test_the_documented_garbage_collection_keeps_what_any_version_has_and_nothing_else(finished, tmp_path):

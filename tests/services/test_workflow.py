@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 from filelock import FileLock, Timeout
-from projects import environment, prepare_data, tiny_params, write_project
+from projects import environment, prepare_data, tiny_params
 from slurm_workflows import Trainer, tiny_unets
-from workflows import SCRIPTS, clone, duplicate, dvc, snakemake
+from workflows import SCRIPTS, duplicate, dvc, rules_for, snakemake
 
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stages
@@ -113,7 +113,7 @@ def test_dvc_repro_restores_a_lost_output_that_snakemake_then_accepts(project, t
 
 
 def test_how_a_stage_ends_is_told_by_it_alone_whatever_becomes_of_its_log(tmp_path):
-    folder, programs = clone(tmp_path / "project", tiny_params()), tmp_path / "programs"
+    folder, programs = rules_for(tmp_path / "project", tiny_params()), tmp_path / "programs"
     programs.mkdir()
     # As on a full disk.
     (programs / "tee").write_text("#!/bin/sh\ncat\nexit 1\n")
@@ -130,7 +130,7 @@ def test_how_a_stage_ends_is_told_by_it_alone_whatever_becomes_of_its_log(tmp_pa
 
 
 def test_trainings_side_by_side_have_each_a_gpu_of_its_own(tmp_path):
-    folder, seeds = clone(tmp_path / "project", tiny_unets(2)), range(2)
+    folder, seeds = rules_for(tmp_path / "project", tiny_unets(2)), range(2)
     prepare_data(folder, "digits")
     targets = [f"results/digits/ic/seed{seed}/weights.safetensors" for seed in seeds]
     env = {"CUDA_VISIBLE_DEVICES": "2,5", "TMPDIR": str(tmp_path), "PATH": f"{SCRIPTS}:{environment()['PATH']}"}
@@ -148,12 +148,10 @@ def test_trainings_side_by_side_have_each_a_gpu_of_its_own(tmp_path):
     assert process.returncode == 0, output
 
 
-def test_a_mistake_in_params_stops_snakemake_before_anything_runs_with_one_line(project, tmp_path):
+def test_a_mistake_in_params_stops_snakemake_before_anything_runs_with_one_line(tmp_path):
     params = tiny_params()
     params["datasets"]["digits"]["methods"]["gc"]["mu"] = 1.5
-    folder = clone(tmp_path / "broken", tiny_params())
-    write_project(folder, params)
-    output = snakemake(folder, "all", check=False)
+    output = snakemake(rules_for(tmp_path, params), "all", check=False)
     assert "datasets.digits.methods.gc.mu is 1.5, expected a number <= 1" in output
     assert "Traceback" not in output
-    assert not (folder / "results").exists() or not any((folder / "results").rglob("*.json"))
+    assert not list((tmp_path / "results").rglob("*.json"))

@@ -37,7 +37,9 @@ def _channels(i, first, channels, depth: tl.constexpr, padded: tl.constexpr):
 
 
 @triton.jit
-def _kept(keys, sample, pixel, first, channels, layer, least, depth: tl.constexpr, padded: tl.constexpr, block: tl.constexpr):
+def _kept(
+    keys, sample, pixel, first, channels, layer, least, depth: tl.constexpr, padded: tl.constexpr, block: tl.constexpr
+):
     """`gcflow.dropout.keep_mask` of a tile, [pixels, block]: a 32-bit word decides about two neighbours."""
     key = _mixed(_mixed(tl.load(keys + sample).to(tl.uint32, bitcast=True)) ^ layer.to(tl.uint32))
     if depth % 2 == 0:
@@ -271,7 +273,7 @@ def summed_norm(
     dropout: Dropout | None = None,
     keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """v = (x + residual) * scale, or x; and dropout(SiLU(norm(v + embedding))), in the type of x, channels last.
+    """The sum v = (x + residual) * scale, or v = x; and dropout(SiLU(norm(v + embedding))), both in the type of x.
 
     In between all is float32. One of `residual` and `embedding` may be given.
 
@@ -285,7 +287,6 @@ def summed_norm(
         dropout: the layer that follows SiLU.
         keys: of the samples, int32 [B]; None leaves dropout out.
     """
-    drops = dropout is not None and keys is not None and dropout.rate > 0
-    layer, rate = (dropout.layer, dropout.rate) if drops else (0, 0.0)
+    layer, rate = (0, 0.0) if dropout is None or keys is None else (dropout.layer, dropout.rate)
     settings = (norm.num_groups, norm.eps, scale, silu, layer, rate)
-    return _SummedNorm.apply(x, residual, embedding, norm.weight, norm.bias, keys if drops else None, settings)
+    return _SummedNorm.apply(x, residual, embedding, norm.weight, norm.bias, keys if rate else None, settings)

@@ -77,7 +77,7 @@ class GroupNorm(nn.GroupNorm):
         dropout: Dropout | None = None,
         keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """v = (x + residual) sqrt(1/2), x without residual; and dropout(SiLU(norm(v + embedding))), [B, C, H, W] each.
+        """The sum v = summed(x, residual), and dropout(SiLU(norm(v + embedding))), [B, C, H, W] each.
 
         Args:
             x: [B, C, H, W].

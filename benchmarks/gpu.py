@@ -111,7 +111,7 @@ UNET = NetworkConfig("ddpm++", channels=128, blocks=3, multipliers=(1, 2, 2))
 SMALL_UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2))
 SIZES = {
     "paper": Size(UNET, UNET, shape=(3, 32, 32), images=50_000, batch=512, samples=50_000, generated=500, matrix=8192),
-    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=8, samples=32, generated=16, matrix=256),
+    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=4, samples=32, generated=16, matrix=256),
 }
 
 
@@ -160,8 +160,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "cd": {"coupling": "ic", "objective": "distillation", "teacher": RunReference("denoiser")},
     "ect": {"coupling": "ic"},
 }
-# What ECT trains with instead (params.yaml).
-ECT = {"optimizer": "radam", "huber_c": 0.0, "schedule": EctSchedule(q=256.0)}
+# What ECT trains with instead.
+ECT = {"optimizer": "radam", "huber_c": 0.0, "ema_decay": 0.9993, "schedule": EctSchedule(q=256.0)}
 
 
 def recipe(size: Size, method: str = "ic", dropout: float = 0.0, part: int = 1, **training: Any) -> RunConfig:
@@ -174,7 +174,7 @@ def recipe(size: Size, method: str = "ic", dropout: float = 0.0, part: int = 1, 
         part: a grain is this part of `size.batch`: 1 / part.
         training: options of `TrainingConfig` that differ.
     """
-    grain, batch = size.batch // part, size.batch // 4 if method == "ect" else size.batch
+    grain, batch = max(1, size.batch // part), size.batch // 4 if method == "ect" else size.batch
     options = {"steps": 1, "snapshot_every": 1, "batch": batch, "grain": min(grain, batch), "learning_rate": 1e-4}
     options |= (ECT if method == "ect" else {}) | training
     network: Any = size.compiled if training.get("compile") == "default" else size.network

@@ -113,8 +113,6 @@ class TrainingConfig(Options):
     def __post_init__(self) -> None:
         fits = self.grain is None or self.batch % self.grain == 0
         require(fits, "grain", self.grain, f"a divisor of batch, {self.batch}")
-        fits = self.channels_last or self.compile != "fused"
-        require(fits, "channels_last", False, "true, because compile is fused")
         few = self.steps // self.snapshot_every <= MOST_SNAPSHOTS
         require(few, "snapshot_every", self.snapshot_every, f"so many steps that there are at most {MOST_SNAPSHOTS}")
 

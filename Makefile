@@ -80,8 +80,8 @@ bench: .venv/complete  ## images per second of training, sampling and evaluation
 	gcflow bench digits
 
 .PHONY: bench-gpu
-bench-gpu: .venv/complete  ## how fast a GPU trains the paper's network, and what bounds it
-	python benchmarks/gpu.py
+bench-gpu: .venv/complete  ## how fast a GPU trains and evaluates, and what bounds it; ROWS="ic-128 fid": a part
+	python benchmarks/gpu.py $(if $(ROWS),--only $(ROWS))
 
 .PHONY: keys
 keys: .venv/complete  ## every key of params.yaml and claims.yaml: docs/params.md, and their schemas for editors

@@ -1,13 +1,13 @@
-"""How fast a GPU trains the paper's CIFAR-10 network, and what bounds it.
+"""How fast a GPU trains and evaluates the paper's CIFAR-10 network, and what bounds it.
 
-python benchmarks/gpu.py [--only SECTION ...] [--budget SECONDS] [--out FOLDER] [--size tiny|paper]
+python benchmarks/gpu.py [--only SECTION ...] [--budget SECONDS] [--out FOLDER] [--size tiny|paper] [--inception FILE]
 
 Sections run in the order of `SECTIONS`, the most important first, each in its own guard. Every row is printed and
 written to FOLDER/gpu.json as soon as it is measured, with the configuration that it was measured on. Without CUDA a
 tiny network takes the place of the paper's: its numbers show that the sections work, and nothing else.
 
-Of what gcflow needs only torch, numpy, safetensors and pydantic are imported; benchmarks/README.md says what each row
-means and how all this is carried to a machine that has only torch.
+Only what gcflow's core needs is imported; benchmarks/README.md says what each row means and how all this is carried to
+a machine that has only torch.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,23 +35,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from gcflow import register
 from gcflow.batches import Batches, resident
 from gcflow.config import (
+    EctSchedule,
     MethodConfig,
     NetworkConfig,
     NoiseProcess,
     RunConfig,
+    RunReference,
     TrainingConfig,
     to_dict,
     without_dropout,
 )
 from gcflow.distributed import World
 from gcflow.errors import Preempted
-from gcflow.files import write_json, write_text
+from gcflow.files import write_json
+from gcflow.inception import PIXELS, Inception, write_surrogate
+from gcflow.metrics import FeatureStatistics, frechet_distance
+from gcflow.model import PreconditionedNetwork
 from gcflow.networks import Network
 from gcflow.objectives import Batch
 from gcflow.optimizers import update_ema
-from gcflow.precision import set_precision
+from gcflow.precision import set_precision, tune
 from gcflow.sampling import Sampler, generate
 from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_loss, train
+from gcflow.weights import spec_of
 
 Row = dict[str, Any]
 MU = 0.5
@@ -87,8 +93,8 @@ class Size(NamedTuple):
     """What everything is measured on.
 
     network: without dropout. compiled: the network of compiled steps. shape: of one image. images: random ones,
-    resident on the device. batch: of a training step. samples: images to generate. matrix: side of the square matrices
-    whose product gives the peak.
+    resident on the device. batch: of a training step. samples: images to generate, `generated` at once. matrix: side of
+    the square matrices whose product gives the peak.
     """
 
     network: Network
@@ -97,25 +103,26 @@ class Size(NamedTuple):
     images: int
     batch: int
     samples: int
+    generated: int
     matrix: int
 
 
 UNET = NetworkConfig("ddpm++", channels=128, blocks=3, multipliers=(1, 2, 2))
 SMALL_UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2))
 SIZES = {
-    "paper": Size(UNET, UNET, shape=(3, 32, 32), images=50_000, batch=512, samples=3000, matrix=8192),
-    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=2, samples=16, matrix=256),
+    "paper": Size(UNET, UNET, shape=(3, 32, 32), images=50_000, batch=512, samples=50_000, generated=500, matrix=8192),
+    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=4, samples=32, generated=16, matrix=256),
 }
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every section is given. data: uint8 [n, C, H, W]. out: the folder of the results."""
+    """What every section is given. data: uint8 [n, C, H, W]. inception: file of the network, None for its surrogate."""
 
     device: str
     size: Size
     data: Tensor
-    out: Path
+    inception: Path | None = None
 
     @property
     def cuda(self) -> bool:
@@ -146,26 +153,39 @@ class Bench:
         return torch.cuda.max_memory_allocated() if self.cuda else None
 
 
-def recipe(size: Size, coupling: str = "ic", dropout: float = 0.0, **training: Any) -> RunConfig:
+METHODS: dict[str, dict[str, Any]] = {
+    "ic": {"coupling": "ic"},
+    "ot": {"coupling": "ot"},
+    "gc": {"coupling": "gc", "mu": MU, "predictor": "ema"},
+    "cd": {"coupling": "ic", "objective": "distillation", "teacher": RunReference("denoiser")},
+    "ect": {"coupling": "ic"},
+}
+# What ECT trains with instead.
+ECT = {"optimizer": "radam", "huber_c": 0.0, "ema_decay": 0.9993, "schedule": EctSchedule(q=256.0)}
+
+
+def recipe(size: Size, method: str = "ic", dropout: float = 0.0, part: int = 1, **training: Any) -> RunConfig:
     """The paper's recipe for CIFAR-10 (benchmarks/cifar10.yaml) on a network of `size`.
 
     Args:
-        size: gives network and batch.
-        coupling: `ic`, or `gc` for GC(0.5) with the EMA as its predictor.
+        size: gives network and batch; ECT's batch is a quarter of it.
+        method: a key of `METHODS`.
         dropout: rate in the network.
+        part: a grain is this part of `size.batch`: 1 / part.
         training: options of `TrainingConfig` that differ.
     """
-    options = {"steps": 1, "snapshot_every": 1, "batch": size.batch, "learning_rate": 1e-4, **training}
-    augmented: dict[str, Any] = {"mu": MU, "predictor": "ema"} if coupling == "gc" else {}
-    network: Any = size.compiled if "compile" in training else size.network
+    grain, batch = max(1, size.batch // part), size.batch // 4 if method == "ect" else size.batch
+    options = {"steps": 1, "snapshot_every": 1, "batch": batch, "grain": min(grain, batch), "learning_rate": 1e-4}
+    options |= (ECT if method == "ect" else {}) | training
+    network: Any = size.compiled if training.get("compile") == "default" else size.network
     return RunConfig(
         dataset="random-pixels",
-        method_name=coupling,
+        method_name=method,
         seed=0,
         process=NoiseProcess(),
         network=replace(network, dropout=dropout),
         training=TrainingConfig(**options),
-        method=MethodConfig(objective="consistency", coupling=coupling, **augmented),
+        method=MethodConfig(**{"objective": "consistency", **METHODS[method]}),
     )
 
 
@@ -173,13 +193,11 @@ def described(config: RunConfig) -> str:
     """A run in a few words."""
     training, dropout = config.training, to_dict(config.network)["dropout"]
     words = [
-        f"GC({MU:g})" if config.method_name == "gc" else "IC",
-        config.network.architecture,
+        f"GC({MU:g})" if config.method_name == "gc" else config.method_name.upper(),
         training.precision,
-        *([] if training.channels_last else ["contiguous"]),
-        "eager" if training.compile == "none" else "compiled",
+        {"none": "eager", "default": "compiled"}.get(training.compile, training.compile),
         *([f"dropout {dropout:g}"] if dropout else []),
-        f"batch {training.batch}",
+        f"batch {training.batch} in grains of {training.grain}",
     ]
     return ", ".join(words)
 
@@ -201,7 +219,7 @@ def flop_of_pass(network: Network, shape: tuple[int, ...]) -> int:
 
 def passes_per_image(config: RunConfig) -> float:
     """Forward passes that a training step cannot avoid, a backward pass counted as two."""
-    return 4.0 + statistics.fmean(config.method.mu_range)
+    return config.method.objective.passes + config.method.objective.distils + statistics.fmean(config.method.mu_range)
 
 
 def choose_convolutions(fastest: bool) -> None:
@@ -210,34 +228,64 @@ def choose_convolutions(fastest: bool) -> None:
     torch.backends.cudnn.benchmark = fastest
 
 
-class FastestConvolutions(Observer):
-    """Undoes in each step what `train` asks of cuDNN at its start."""
-
-    def stop_requested(self) -> None:
-        """Asks for no stop."""
-        choose_convolutions(fastest=True)
-
-
 class Trainer:
     """A run whose steps are timed in the loop of `gcflow train`."""
 
     def __init__(self, bench: Bench, config: RunConfig) -> None:
         self.bench, self.config = bench, config
         self.state = initial_state(config, bench.size.shape, bench.device)
+        teacher = untrained(bench, config) if config.method.objective.distils else None
+        self.helpers = Helpers(teacher=teacher)
 
-    def steps(self, count: int, observer: Observer | None = None) -> None:
+    def steps(self, count: int) -> None:
         """`count` steps of training."""
         end = self.state.step + count
         training = replace(self.config.training, steps=end, snapshot_every=end)
-        train(replace(self.config, training=training), self.bench.data, self.state, observer)
+        train(replace(self.config, training=training), self.bench.data, self.state, helpers=self.helpers)
 
-    def rounds(self, steps: int, rounds: int, observer: Observer | None = None) -> list[float]:
-        """Seconds per step of each of several rounds."""
-        return [self.bench.seconds(lambda: self.steps(steps, observer)) / steps for _ in range(rounds)]
+    def passes(self) -> None:
+        """The passes of the networks in a step, and nothing else."""
+        training, model, device = self.config.training, self.state.model, self.bench.device
+        grain = training.grain or training.batch
+        x, sigma = torch.ones(grain, *self.bench.size.shape, device=device), torch.ones(grain, device=device)
+        keys = torch.arange(grain, dtype=torch.int32, device=device)
+        further = round(grain * (passes_per_image(self.config) - 4))
+        for _ in range(training.grains):
+            with torch.no_grad():
+                if further:
+                    self.state.ema(x[:further], sigma[:further])
+                model(x, sigma, keys)
+            model(x, sigma, keys).backward(x)
+            self.state.optimizer.zero_grad(set_to_none=True)
 
 
-def speed(bench: Bench, config: RunConfig, times: list[float], warm_up: float, note: str = "") -> Row:
-    """The row of a training step that took `times`, in seconds, after `warm_up` seconds with its first steps."""
+def untrained(bench: Bench, config: RunConfig) -> PreconditionedNetwork:
+    """A model of a run, for passes without gradient."""
+    model = spec_of(config, bench.size.shape).build().to(bench.device).eval().requires_grad_(False)
+    return tune(model, config.training)
+
+
+def training(bench: Bench, config: RunConfig, steps: int = 2, rounds: int = 3) -> Iterator[Row]:
+    """Steps of the loop as it is: `rounds` of `steps`, after two to warm up."""
+    bench.forget_peak_memory()
+    start = time.perf_counter()
+    trainer = Trainer(bench, config)
+    bench.seconds(partial(trainer.steps, 1))
+    first = time.perf_counter() - start
+    trainer.steps(1)
+    times = [bench.seconds(partial(trainer.steps, steps)) / steps for _ in range(rounds)]
+    memory = bench.peak_memory()
+    bench.seconds(trainer.passes)
+    passes = statistics.median(bench.seconds(trainer.passes) for _ in range(rounds))
+    yield speed(bench, config, times) | {
+        "step_over_passes": statistics.median(times) / passes,
+        "first_step_seconds": first,
+        "peak_memory_bytes": memory,
+    }
+
+
+def speed(bench: Bench, config: RunConfig, times: list[float], note: str = "") -> Row:
+    """The row of a training step that took `times`, in seconds."""
     step = statistics.median(times)
     images = config.training.batch / step
     operations = flop_of_pass(without_dropout(config.network), bench.size.shape)
@@ -246,24 +294,28 @@ def speed(bench: Bench, config: RunConfig, times: list[float], warm_up: float, n
         "seconds_per_step": step,
         "images_per_second": images,
         "flop_per_second": images * passes_per_image(config) * operations,
-        "peak_memory_bytes": bench.peak_memory(),
-        "warm_up_seconds": warm_up,
         "seconds_of_rounds": times,
-        "deterministic": torch.backends.cudnn.deterministic,
         "config": to_dict(config),
     }
 
 
-def write_profile(bench: Bench, trainer: Trainer, name: str) -> Row:
-    """Writes where the time of one step goes, operator by operator and kernel by kernel."""
+def kernels(bench: Bench, config: RunConfig) -> Iterator[Row]:
+    """The ten kernels, or on the CPU operators, that a step spends most of its time in."""
+    trainer = Trainer(bench, config)
+    trainer.steps(2)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
     with profile(activities=activities) as found:
         trainer.steps(1)
         bench.synchronize()
-    order = "device_time_total" if bench.cuda else "cpu_time_total"
-    table = found.key_averages().table(sort_by=order, row_limit=80, max_name_column_width=100)
-    write_text(bench.out / name, table + "\n")
-    return {"what": f"one step of it in {name}", "file": name}
+    time_of = "self_device_time_total" if bench.cuda else "self_cpu_time_total"
+    device = torch.autograd.DeviceType.CUDA if bench.cuda else torch.autograd.DeviceType.CPU
+    events = [event for event in found.key_averages() if event.device_type == device]
+    total = sum(getattr(event, time_of) for event in events)
+    for event in sorted(events, key=lambda event: -getattr(event, time_of))[:10]:
+        seconds = getattr(event, time_of) * 1e-6
+        share = seconds * 1e6 / total
+        note = f"{1e3 * seconds:.4g} ms, {share:.1%}, {event.count} calls"
+        yield {"what": event.key[:64], "kernel": event.key, "note": note, "seconds": seconds, "share": share}
 
 
 def environment(bench: Bench) -> Iterator[Row]:
@@ -321,35 +373,6 @@ def processes(bench: Bench) -> Iterator[Row]:
             torch.distributed.destroy_process_group()
 
 
-def training(
-    bench: Bench, warm: int, steps: int, rounds: int, profiled: str = "", fastest: bool = False, **choices: Any
-) -> Iterator[Row]:
-    """Steps of the loop as it is.
-
-    Args:
-        bench: what is measured on.
-        warm: steps before the first round.
-        steps: of a round.
-        rounds: counted ones.
-        profiled: file of a profile of one step; none if empty.
-        fastest: the same steps once more with convolutions that need not repeat their bits.
-        choices: arguments of `recipe`.
-    """
-    bench.forget_peak_memory()
-    config = recipe(bench.size, **choices)
-    start = time.perf_counter()
-    trainer = Trainer(bench, config)
-    bench.seconds(partial(trainer.steps, warm))
-    ready = time.perf_counter() - start
-    yield speed(bench, config, trainer.rounds(steps, rounds), ready)
-    if profiled:
-        yield write_profile(bench, trainer, profiled)
-    if fastest:
-        again = bench.seconds(partial(trainer.steps, 2, FastestConvolutions()))
-        times = trainer.rounds(steps, rounds, FastestConvolutions())
-        yield speed(bench, config, times, again, ", fastest convolutions")
-
-
 class CutOnce(Observer):
     """Asks for a stop before one step, and keeps what is saved then."""
 
@@ -384,10 +407,11 @@ def cut_and_resumed(bench: Bench, config: RunConfig) -> TrainingState:
     raise RuntimeError("the run was not cut")
 
 
-def exactness(bench: Bench) -> Iterator[Row]:
+def exactness(bench: Bench, **path: Any) -> Iterator[Row]:
     """Whether weights, EMA and optimizer of a short GC run repeat to the bit: again from the start, and resumed."""
     steps, batch = 4, max(4, bench.size.batch // 8)
-    config = recipe(bench.size, "gc", 0.1, precision="bfloat16", batch=batch, steps=steps, snapshot_every=steps)
+    options = {"batch": batch, "grain": batch // 2, "steps": steps, "snapshot_every": steps}
+    config = recipe(bench.size, "gc", 0.1, **path | options)
 
     def whole() -> dict[str, Tensor]:
         return on_the_cpu(train(config, bench.data, initial_state(config, bench.size.shape, bench.device)))
@@ -407,24 +431,100 @@ def exactness(bench: Bench) -> Iterator[Row]:
         }
 
 
+@dataclass
+class Evaluation:
+    """What `gcflow evaluate` does to get from weights to a Fréchet distance, without files."""
+
+    bench: Bench
+    network: Inception = field(init=False)
+
+    def __post_init__(self) -> None:
+        with TemporaryDirectory() as folder:
+            path = self.bench.inception or Path(folder) / "surrogate.pt"
+            if self.bench.inception is None:
+                write_surrogate(path, 0)
+            self.network = Inception.load(path, self.bench.device)
+
+    @property
+    def named(self) -> str:
+        """The network of the features."""
+        return "Inception" if self.bench.inception else "Inception's surrogate"
+
+    def drawn(self, precision: str) -> Iterator[Tensor]:
+        """One-step samples of an untrained model, float32 [B, C, H, W] on the device."""
+        size = self.bench.size
+        config = recipe(size, precision=precision, compile="fused")
+        set_precision(config.training)
+        model = untrained(self.bench, config)
+        images, sampler = range(size.samples), Sampler("consistency")
+        return generate(model, sampler, size.shape, images, 0, size.generated, torch.float32)
+
+    def statistics(self, images: Iterator[Tensor]) -> FeatureStatistics:
+        """Of the features of float images."""
+        found = FeatureStatistics()
+        for part in images:
+            found.update(self.network(PIXELS["clip"](part), "clean")[0])
+        return found
+
+
 def sampling(bench: Bench) -> Iterator[Row]:
-    """One-step samples, their noise drawn on the host included."""
-    config, size = recipe(bench.size, precision="float32"), bench.size
-    set_precision(config.training)
-    model = initial_state(config, size.shape, bench.device).ema
+    """One-step samples, their noise drawn on the host; and how far rounding moves them and their features."""
+    evaluation, size = Evaluation(bench), bench.size
+    exact = next(evaluation.drawn("float32"))
+    features = evaluation.network(PIXELS["clip"](exact), "clean")[0]
+    for precision in ("float32", "tf32", "bfloat16"):
+        few = next(evaluation.drawn(precision))
+        pixels = (PIXELS["clip"](few).int() - PIXELS["clip"](exact).int()).abs()
+        moved = evaluation.network(PIXELS["clip"](few), "clean")[0]
+        error = float((moved - features).norm() / features.norm())
 
-    def draw() -> list[Tensor]:
-        return list(generate(model, Sampler("consistency"), size.shape, range(size.samples), seed=0))
+        def draw(precision: str = precision) -> None:
+            for _ in evaluation.drawn(precision):
+                pass
 
-    warm_up = bench.seconds(draw)
-    images = size.samples / bench.seconds(draw)
-    yield {
-        "what": f"samples in one step, float32, {size.samples} images",
-        "images_per_second": images,
-        "flop_per_second": images * flop_of_pass(size.network, size.shape),
-        "warm_up_seconds": warm_up,
-        "network": to_dict(size.network),
-    }
+        images = size.samples / bench.seconds(draw)
+        yield {
+            "what": f"one-step samples, {precision}, {size.samples} images",
+            "images_per_second": images,
+            "flop_per_second": images * flop_of_pass(size.network, size.shape),
+            "note": f"pixels off by at most {int(pixels.max())}, features by {error:.2g} of their norm",
+            "largest_pixel_difference": int(pixels.max()),
+            "relative_feature_difference": error,
+            "features": evaluation.named,
+        }
+
+
+def features(bench: Bench) -> Iterator[Row]:
+    """Features of images on the device, in IEEE float32."""
+    evaluation = Evaluation(bench)
+    images = torch.randint(0, 256, (bench.size.generated, *bench.size.shape), dtype=torch.uint8, device=bench.device)
+    for resize in ("clean", "legacy-tensorflow"):
+        taken = partial(evaluation.network, images, resize)
+        bench.seconds(taken)
+        what = f"features of {evaluation.named}, {resize}"
+        yield {"what": what, "images_per_second": len(images) / bench.seconds(taken)}
+
+
+def whole_distance(bench: Bench) -> Iterator[Row]:
+    """From weights to a Fréchet distance, its reference at hand; and that distance on the device and on the CPU."""
+    evaluation = Evaluation(bench)
+    images = 2 * bench.data[: bench.size.samples] / 255 - 1
+    real = evaluation.statistics(iter(torch.split(images, bench.size.generated)))
+    bench.seconds(lambda: real.covariance_root)
+    for precision in ("float32", "bfloat16"):
+        start = time.perf_counter()
+        drawn = evaluation.statistics(evaluation.drawn(precision))
+        distance = frechet_distance(drawn, real)
+        seconds = time.perf_counter() - start
+        what = f"weights to Fréchet distance of {bench.size.samples} images, {precision}"
+        note = f"{seconds:.4g} s, {distance:.6g} in features of {evaluation.named}"
+        yield {"what": what, "note": note, "seconds": seconds, "distance": distance, "features": evaluation.named}
+    for place in dict.fromkeys((bench.device, "cpu")):
+        sides = [FeatureStatistics.of(side.tensors(), place) for side in (drawn, real)]
+        bench.seconds(lambda sides=sides: sides[1].covariance_root)
+        seconds = bench.seconds(lambda sides=sides: frechet_distance(*sides))
+        note = f"{seconds:.4g} s, float64"
+        yield {"what": f"Fréchet distance on {place}, its reference's root at hand", "note": note, "seconds": seconds}
 
 
 class Layer(NamedTuple):
@@ -493,6 +593,7 @@ def convolutions(bench: Bench) -> Iterator[Row]:
         step = 2 * forward + backward
         yield {
             "what": f"IC, convolutions alone, {'fastest' if fastest else 'deterministic'}, bfloat16",
+            "deterministic": not fastest,
             "seconds_per_step": step,
             "images_per_second": bench.size.batch / step,
             "flop_per_second": 4 * flop / step,
@@ -541,33 +642,17 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return replay
 
 
-def own_step(bench: Bench, parts: tuple[int, ...] = (1,)) -> Iterator[Row]:
-    """A compiled IC step without the loop, launched kernel by kernel and as one CUDA graph: what the host costs.
-
-    Args:
-        bench: what is measured on.
-        parts: what each batch is of the whole one: 1 / part.
-    """
-    for part in parts:
-        config = recipe(bench.size, precision="bfloat16", compile="default", batch=max(1, bench.size.batch // part))
+def graphs(bench: Bench) -> Iterator[Row]:
+    """A step of one grain of IC without the loop, launched kernel by kernel, and as one CUDA graph."""
+    for part in (4, 8):
+        config = recipe(bench.size, compile="fused", precision="bfloat16", batch=bench.size.batch // part, part=part)
         set_precision(config.training)
-        choose_convolutions(fastest=True)
         state = initial_state(config, bench.size.shape, bench.device)
         with Batches(config, bench.data, torch.device(bench.device), World()) as batches:
             step = bare_step(config, state, batches[0])
-        yield bare_speed(bench, config, step, ", without the loop")
-        if bench.cuda:
-            start = time.perf_counter()
-            graph = captured(step)
-            yield bare_speed(bench, config, graph, ", one CUDA graph", time.perf_counter() - start)
-
-
-def bare_speed(bench: Bench, config: RunConfig, step: Callable[[], Tensor], note: str, made: float = 0.0) -> Row:
-    """The row of a step without the loop that took `made` seconds to make."""
-    bench.forget_peak_memory()
-    warm_up = made + 3 * bench.seconds(step, 3)
-    times = [bench.seconds(step, REPEATS) for _ in range(3)]
-    return speed(bench, config, times, warm_up, note) | {"loss": float(step())}
+        for way, work in ((", without the loop", step), (", one CUDA graph", captured(step))):
+            bench.seconds(work, 3)
+            yield speed(bench, config, [bench.seconds(work, REPEATS) for _ in range(3)], way) | {"loss": float(work())}
 
 
 @dataclass(frozen=True)
@@ -579,50 +664,69 @@ class Section:
     cuda: bool = False
 
 
-BF16: dict[str, Any] = {"precision": "bfloat16"}
 TF32: dict[str, Any] = {"precision": "tf32"}
-SECTIONS = {
-    "env": Section(environment, 0),
-    "peaks": Section(peaks, 5),
-    "exact": Section(exactness, 15),
-    "eager-tf32": Section(partial(training, warm=1, steps=2, rounds=2, **TF32), 15),
-    "eager-bf16": Section(partial(training, warm=2, steps=3, rounds=3, profiled="profile-eager-bf16.txt", **BF16), 15),
-    "compile-bf16": Section(
-        partial(
-            training,
-            warm=3,
-            steps=5,
-            rounds=3,
-            profiled="profile-compile-bf16.txt",
-            fastest=True,
-            compile="default",
-            **BF16,
-        ),
-        60,
-    ),
-    "convolutions": Section(convolutions, 25),
-    "eager-bf16-gc": Section(partial(training, warm=1, steps=3, rounds=3, coupling="gc", **BF16), 15),
-    "own-step": Section(own_step, 60),
-    "compile-bf16-gc": Section(
-        partial(training, warm=6, steps=5, rounds=3, coupling="gc", compile="default", **BF16), 70
-    ),
-    "eager-bf16-dropout": Section(partial(training, warm=1, steps=2, rounds=2, dropout=0.3, **BF16), 15),
-    "sampling": Section(sampling, 10),
-    "eager-fp32-dropout": Section(partial(training, warm=1, steps=1, rounds=2, dropout=0.3), 20),
-    "eager-tf32-dropout": Section(partial(training, warm=1, steps=2, rounds=2, dropout=0.3, **TF32), 15),
-    # torch's own defaults: contiguous memory, but TF32 also in matrix products.
-    "eager-plain": Section(partial(training, warm=1, steps=2, rounds=2, channels_last=False, **TF32), 15),
-    "processes": Section(processes, 10),
-    "small-batches": Section(partial(own_step, parts=(4, 8)), 120, cuda=True),
+FAST: dict[str, Any] = {"precision": "bfloat16", "compile": "fused"}
+COMPILED: dict[str, Any] = {"precision": "bfloat16", "compile": "default"}
+# As params.yaml has it today: what `gcflow plan` reckons with.
+TODAY = "ic-tf32"
+ROWS: dict[str, dict[str, Any]] = {
+    TODAY: {"part": 8, **TF32},
+    "ic-512": FAST,
+    "ic-128": {"part": 4, **FAST},
+    "gc-128": {"method": "gc", "part": 4, **FAST},
+    "gc-512": {"method": "gc", **FAST},
+    "ic-compiled": COMPILED,
+    "ic-64": {"part": 8, **FAST},
+    "gc-64": {"method": "gc", "part": 8, **FAST},
+    "ot-128": {"method": "ot", "part": 4, **FAST},
+    "cd-128": {"method": "cd", "part": 4, **FAST},
+    "ect-128": {"method": "ect", "part": 4, **FAST},
+    "dropout-128": {"dropout": 0.3, "part": 4, **FAST},
+    "gc-compiled": {"method": "gc", **COMPILED},
+    "ic-float32": {},
 }
+
+
+def row_section(name: str) -> Section:
+    """The section of one of `ROWS`."""
+    choices = ROWS[name]
+    seconds = 60 if choices.get("compile") == "default" else 12
+    return Section(lambda bench: training(bench, recipe(bench.size, **choices)), seconds)
+
+
+def sections() -> dict[str, Section]:
+    """All of them, in their order."""
+    rows = {name: row_section(name) for name in ROWS}
+    early = [TODAY, "ic-512", "ic-128", "gc-128", "ic-compiled"]
+    return {
+        "env": Section(environment, 0),
+        "peaks": Section(peaks, 5),
+        "convolutions": Section(convolutions, 20),
+        **{name: rows.pop(name) for name in early},
+        "exact-fused": Section(partial(exactness, **FAST), 15),
+        "fid": Section(whole_distance, 40),
+        "kernels": Section(lambda bench: kernels(bench, recipe(bench.size, **ROWS["ic-128"])), 10),
+        "graphs": Section(graphs, 15, cuda=True),
+        "sampling": Section(sampling, 20),
+        "features": Section(features, 10),
+        "exact-tf32": Section(partial(exactness, **TF32), 15),
+        **rows,
+        "exact-compiled": Section(partial(exactness, **COMPILED), 60),
+        "processes": Section(processes, 10),
+    }
+
+
+SECTIONS = sections()
 # Heading, key of a row, and what its value is multiplied by.
 COLUMNS = (
     ("ms/step", "seconds_per_step", 1e3),
+    ("/ passes", "step_over_passes", 1),
     ("images/s", "images_per_second", 1),
     ("TFLOP/s", "flop_per_second", 1e-12),
     ("% of peak", "share_of_peak", 100),
+    ("% of conv", "share_of_convolutions", 100),
     ("GiB", "peak_memory_bytes", 2**-30),
-    ("warm-up s", "warm_up_seconds", 1),
+    ("first s", "first_step_seconds", 1),
 )
 
 
@@ -640,10 +744,10 @@ class Report:
         self.began = time.monotonic()
         self.sections: dict[str, Row] = {}
         command = f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".rstrip()
-        self.document = {"command": command, "device": device, "size": size, "sections": self.sections}
-        self.peak: float | None = None
+        self.document: Row = {"command": command, "device": device, "size": size, "sections": self.sections}
+        self.ceilings: dict[str, float] = {}
         headings = "".join(f"{heading:>10}" for heading, _, _ in COLUMNS)
-        self.say(f"{'section':<20}{f'{device}, size {size}':<66}{headings}")
+        self.say(f"{'section':<20}{f'{device}, size {size}':<64}{headings}")
 
     @property
     def elapsed(self) -> float:
@@ -661,15 +765,39 @@ class Report:
         write_json(self.path, self.document)
 
     def add(self, section: str, row: Row) -> None:
-        """Prints a row and writes it to the file; with the share of the peak, once that is measured."""
+        """Prints a row and writes it to the file; with its shares of the ceilings, once they are measured."""
         if section == "peaks" and row.get("precision") == "bfloat16":
-            self.peak = row["flop_per_second"]
-        if self.peak and "flop_per_second" in row:
-            row["share_of_peak"] = row["flop_per_second"] / self.peak
+            self.ceilings["share_of_peak"] = row["flop_per_second"]
+        for share, ceiling in self.ceilings.items():
+            if "flop_per_second" in row:
+                row[share] = row["flop_per_second"] / ceiling
+        # As training has them: those that repeat their bits.
+        if section == "convolutions" and row["deterministic"]:
+            self.ceilings["share_of_convolutions"] = row["flop_per_second"]
         numbers = ((row.get(key), factor) for _, key, factor in COLUMNS)
         cells = "".join(f"{'' if value is None else f'{factor * value:.4g}':>10}" for value, factor in numbers)
-        self.say(f"{section:<20}{row['what']:<66}{cells}  {row.get('note', '')}")
+        self.say(f"{section:<20}{row['what']:<64}{cells}  {row.get('note', '')}")
         self.note(section, rows=[*self.sections.get(section, {"rows": []})["rows"], row])
+
+
+def for_plans(sections: dict[str, Row], size: Size) -> Row:
+    """What `gcflow plan` reads of a file of `gcflow bench`, as far as it was measured."""
+    rows = {name: section["rows"] for name, section in sections.items() if section["rows"]}
+    if not {"env", "peaks", TODAY, "sampling", "features"} <= rows.keys():
+        return {}
+    (machine,), (today,) = rows["env"], rows[TODAY]
+    return {
+        "machine": {"gpu": machine["gpu"], "cpu": machine["system"]},
+        "training": today["config"]["training"],
+        "train": {
+            "peak_operations_per_second": rows["peaks"][0]["flop_per_second"],
+            "operations_per_pass": flop_of_pass(size.network, size.shape),
+            "methods": {today["config"]["method_name"]: {"share_of_peak": today["share_of_peak"]}},
+        },
+        # As evaluation draws them today.
+        "sampling_images_per_second": {"consistency-1": rows["sampling"][1]["images_per_second"]},
+        "evaluation_images_per_second": {},
+    }
 
 
 def refusal(section: Section, bench: Bench, left: float) -> str | None:
@@ -704,7 +832,8 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--budget", type=float, default=280.0, help="seconds, within which sections are begun")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of gpu.json and the profiles")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of gpu.json")
+    parser.add_argument("--inception", type=Path, help="the network's file; without it a surrogate is timed")
     parser.add_argument("--size", choices=SIZES, help="paper with CUDA, tiny without, unless said")
     return parser.parse_args()
 
@@ -716,7 +845,7 @@ def main() -> None:
     name = chosen.size or ("paper" if device == "cuda" else "tiny")
     report, size = Report(chosen.out, device, name), SIZES[name]
     raw = torch.randint(0, 256, (size.images, *size.shape), dtype=torch.uint8)
-    bench = Bench(device, size, resident(raw, device, 0.5), chosen.out)
+    bench = Bench(device, size, resident(raw, device, 0.5), chosen.inception)
     failed = []
     for section in (section for section in SECTIONS if section in chosen.only):
         reason = refusal(SECTIONS[section], bench, chosen.budget - report.elapsed)
@@ -725,6 +854,8 @@ def main() -> None:
             report.note(section, skipped=reason)
         elif not run_section(section, SECTIONS[section], bench, report):
             failed.append(section)
+    report.document |= for_plans(report.sections, size)
+    write_json(report.path, report.document)
     report.say(f"written to {report.path}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -100,8 +100,10 @@ class TrainingConfig(Options):
         "loss, optimizer and EMA are float32 always",
     )
     channels_last: bool = Field(default=True, description="memory layout of convolutions")
-    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = Field(
-        default="none", description="mode of torch.compile; `reduce-overhead` uses CUDA graphs"
+    compile: Literal["none", "fused", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="none",
+        description="`fused`: on a GPU a U-Net's norms are Triton kernels, with the sums before and SiLU and dropout "
+        "after them; the others are modes of torch.compile, of which `reduce-overhead` uses CUDA graphs",
     )
     cpu_threads: int = Field(default=1, ge=1, le=1024, description="threads of each process on the CPU")
     schedule: Annotated[Schedule, register.schedule] = Field(

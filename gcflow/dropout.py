@@ -38,6 +38,16 @@ def dropout_keys(seed: int, step: int, batch: int, purpose: str = "dropout") -> 
     return torch.randint(-(1 << 31), 1 << 31, (batch,), generator=source, dtype=torch.int64).int()
 
 
+def threshold(rate: float) -> int:
+    """The 16-bit numbers below it drop a value; never all of them."""
+    return min(round(rate * (1 << 16)), (1 << 16) - 1)
+
+
+def layer_word(layer: int) -> int:
+    """What tells a layer's masks from another's: 31 bits."""
+    return (layer + 1) * GOLDEN & (WORD >> 1)
+
+
 def keep_mask(keys: Tensor, layer: int, size: int, rate: float) -> Tensor:
     """The mask of the `size` values of each sample that are kept: bool [B, size], each True with probability 1 - rate.
 
@@ -51,15 +61,15 @@ def keep_mask(keys: Tensor, layer: int, size: int, rate: float) -> Tensor:
     compiled = torch.compiler.is_compiling()
     word = torch.int64 if compiled else torch.int32
     keys = keys.to(word) & WORD if compiled else keys
-    keys = _mixed(_mixed(keys) ^ ((layer + 1) * GOLDEN & (WORD >> 1)))
+    keys = _mixed(_mixed(keys) ^ layer_word(layer))
     position = torch.arange((size + 1) // 2, dtype=word, device=keys.device)
     h = _mixed(_mixed(position ^ POSITION) ^ keys[:, None])
     # Two 16-bit numbers per word, compared with their sign bits flipped: half the work.
-    threshold = min(round(rate * (1 << 16)), (1 << 16) - 1)
+    least = threshold(rate)
     if compiled:
         halves = torch.stack([(h & 0xFFFF) ^ SIGNS, (h >> 16) ^ SIGNS], dim=2).flatten(1)
-        return halves[:, :size] >= threshold
-    return h.view(torch.int16)[:, :size] >= threshold - (1 << 15)
+        return halves[:, :size] >= least
+    return h.view(torch.int16)[:, :size] >= least - (1 << 15)
 
 
 class Dropout(nn.Module):

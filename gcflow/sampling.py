@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gcflow.batches import Prefetcher
 from gcflow.model import PreconditionedNetwork
 from gcflow.options import Count, Level, Options, require
 from gcflow.preconditioning import NoiseProcess, from_model_space
@@ -125,12 +126,21 @@ def generate(
     batch: int = 500,
     dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Tensor]:
-    """Samples in stored form on the CPU, batch by batch: uint8 [B, C, H, W], or float32 for points."""
+    """Samples in stored form on the model's device, batch by batch: uint8 [B, C, H, W], or float32 for points.
+
+    Their noise is drawn on the CPU, while the device is at work on the batch before.
+    """
     device = next(model.parameters()).device
-    for start in range(images.start, images.stop, batch):
-        part = range(start, min(start + batch, images.stop))
+    parts = [range(start, min(start + batch, images.stop)) for start in range(images.start, images.stop, batch)]
 
-        def noise(step: int, part: range = part) -> Tensor:
-            return image_noise(seed, part, shape, step).to(device)
+    def draw(part: int) -> list[Tensor]:
+        noises = [image_noise(seed, parts[part], shape, step) for step in range(1 + len(sampler.sigmas))]
+        return [noise.pin_memory() for noise in noises] if device.type == "cuda" else noises
 
-        yield from_model_space(sampler.draw(model, noise(0), noise), model.process, dtype).cpu()
+    ahead = Prefetcher(draw, len(parts))
+    try:
+        for part in range(len(parts)):
+            noises = [noise.to(device, non_blocking=True) for noise in ahead[part]]
+            yield from_model_space(sampler.draw(model, noises[0], noises.__getitem__), model.process, dtype)
+    finally:
+        ahead.close()

@@ -49,18 +49,57 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in min(32, C / 4) groups.
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in min(32, C / 4) groups, with what stands before and after it.
+
+    Attributes:
+        fused: whether `gcflow.kernels` computes it, in one kernel; on the CPU they cannot.
 
     Raises:
         ValueError: the groups do not divide the channels.
     """
-    groups = max(1, min(32, channels // 4))
-    if channels % groups:
-        raise ValueError(
-            f"network.channels: {channels} in one layer do not split into {groups} groups; try a multiple of 32"
-        )
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+    def __init__(self, channels: int) -> None:
+        groups = max(1, min(32, channels // 4))
+        if channels % groups:
+            raise ValueError(
+                f"network.channels: {channels} in one layer do not split into {groups} groups; try a multiple of 32"
+            )
+        super().__init__(groups, channels, eps=1e-6)
+        self.fused = False
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        embedding: Tensor | None = None,
+        silu: bool = True,
+        dropout: Dropout | None = None,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The sum v = summed(x, residual), and dropout(SiLU(norm(v + embedding))), [B, C, H, W] each.
+
+        Args:
+            x: [B, C, H, W].
+            residual: like x; not with `embedding`.
+            embedding: [B, C].
+            silu: whether SiLU follows.
+            dropout: what follows then.
+            keys: for it.
+        """
+        if self.fused:
+            from gcflow.kernels import summed_norm
+
+            return summed_norm(self, x, residual, embedding, SKIP_SCALE, silu, dropout, keys)
+        x = summed(x, residual)
+        h = super().forward(x if embedding is None else x + embedding[:, :, None, None])
+        h = functional.silu(h) if silu else h
+        return x, h if dropout is None else dropout(h, keys)
+
+
+def summed(x: Tensor, residual: Tensor | None) -> Tensor:
+    """(x + residual) sqrt(1/2); x without residual."""
+    return x if residual is None else (x + residual) * SKIP_SCALE
 
 
 class Convolution(nn.Module):
@@ -149,32 +188,41 @@ class SongBlock(nn.Module):
         taps: tuple[int, ...] = (1, 1),
     ) -> None:
         super().__init__()
-        self.norm0 = group_norm(inputs)
+        self.norm0 = GroupNorm(inputs)
         self.conv0 = Convolution(inputs, outputs, 3, resample, taps)
         self.affine = linear(embedding, outputs)
-        self.norm1 = group_norm(outputs)
+        self.norm1 = GroupNorm(outputs)
         self.dropout = Dropout(rate)
         self.conv1 = Convolution(outputs, outputs, 3, gain=1e-5)
         changes = inputs != outputs or resample is not None
         self.skip = Convolution(inputs, outputs, 1, resample, taps) if changes else None
         self.attends = attention
         if attention:
-            self.norm2 = group_norm(outputs)
+            self.norm2 = GroupNorm(outputs)
             self.qkv = Convolution(outputs, 3 * outputs, 1, gain=math.sqrt(0.2))
             self.proj = Convolution(outputs, outputs, 1, gain=1e-5)
 
-    def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
-        """Maps x [B, C, H, W] and embedding [B, E] to [B, C', H', W']."""
-        h = self.conv0(functional.silu(self.norm0(x)))
-        h = functional.silu(self.norm1(h + self.affine(embedding)[:, :, None, None]))
-        h = self.conv1(self.dropout(h, keys))
-        h = (h + (self.skip(x) if self.skip is not None else x)) * SKIP_SCALE
-        return (h + self._attention(h)) * SKIP_SCALE if self.attends else h
+    def forward(
+        self, x: Tensor, residual: Tensor | None, embedding: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes a sum that is not made yet, `summed(x, residual)` [B, C, H, W], and embedding [B, E].
+
+        Returns:
+            That sum, and the two terms of the block's own, [B, C', H', W'] each.
+        """
+        x, h = self.norm0(x, residual)
+        _, h = self.norm1(self.conv0(h), embedding=self.affine(embedding), dropout=self.dropout, keys=keys)
+        h = self.conv1(h)
+        skipped = self.skip(x) if self.skip is not None else x
+        if not self.attends:
+            return x, h, skipped
+        h, normed = self.norm2(h, skipped, silu=False)
+        return x, h, self._attention(normed)
 
     def _attention(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         # Channel c of query, key and value are neighbours in EDM's weights.
-        q, k, v = self.qkv(self.norm2(x)).reshape(batch, channels, 3, height * width).unbind(2)
+        q, k, v = self.qkv(x).reshape(batch, channels, 3, height * width).unbind(2)
         with torch.autocast(x.device.type, enabled=False):
             weights = (q.float().transpose(1, 2) @ (k.float() / math.sqrt(channels))).softmax(2)
         mixed = v @ weights.to(v.dtype).transpose(1, 2)
@@ -294,7 +342,7 @@ class SongUNet(nn.Module):
             return width
 
         width = add(0, channels, image_channels)
-        self.dec[f"{finest}x{finest}_aux_norm"] = group_norm(width)
+        self.dec[f"{finest}x{finest}_aux_norm"] = GroupNorm(width)
         self.dec[f"{finest}x{finest}_aux_conv"] = Convolution(width, image_channels, 3, gain=1e-5)
         number_layers(self)
 
@@ -330,21 +378,25 @@ class SongUNet(nn.Module):
         """
         embedding = self._embedding(condition, class_labels, augment_labels)
         skips: list[Tensor] = []
-        auxiliary = x
+        auxiliary, residual = x, None
         for name, module in self.enc.items():
-            if name.endswith("aux_residual"):
-                x = (x + module(auxiliary)) * SKIP_SCALE
-                skips[-1] = auxiliary = x
-                continue
-            x = module(x, embedding, dropout) if isinstance(module, SongBlock) else module(x)
-            skips.append(x)
+            if isinstance(module, SongBlock):
+                before, x, residual = module(x, residual, embedding, dropout)
+                skips.append(before)
+            elif name.endswith("aux_residual"):
+                x = auxiliary = (summed(x, residual) + module(auxiliary)) * SKIP_SCALE
+                residual = None
+            else:
+                x = module(x)
+        x, residual = summed(x, residual), None
+        skips.append(x)
         for name, module in self.dec.items():
             if name in self.joined:
-                x = torch.cat([x, skips.pop()], dim=1)
+                x, residual = torch.cat([summed(x, residual), skips.pop()], dim=1), None
             if isinstance(module, SongBlock):
-                x = module(x, embedding, dropout)
-            elif isinstance(module, nn.GroupNorm):
-                x = functional.silu(module(x))
+                _, x, residual = module(x, residual, embedding, dropout)
+            elif isinstance(module, GroupNorm):
+                _, x = module(x, residual)
             else:
                 x = module(x)
         return x

@@ -162,6 +162,8 @@ def load_model(
     with expected_form(path, "gcflow train"):
         is_denoiser(metadata)
     load_weights(model, tensors, weights, path)
+    if device.startswith("cuda"):
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(device).eval().requires_grad_(False), spec, metadata
 
 

@@ -24,7 +24,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.pipeline.reference import Reference, load_references
 from gcflow.pipeline.schema import Evaluation
-from gcflow.precision import set_precision
+from gcflow.precision import fuse, set_precision
 from gcflow.sampling import Sampler, generate
 from gcflow.scratch import load_near, scratch_folder
 from gcflow.weights import load_run_model
@@ -120,7 +120,7 @@ class Evaluator:
                 raise GcflowError(f"{self.name}: samples of the {weights} weights at step {step} are NaN or infinite")
             for comparison in comparisons:
                 comparison.update(output)
-            first = output if first is None else first
+            first = output.cpu() if first is None else first
             self.progress.update(self.progress.done + len(output), f"step {step}, {weights}")
         assert first is not None
         self.progress.update(begun + settings.samples)
@@ -186,6 +186,8 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
         evaluator = Evaluator(name, settings, references, dataset.shape, precision, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
+            if config.training.compile == "fused":
+                fuse(model)
             for _, _, sampler, seed in group:
                 key = f"{step}/{weights}/{sampler.name}/{sampler.evaluations}/{seed}"
                 is_shown = (weights, sampler, seed) == ("ema", main, seed_shown)

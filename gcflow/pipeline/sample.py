@@ -87,11 +87,11 @@ def sample_to_file(
     with Progress(f"{name} samples", len(images), unit="sample") as progress:
         for part in generate(model, sampler, spec.shape, images, seed, batch, dtype):
             if out.suffix == "":
-                for number, image in enumerate(part.numpy(), start=images.start + done):
+                for number, image in enumerate(part.cpu().numpy(), start=images.start + done):
                     with atomic_path(out / f"{number:06d}.png") as temporary:
                         save_image(image, temporary)
             else:
-                parts.append(part.numpy())
+                parts.append(part.cpu().numpy())
             done += len(part)
             progress.update(done)
     if out.suffix:

@@ -13,27 +13,37 @@ import pytest
 import yaml
 from projects import ROOT
 
+from gcflow.tools.plan import Speed
+
 # It compiles, with a cache of its own.
 pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 # What gcflow needs elsewhere, and a machine that has only torch lacks.
-LACKING = ["scipy", "yaml", "ruamel", "click", "dvc", "lmdb", "mlflow", "pandas", "PIL", "sklearn", "snakemake"]
-EAGER = {
-    "eager-tf32": ("tf32", 0.0),
-    "eager-bf16": ("bfloat16", 0.0),
-    "eager-bf16-gc": ("bfloat16", 0.0),
-    "eager-bf16-dropout": ("bfloat16", 0.3),
-    "eager-fp32-dropout": ("float32", 0.3),
-    "eager-tf32-dropout": ("tf32", 0.3),
-    "eager-plain": ("tf32", 0.0),
+LACKING = ["yaml", "ruamel", "click", "dvc", "lmdb", "mlflow", "pandas", "PIL", "sklearn", "snakemake"]
+# Row of a training step: method, precision, compile, grain of a batch of 4, dropout.
+ROWS = {
+    "ic-tf32": ("ic", "tf32", "none", 1, 0.0),
+    "ic-512": ("ic", "bfloat16", "fused", 4, 0.0),
+    "ic-128": ("ic", "bfloat16", "fused", 1, 0.0),
+    "gc-128": ("gc", "bfloat16", "fused", 1, 0.0),
+    "gc-512": ("gc", "bfloat16", "fused", 4, 0.0),
+    "ic-compiled": ("ic", "bfloat16", "default", 4, 0.0),
+    "ic-64": ("ic", "bfloat16", "fused", 1, 0.0),
+    "gc-64": ("gc", "bfloat16", "fused", 1, 0.0),
+    "ot-128": ("ot", "bfloat16", "fused", 1, 0.0),
+    "cd-128": ("cd", "bfloat16", "fused", 1, 0.0),
+    "ect-128": ("ect", "bfloat16", "fused", 1, 0.0),
+    "dropout-128": ("ic", "bfloat16", "fused", 1, 0.3),
+    "gc-compiled": ("gc", "bfloat16", "default", 4, 0.0),
+    "ic-float32": ("ic", "float32", "none", 4, 0.0),
 }
-COMPILED = ("compile-bf16", "own-step", "compile-bf16-gc")
-CUDA_ONLY = {"small-batches"}
-OTHER = ("env", "peaks", "exact", "convolutions", "sampling", "processes", *CUDA_ONLY)
+EXACT = {"exact-fused": "fused", "exact-tf32": "none", "exact-compiled": "default"}
+PASSES = {"ic": 4, "ot": 4, "gc": 4.5, "cd": 5, "ect": 4}
+CUDA_ONLY = {"graphs"}
+OTHER = {"env", "peaks", "convolutions", "fid", "kernels", "sampling", "features", "processes", *CUDA_ONLY}
 COMPILER = shutil.which("g++") is not None
-EXPECTED = {*EAGER, *OTHER, *(COMPILED if COMPILER else ())}
-COMPILES = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
-PROFILES = {"eager-bf16": "profile-eager-bf16.txt", "compile-bf16": "profile-compile-bf16.txt"}
+COMPILED = {name for name, (*_, how, _, _) in ROWS.items() if how == "default"} | {"exact-compiled"}
+EXPECTED = ({*ROWS, *EXACT} | OTHER) - (set() if COMPILER else COMPILED)
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +96,7 @@ def test_only_what_needs_cuda_is_skipped_and_nothing_fails(measured):
     _, result, sections = measured
     assert set(sections) == EXPECTED
     assert {name for name, section in sections.items() if "skipped" in section} == CUDA_ONLY
-    assert sections["small-batches"] == {"rows": [], "skipped": "needs CUDA"}
+    assert sections["graphs"] == {"rows": [], "skipped": "needs CUDA"}
     for name in EXPECTED - CUDA_ONLY:
         assert sections[name]["rows"], name
         assert sections[name]["seconds"] > 0
@@ -114,15 +124,13 @@ def test_what_it_ran_on_and_at_which_size_is_told(measured):
     assert document["command"].startswith("python benchmarks/gpu.py --out ")
     assert row["gpu"] is row["cuda"] is None
     assert row["python"] == ".".join(map(str, sys.version_info[:3]))
-    for name, row in steps(measured):
-        config = row["config"]
-        assert config["network"]["architecture"] == ("single-layer" if name in COMPILED else "ddpm++")
-        assert config["network"].get("channels") == (None if name in COMPILED else 8)
-        assert config["training"]["compile"] == ("default" if name in COMPILED else "none")
-        assert config["training"]["channels_last"] == (name != "eager-plain")
-        assert config["method"]["coupling"] == ("gc" if name.endswith("-gc") else "ic")
-        precision, dropout = EAGER.get(name, ("bfloat16", 0.0))
-        assert (config["training"]["precision"], config["network"]["dropout"]) == (precision, dropout)
+    for name, (row,) in ((name, rows(measured, name)) for name in ROWS.keys() & EXPECTED):
+        method, precision, how, grain, dropout = ROWS[name]
+        training, network = row["config"]["training"], row["config"]["network"]
+        assert network["architecture"] == ("single-layer" if how == "default" else "ddpm++")
+        assert (training["precision"], training["compile"], training["grain"]) == (precision, how, grain)
+        assert (row["config"]["method_name"], network["dropout"], training["channels_last"]) == (method, dropout, True)
+        assert training["batch"] == (1 if method == "ect" else 4)
 
 
 def test_the_ceilings_are_of_three_precisions_and_of_memory(measured):
@@ -134,35 +142,41 @@ def test_the_ceilings_are_of_three_precisions_and_of_memory(measured):
 
 
 def test_a_steps_time_and_its_rates_say_the_same(measured):
-    peak = rows(measured, "peaks")[0]["flop_per_second"]
-    assert {name for name, _ in steps(measured)} >= set(EAGER)
+    ceilings = {
+        "share_of_peak": rows(measured, "peaks")[0]["flop_per_second"],
+        "share_of_convolutions": rows(measured, "convolutions")[0]["flop_per_second"],
+    }
+    assert {name for name, _ in steps(measured)} == ROWS.keys() & EXPECTED
     for name, row in steps(measured):
         assert row["seconds_per_step"] == statistics.median(row["seconds_of_rounds"])
         batch = row["config"]["training"]["batch"]
         assert row["images_per_second"] * row["seconds_per_step"] == pytest.approx(batch)
-        assert row["share_of_peak"] == pytest.approx(row["flop_per_second"] / peak), name
+        for share, ceiling in ceilings.items():
+            assert row[share] == pytest.approx(row["flop_per_second"] / ceiling), name
+        assert row["step_over_passes"] > 0
+        assert row["first_step_seconds"] > 0
         assert row["peak_memory_bytes"] is None
-
-
-def test_a_step_of_gc_costs_four_and_a_half_passes_where_ic_costs_four(measured):
-    (gc,), ic = rows(measured, "eager-bf16-gc"), rows(measured, "eager-bf16")[0]
-    cost = [row["flop_per_second"] / row["images_per_second"] for row in (gc, ic)]
-    assert cost[0] / cost[1] == pytest.approx(4.5 / 4)
+        if name not in COMPILED:
+            (today,) = rows(measured, "ic-tf32")
+            cost, of_ic = (each["flop_per_second"] / each["images_per_second"] for each in (row, today))
+            assert cost / of_ic == pytest.approx(PASSES[ROWS[name][0]] / 4), name
 
 
 def test_a_run_repeats_and_resumes_to_the_bit(measured):
-    again, resumed = rows(measured, "exact")
-    for row, way in ((again, "repeated"), (resumed, "resumed")):
-        assert row["what"].endswith(way)
-        assert row["note"] == "identical"
-        assert row["identical"] is row["weights_moved"] is True
-        assert row["config"]["method"]["coupling"] == "gc"
-        assert row["config"]["network"]["dropout"] == 0.1
+    for name in EXACT.keys() & EXPECTED:
+        again, resumed = rows(measured, name)
+        for row, way in ((again, "repeated"), (resumed, "resumed")):
+            assert row["what"].endswith(way)
+            assert row["note"] == "identical"
+            assert row["identical"] is row["weights_moved"] is True
+            assert row["config"]["training"]["compile"] == EXACT[name]
+            assert row["config"]["method"]["coupling"] == "gc"
+            assert row["config"]["network"]["dropout"] == 0.1
 
 
 def test_the_convolutions_are_most_of_a_pass_and_are_timed_both_ways(measured):
     exact, fastest = rows(measured, "convolutions")
-    step = rows(measured, "eager-bf16")[0]
+    (step,) = rows(measured, "ic-512")
     whole = step["flop_per_second"] * step["seconds_per_step"]
     for row in (exact, fastest):
         forward, backward, flop = (
@@ -184,36 +198,37 @@ def test_the_convolutions_are_most_of_a_pass_and_are_timed_both_ways(measured):
     assert [x["weight"] for x in exact["layers"]] == [x["weight"] for x in fastest["layers"]]
 
 
-def test_samples_are_drawn_at_a_rate(measured):
-    (row,) = rows(measured, "sampling")
-    step = rows(measured, "eager-bf16")[0]
+def test_samples_features_and_their_distance_are_timed_and_rounding_is_measured(measured):
+    exact, *rounded = rows(measured, "sampling")
+    (step,) = rows(measured, "ic-512")
     cost = step["flop_per_second"] / step["images_per_second"]
-    assert row["flop_per_second"] / row["images_per_second"] == pytest.approx(cost / 4)
+    for row in (exact, *rounded):
+        assert row["flop_per_second"] / row["images_per_second"] == pytest.approx(cost / 4)
+        assert row["features"] == "Inception's surrogate"
+    assert exact["largest_pixel_difference"] == exact["relative_feature_difference"] == 0
+    assert 0 < rounded[-1]["relative_feature_difference"] < 0.05
+    first, second, distance = rows(measured, "fid")
+    assert first["distance"] == pytest.approx(second["distance"], rel=0.02)
+    assert distance["what"].startswith("Fréchet distance on cpu")
+    assert len(rows(measured, "features")) == 2
 
 
-@COMPILES
-def test_compiled_steps_are_timed_with_convolutions_that_repeat_and_without(measured):
-    exact, profile, fastest = rows(measured, "compile-bf16")
-    assert (exact["deterministic"], fastest["deterministic"]) == (True, False)
-    assert exact["config"] == fastest["config"]
-    assert profile["file"] == PROFILES["compile-bf16"]
-    for name in EAGER:
-        assert rows(measured, name)[0]["deterministic"] is True
+def test_the_ten_longest_operators_are_named_with_their_share(measured):
+    found = rows(measured, "kernels")
+    assert len(found) == 10
+    assert any("convolution" in row["kernel"] for row in found)
+    shares = [row["share"] for row in found]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1
 
 
-@COMPILES
-def test_the_step_without_the_loop_has_a_loss_and_the_fastest_convolutions(measured):
-    (row,) = rows(measured, "own-step")
-    assert row["loss"] > 0
-    assert row["deterministic"] is False
-    assert row["what"].endswith("without the loop")
-
-
-@pytest.mark.parametrize("section", ["eager-bf16", pytest.param("compile-bf16", marks=COMPILES)])
-def test_a_profile_names_the_operators_of_a_step(measured, section):
-    text = (measured[0] / "out" / PROFILES[section]).read_text()
-    assert "aten::convolution" in text
-    assert "CPU total" in text
+def test_a_plan_reads_it_as_what_was_measured(measured):
+    speed = Speed.measured(measured[0] / "out" / "gpu.json")
+    (today,), *_ = rows(measured, "ic-tf32"), None
+    assert speed.training == {"ic": pytest.approx(today["flop_per_second"])}
+    rate = rows(measured, "sampling")[1]["flop_per_second"]
+    assert speed.sampling == pytest.approx(rate)
+    assert not speed.gpu
 
 
 def test_what_the_budget_does_not_allow_is_skipped_and_said(tmp_path):
@@ -221,21 +236,20 @@ def test_what_the_budget_does_not_allow_is_skipped_and_said(tmp_path):
     assert result.returncode == 0, result.stderr
     sections = written(tmp_path)["sections"]
     assert list(sections) == ["peaks", "sampling"]
-    for name, needs in (("peaks", 5), ("sampling", 10)):
+    for name, needs in (("peaks", 5), ("sampling", 20)):
         assert sections[name]["rows"] == []
         assert sections[name]["skipped"].startswith(f"needs {needs} s")
         assert f"{name:<20}skipped: needs {needs} s" in result.stdout
 
 
-def test_a_section_that_fails_keeps_its_rows_and_stops_no_other(tmp_path):
-    (tmp_path / "out" / PROFILES["eager-bf16"]).mkdir(parents=True)
-    result = run(tmp_path, "--only", "eager-bf16", "sampling")
+def test_a_section_that_fails_stops_no_other(tmp_path):
+    result = run(tmp_path, "--inception", str(tmp_path / "none.pt"), "--only", "features", "processes")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == "failed: eager-bf16"
+    assert result.stderr.splitlines()[-1] == "failed: features"
     sections = written(tmp_path)["sections"]
-    assert sections["eager-bf16"]["failed"].startswith("IsADirectoryError")
-    assert len(sections["eager-bf16"]["rows"]) == len(sections["sampling"]["rows"]) == 1
-    assert "failed" not in sections["sampling"]
+    assert sections["features"]["failed"].startswith("GcflowError: ")
+    assert len(sections["processes"]["rows"]) == 1
+    assert "failed" not in sections["processes"]
 
 
 def test_an_unknown_section_is_refused(tmp_path):
@@ -249,21 +263,23 @@ def test_what_is_measured_on_a_gpu_is_the_recipe_of_the_paper():
     # In a process of its own: the script registers a network.
     code = (
         "import json, gpu; from gcflow.config import to_dict; size = gpu.SIZES['paper']; "
-        "print(json.dumps([size.shape, size.images, *(to_dict(gpu.recipe(size, way)) for way in ('ic', 'gc'))]))"
+        "print(json.dumps([size.shape, size.images, {way: to_dict(gpu.recipe(size, way)) for way in gpu.METHODS}]))"
     )
     environment = os.environ | {"PYTHONPATH": f"{SCRIPT.parent}{os.pathsep}{ROOT}"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    shape, images, ic, gc = json.loads(result.stdout)
+    shape, images, found = json.loads(result.stdout)
     paper = yaml.safe_load((ROOT / "benchmarks" / "cifar10.yaml").read_text())["datasets"]["cifar10"]
     assert (shape, images) == (paper["data"]["shape"], paper["data"]["count"])
     duration = ("steps", "snapshot_every")
-    for run_config, method in ((ic, "ic"), (gc, "gc")):
+    assert found.keys() == PASSES.keys()
+    for method, run_config in found.items():
+        ours = {"coupling": "ic"} | paper["methods"][method]
         assert paper["network"].items() <= run_config["network"].items()
         assert run_config["process"] == paper["process"] | {"data_mean": 0.0}
-        for key, value in paper["training"].items():
+        for key, value in (paper["training"] | ours.get("training", {})).items():
             if key == "schedule":
                 assert value.items() <= run_config["training"][key].items()
             elif key not in duration:
                 assert run_config["training"][key] == value, key
         for key in ("objective", "coupling", "mu", "predictor"):
-            assert run_config["method"][key] == paper["methods"][method].get(key)
+            assert run_config["method"][key] == ours.get(key)

@@ -161,7 +161,7 @@ class InceptionComparison:
         features, probabilities = self.of(PIXELS[self.protocol.pixels](output), self.protocol)
         self.statistics.update(features)
         self.score.update(probabilities)
-        self.features.append(features.cpu())
+        self.features.append(features)
 
     def values(self) -> dict[str, float]:
         """FID, KID and IS, and further metrics."""

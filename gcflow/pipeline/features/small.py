@@ -100,7 +100,8 @@ class SmallComparison:
 
     def update(self, output: Tensor) -> None:
         """Takes images [n, C, H, W] as a model gives them, around [-1, 1] and not clipped, or points [n, d]."""
-        self.parts.append(PIXELS["clip"](output) if self.features.images else output)
+        samples = output.cpu()
+        self.parts.append(PIXELS["clip"](samples) if self.features.images else samples)
 
     def values(self) -> dict[str, float]:
         """Distances, the score where there are classes, and further metrics."""

@@ -134,7 +134,7 @@ def _introduction(judgement: Judgement) -> str:
         "costs in pairs of the same data and noise (two-sided paired t test), and the cost of GC with that of OT in "
         f"batches as independent means (Welch's t test). A verdict needs p < {risk} after Holm's correction for all "
         f"statistical tests of a data set, so that the chance of any wrong one there is about {risk} at most, whenever "
-        "one looks and stops. No difference: the interval lies inside the margin of claims.yaml. Intervals hold together, with "
-        f"{confidence}; few seeds have none. Undecided speaks neither for a claim nor against it. Statements of theory "
-        "are checked numerically and have no p value."
+        "one looks and stops. No difference: the interval lies inside the margin of claims.yaml. Intervals hold "
+        f"together, with {confidence}; few seeds have none. Undecided speaks neither for a claim nor against it. "
+        "Statements of theory are checked numerically and have no p value."
     )

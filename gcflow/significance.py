@@ -3,7 +3,7 @@
 The paired test may be looked at after every pair, and more pairs may be added for whatever reason: its e-value is a
 likelihood ratio of Student's t statistics, with effects ~ N(0, c^2) in standard deviations against none, of mean 1
 without an effect after any number of pairs, so that it ever reaches 1/alpha with probability alpha at most (Ville 1939;
-Robbins, 1970; Lai, 1976; Wang and Ramdas, Anytime-valid t-tests and confidence sequences, 2024). docs/evidence.md.
+Robbins, 1970; Lai, 1976; Wang and Ramdas, Anytime-valid t-tests and confidence sequences, 2024). docs/claims.md.
 """
 
 import math

@@ -246,7 +246,10 @@ class Transport(Options):
 
     predictor: RunReference = Field(description="the run whose EMA predicts endpoints")
     samples: int = Field(
-        ge=2, le=10**7, description="pairs per estimate; a multiple of every batch size, of twice at least"
+        ge=2,
+        le=10**7,
+        description="pairs per estimate; a multiple of every batch size, of twice at least; 30 batches and more keep "
+        "the test of OT's cost at its level",
     )
     batch_sizes: Different[tuple[Count, ...]] = Field(description="of optimal transport")
     sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")

@@ -51,4 +51,6 @@ def decide_round(params: Params, scale: str) -> None:
     if new:
         say(f"  round {number}: {new} runs more, {SEEDS} says which")
     else:
-        say(f"  no seeds are added: what is undecided has {claims.most_seeds} already, or is about no runs")
+        say(
+            f"  no seeds are added: no claim about runs is undecided with fewer than {claims.most_seeds}"
+        )

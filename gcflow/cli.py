@@ -31,7 +31,7 @@ Exit codes: 0 done, 2 bad input, 3 the loss became non-finite, 75 stopped on req
 SECTIONS = {
     "Stages, in the order of the pipeline": (
         *("prepare", "pretrained", "features", "reference", "train", "evaluate", "discrepancy", "transport", "theory"),
-        *("table", "figure", "claims", "report"),
+        *("table", "figure", "claims", "decide", "report"),
     ),
     "Models": ("sample", "import-edm", "export"),
     "What is there, and what it takes": ("status", "plan", "doctor", "bench", "verify"),
@@ -567,7 +567,8 @@ def plan(context: click.Context, target: str, scale: str, gpus: int, tflops: flo
 
 
 @verb(
-    "Test every claim of claims.yaml on every data set of a scale and write results/claims.{json,md,png,svg}.",
+    "Test every claim of claims.yaml on every data set of a scale and write results/claims.{json,md,png,svg}, "
+    "on docs/evidence where it has more seeds of the same settings.",
     "gcflow claims",
 )
 @SCALE
@@ -577,6 +578,20 @@ def claims(context: click.Context, scale: str) -> None:
     from gcflow.pipeline.ledger.write import write_ledger
 
     write_ledger(params, scale)
+
+
+@verb(
+    "Keep what every seed of a scale says of its claims in docs/evidence, and add to seeds.yaml those that undecided "
+    "claims want: a round of `snakemake --profile local decided`.",
+    "gcflow decide",
+)
+@SCALE
+@click.pass_context
+def decide(context: click.Context, scale: str) -> None:
+    params = _load(context)
+    from gcflow.pipeline.ledger.rounds import decide_round
+
+    decide_round(params, scale)
 
 
 @verb(

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.dvc_stages import write_dvc_yaml
+from gcflow.pipeline.dvc_stages import versioned, write_dvc_yaml
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.scheduler import PROFILE, opened
-from gcflow.pipeline.stages import Stage, Stages
+from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.versions import Versions
 
 MIRROR = "results/tracking.json"
@@ -24,7 +24,7 @@ def adopt(params: Params, scale: str) -> None:
         GcflowError: dvc.lock vouches for nothing, Snakemake runs here, or Snakemake or DVC fails.
     """
     write_dvc_yaml(params, scale)
-    stages = list(Stages(params, scale))
+    stages = versioned(params, scale)
     versions = Versions(params, stages)
     with opened(params, scale, stages) as scheduler:
         doubted = [stage for stage in stages if not scheduler.vouches(stage)]

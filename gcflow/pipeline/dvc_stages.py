@@ -21,9 +21,17 @@ HEADER = "# Written from params.yaml by `gcflow stages --scale {scale}`; change 
 ITEM = {name: f"${{item.{name}}}" for name in ("dataset", "method", "seed")}
 
 
+def versioned(params: Params, scale: str) -> list[Stage]:
+    """The stages of a scale, and those of seeds.yaml's runs that are here or recorded: `all` does without others."""
+    stages, lock = Stages(params, scale), params.root / "dvc.lock"
+    # Looked for as text, since both sides of a conflict count.
+    recorded = set(lock.read_text("utf-8").splitlines()) if lock.exists() else set()
+    return [*stages, *(s for s in stages.added if f"  {s.name}:" in recorded or (params.root / s.outs[0]).exists())]
+
+
 def dvc_documents(params: Params, scale: str) -> dict[str, str]:
     """The texts of dvc.yaml and of the runs that it is about, by path, for the stages of a scale."""
-    stages = list(Stages(params, scale))
+    stages = versioned(params, scale)
     groups = {kind: [stage for stage in stages if stage.kind == kind] for kind in OF_RUNS}
     groups = {kind: group for kind, group in groups.items() if group}
     grid = {kind: _template(kind, _slots(group)) for kind, group in groups.items()}

@@ -9,6 +9,7 @@ TABLE_FORMATS = ("json", "md", "csv", "tex")
 DATA_FILES = ("manifest.json", "samples.npy", "labels.npy", "held_out.npy")
 FIGURE_FORMATS = ("png", "svg", "csv")
 CLAIMS_FORMATS = ("json", "md", "png", "svg")
+COURSE_FORMATS = ("png", "svg")
 DISCREPANCY = "discrepancy.json"
 
 
@@ -60,6 +61,21 @@ def figure_path(root: Path, dataset: str, name: str, suffix: str) -> Path:
 def claims_path(root: Path, suffix: str) -> Path:
     """The ledger of claims over all data sets, in one of CLAIMS_FORMATS."""
     return root / "results" / f"claims.{suffix}"
+
+
+def course_path(root: Path, suffix: str) -> Path:
+    """The claims' effects against the number of seeds, as png or svg."""
+    return root / "results" / f"claims-course.{suffix}"
+
+
+def evidence_path(root: Path, dataset: str) -> Path:
+    """What decides the claims on a data set, of all seeds: kept with the code, since it is small."""
+    return root / "docs" / "evidence" / f"{dataset}.jsonl"
+
+
+def rounds_path(root: Path) -> Path:
+    """How the last round ended that looked at the seeds of seeds.yaml."""
+    return root / "results" / "decided.json"
 
 
 def report_path(root: Path) -> Path:

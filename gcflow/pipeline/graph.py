@@ -27,6 +27,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         stages = [stage for stage in Stages(self.params, "all") if stage.kind not in OF_SCALE]
+        stages += Stages(self.params, "all").added
         stages += [stage for stage in self._stages if stage.kind in OF_SCALE]
         maker = {out: stage.name for stage in stages for out in stage.outs}
         needs = {s.name: tuple(dict.fromkeys(maker[dep] for dep in s.deps if dep in maker)) for s in stages}
@@ -59,11 +60,16 @@ class Graph:
     def target(self, target: str) -> list[str]:
         """The jobs of a view of the paper, a data set, a run, a stage, or of the whole scale (`all`).
 
+        `decided` are those that the claims read, with the seeds of seeds.yaml.
+
         Raises:
             GcflowError: there is no such target.
         """
         if target == "all":
             return self.whole
+        if target == "decided":
+            files = set(self._stages.evidence)
+            return self.closure([name for name, job in self.jobs.items() if files.intersection(job.outs)])
         # A view means the scale's own data sets first; every other name is the same at all scales.
         for stages in (self._stages, Stages(self.params, "all")):
             named = stages.named(target)

@@ -26,8 +26,8 @@ from gcflow.readable import one_line
 P = ParamSpec("P")
 Job = Callable[Concatenate[Params, str, P], None]
 
-# `gcflow record` rewrites it: it says nothing of the code that ran.
-NOT_CODE = ":(exclude)dvc.lock"
+# What commands rewrite says nothing of the code that ran.
+NOT_CODE = tuple(f":(exclude){name}" for name in ("dvc.lock", "workflow/runs.yaml", "seeds.yaml", "docs/evidence"))
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -38,6 +38,13 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def code_of(root: Path) -> dict[str, Any]:
+    """`commit`, and `dirty` if code was changed since, of the project's git repository; None without one."""
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
+    return {"commit": commit, "dirty": None if commit is None or changes is None else bool(changes)}
 
 
 def device_name(device: str) -> str:
@@ -96,8 +103,6 @@ def this_job(root: Path, device: str, processes: int, step: int) -> dict[str, An
     """
     import torch
 
-    commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", NOT_CODE)
     return {
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -106,8 +111,7 @@ def this_job(root: Path, device: str, processes: int, step: int) -> dict[str, An
         "processes": processes,
         "torch": torch.__version__,
         "gcflow": version("gcflow"),
-        "commit": commit,
-        "dirty": None if commit is None or changes is None else bool(changes),
+        **code_of(root),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 

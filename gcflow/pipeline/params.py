@@ -1,4 +1,4 @@
-"""params.yaml, the grid of runs, and claims.yaml beside it: validated as a whole before anything is scheduled."""
+"""params.yaml, the grid of runs, claims.yaml and seeds.yaml: validated as a whole before anything is scheduled."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from gcflow.networks import Network
 from gcflow.options import mistakes, suggestion
 from gcflow.pipeline import features
 from gcflow.pipeline.figures import figure_mistakes
-from gcflow.pipeline.schema import SCALES, Claims, DatasetEntry, Document, RunsClaim, Table
+from gcflow.pipeline.schema import SCALES, AddedSeeds, Claims, DatasetEntry, Document, RunsClaim, Table
 from gcflow.pipeline.sweeps import expand_sweeps
 from gcflow.pipeline.yaml_files import read_yaml
 from gcflow.register import network
 from gcflow.sources import Mixture2d
 
-CLAIMS, PAPER = "claims.yaml", "paper.yaml"
+CLAIMS, PAPER, SEEDS = "claims.yaml", "paper.yaml", "seeds.yaml"
 
 
 def _refusal(path: Path, error: ValidationError, document: Any, prefix: tuple[str, ...] = ()) -> GcflowError:
@@ -57,10 +57,11 @@ class Run:
 class Params:
     """The validated params.yaml: typed access, and the document, with its sweeps expanded, for slices of it.
 
-    claims: of claims.yaml. published: of paper.yaml, see `PublishedValue`. Without the files None and empty.
+    claims: of claims.yaml. published: of paper.yaml, see `PublishedValue`. added: of seeds.yaml. Without the files None
+    and empty. Tables, figures and `all` are of the runs of params.yaml; those that seeds.yaml adds decide claims only.
 
     Args:
-        path: of the file; its folder is the project's root, which has the other two.
+        path: of the file; its folder is the project's root, which has the other three.
 
     Raises:
         GcflowError: one line per mistake, each with file and key.
@@ -81,6 +82,7 @@ class Params:
         parsed: Document = self._validated(Document, self.document, ())
         self.tracking = parsed.tracking
         self.datasets = parsed.datasets
+        self.added = self._added()
         self.claims = self._claims()
         paper = self.root / PAPER
         self.published = read_yaml(paper) if paper.exists() else {}
@@ -127,11 +129,17 @@ class Params:
             raise GcflowError(f"scale {scale!r}: expected {', '.join(SCALES)} or all")
         return [name for name, entry in self.datasets.items() if scale in ("all", entry.scale)]
 
-    def runs(self, dataset: str | None = None) -> Iterator[Run]:
-        """Every run of the grid, or of one data set, in the file's order."""
+    def seeds(self, dataset: str, method: str, added: bool = True) -> tuple[int, ...]:
+        """The seeds of a method that has runs, with those of seeds.yaml behind its own."""
+        own = self.dataset(dataset).runs[method].seeds
+        more = self.added.seeds.get(dataset, {}).get(method, ()) if added and self.added else ()
+        return (*own, *(seed for seed in more if seed not in own))
+
+    def runs(self, dataset: str | None = None, added: bool = False) -> Iterator[Run]:
+        """Every run of the grid, or of one data set, in the file's order; of each method the added ones last."""
         for name in [dataset] if dataset else self.datasets:
-            for method, replicates in self.dataset(name).runs.items():
-                yield from (Run(name, method, seed) for seed in replicates.seeds)
+            for method in self.dataset(name).runs:
+                yield from (Run(name, method, seed) for seed in self.seeds(name, method, added))
 
     def parse_run(self, name: str) -> Run:
         """The run called `data set/method/seed`, or a GcflowError that says what is known."""
@@ -142,7 +150,7 @@ class Params:
         entry = self.dataset(run.dataset)
         if run.method not in entry.runs:
             raise self._fail(f"datasets.{run.dataset}.runs", f"has no {run.method!r}; {_known(run.method, entry.runs)}")
-        seeds = entry.runs[run.method].seeds
+        seeds = self.seeds(run.dataset, run.method)
         if run.seed not in seeds:
             known = ", ".join(map(str, seeds))
             raise self._fail(f"datasets.{run.dataset}.runs.{run.method}.seeds", f"has no {run.seed}; known: {known}")
@@ -255,6 +263,21 @@ class Params:
             problem = f"is {table.paper!r}; known for {key} {table.published or table.reproduces}: {known}"
             raise self._fail(f"{where}.paper", problem)
 
+    def _added(self) -> AddedSeeds | None:
+        path = self.root / SEEDS
+        if not path.exists():
+            return None
+        document = read_yaml(path)
+        try:
+            added: AddedSeeds = from_dict(AddedSeeds, document)
+        except ValidationError as error:
+            raise _refusal(path, error, document) from None
+        for dataset, methods in added.seeds.items():
+            known = self.datasets[dataset].runs if dataset in self.datasets else {}
+            for method in methods.keys() - known.keys():
+                raise GcflowError(f"{path}: seeds.{dataset}.{method} has no runs in {self.path.name}; delete the key")
+        return added
+
     def _claims(self) -> Claims | None:
         path = self.root / CLAIMS
         if not path.exists():
@@ -282,7 +305,7 @@ class Params:
             raise _refusal(self.path, error, {}, (*where.split("."), "network")) from None
         except ValueError as error:
             raise self._fail(f"{where}.network", str(error)) from None
-        seeds = entry.runs[method].seeds if method in entry.runs else ()
+        seeds = self.seeds(dataset, method) if method in entry.runs else ()
         for role, reference in entry.methods[method].frozen.items():
             if isinstance(reference, CheckpointFile):
                 continue
@@ -315,7 +338,7 @@ class Params:
         objective = entry.methods[reference.method].objective
         if role != "init" and objective.denoises != (role == "teacher"):
             raise self._fail(f"{key}.method", f"names {reference.method!r}, whose objective is {objective.kind}")
-        listed = entry.runs[reference.method].seeds
+        listed = self.seeds(dataset, reference.method)
         for wanted in seeds if reference.seed is None else (reference.seed,):
             if wanted not in listed:
                 raise self._fail(key, f"needs run {dataset}/{reference.method}/{wanted}, which runs does not list")

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from gcflow.errors import GcflowError
-from gcflow.pipeline.dvc_stages import write_dvc_yaml
+from gcflow.pipeline.dvc_stages import versioned, write_dvc_yaml
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.scheduler import opened
-from gcflow.pipeline.stages import Stage, Stages
+from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.versions import Versions, merge_sides, own_reason, run_dvc
 
 
@@ -23,7 +23,7 @@ def record(params: Params, scale: str) -> None:
     """
     write_dvc_yaml(params, scale)
     merge_sides(params.root)
-    stages = list(Stages(params, scale))
+    stages = versioned(params, scale)
     versions = Versions(params, stages)
     with opened(params, scale, stages) as scheduler:
         jobs = {s.name: scheduler.begun(s) for s in stages if scheduler.vouches(s)}

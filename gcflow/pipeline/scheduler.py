@@ -124,7 +124,7 @@ def made_otherwise(params: Params, stage: Stage) -> bool:
 
 @contextmanager
 def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Scheduler]:
-    """Plans `snakemake all` of a scale without running anything.
+    """Plans `snakemake all` of a scale, and those of its stages that are no part of that, without running anything.
 
     Raises:
         GcflowError: Snakemake cannot plan it (its message is shown), or there is no Snakefile.
@@ -136,6 +136,8 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
     from snakemake.settings import types as settings
     from snakemake.settings.enums import Quietness
 
+    own = set(params.runs())
+    targets = {stage.outs[0] for stage in stages if stage.run and stage.run not in own}
     triggers = yaml.safe_load((params.root / PROFILE).read_text("utf-8"))["rerun-triggers"]
     output = settings.OutputSettings(quiet={Quietness.ALL})
     with SnakemakeApi(output) as api:
@@ -148,6 +150,7 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
             )
             planned.dag(
                 settings.DAGSettings(
+                    targets={"all", *targets},
                     rerun_triggers={settings.RerunTrigger.parse_choice(name) for name in triggers},
                     # A job that began and did not end is one to run.
                     force_incomplete=True,

@@ -246,7 +246,10 @@ class Transport(Options):
 
     predictor: RunReference = Field(description="the run whose EMA predicts endpoints")
     samples: int = Field(
-        ge=2, le=10**7, description="pairs per estimate; a multiple of every batch size, of twice at least"
+        ge=2,
+        le=10**7,
+        description="pairs per estimate; a multiple of every batch size, of twice at least; 30 batches and more keep "
+        "the test of OT's cost at its level",
     )
     batch_sizes: Different[tuple[Count, ...]] = Field(description="of optimal transport")
     sigmas: tuple[Level, ...] = Field(min_length=1, description="noise levels, ascending")
@@ -325,12 +328,18 @@ class DatasetEntry(Options):
     figures: dict[Name, Figure] = Field(default_factory=dict, description="by name")
 
 
+RunStatistic = Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"]
+CostStatistic = Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"]
+
+Statistic = RunStatistic | CostStatistic
+
+
 class RunsClaim(Options):
     """That one method's statistic is lower than another's, over the training seeds that both have."""
 
     place: Line = Field(description="in the paper")
     claim: Line = Field(description="one sentence")
-    statistic: Literal["final", "start", "area", "rise", "discrepancy", "discrepancy-slope"] = Field(
+    statistic: RunStatistic = Field(
         description="of a run: ln distance at the end, at the first snapshot, its mean over snapshots, at the end over "
         "the least; mean ln discrepancy of a denoiser's coupling, its slope against ln sigma"
     )
@@ -347,7 +356,7 @@ class TransportClaim(Options):
 
     place: Line = Field(description="in the paper")
     claim: Line = Field(description="one sentence")
-    statistic: Literal["falls-at-small-noise", "falls-at-large-noise", "below-ot"] = Field(description="what it does")
+    statistic: CostStatistic = Field(description="what it does")
     test: Literal["transport"] = "transport"
 
 
@@ -367,10 +376,33 @@ class Claims(Options):
     """claims.yaml: what is tested, the same on every data set."""
 
     confidence: Open = Field(
-        description="of intervals; 1 - confidence bounds the chance of any wrong verdict on a data set"
+        description="of all tests of a data set together; 1 - confidence bounds the chance of any wrong verdict there"
     )
-    power: Open = Field(description="chance of a verdict that the number of seeds needed is computed for")
+    prior_scale: float = Field(
+        gt=0, le=1e3, description="of the tests of runs: effects, in standard deviations of the pairs, that they expect"
+    )
+    most_seeds: int = Field(
+        ge=2,
+        le=10**4,
+        description="of each method, base and added, where the workflow adds seeds until claims are decided",
+    )
+    margins: dict[Statistic, Annotated[float, Field(gt=0)]] = Field(
+        description="by statistic the largest difference that is none: of logarithms, slopes, and shares of a cost"
+    )
     entries: dict[Name, Annotated[Claim, Field(discriminator="test")]] = Field(description="by name")
+
+    def __post_init__(self) -> None:
+        for name, claim in self.entries.items():
+            statistic = None if isinstance(claim, TheoryClaim) else claim.statistic
+            known = statistic is None or statistic in self.margins
+            require(known, "margins", list(self.margins), f"one for {statistic}, too, of entries.{name}")
+
+
+class AddedSeeds(Options):
+    """seeds.yaml: runs beyond those of params.yaml, which undecided claims asked for."""
+
+    round: int = Field(ge=1, description="how often seeds were added")
+    seeds: dict[Name, dict[Name, Different[tuple[Seed, ...]]]] = Field(description="by data set and method")
 
 
 class Pretrained(Options):

@@ -17,9 +17,11 @@ from gcflow.extensions import origins
 from gcflow.pipeline.figures import figure_kind
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
+    COURSE_FORMATS,
     DATA_FILES,
     FIGURE_FORMATS,
     TABLE_FORMATS,
+    evidence_path,
     extractor_path,
     reference_path,
     run_folder,
@@ -84,7 +86,10 @@ KINDS = {
     "theory": Kind(keys=_under(ENTRY, ("data", "process", "theory")), outs=(f"{RESULTS}theory.json",)),
     "table": Kind(keys=(f"{ENTRY}tables.{{item}}",), outs=_under(f"{RESULTS}tables/{{item}}.", TABLE_FORMATS)),
     "figure": Kind(keys=(f"{ENTRY}figures.{{item}}",), outs=_under(f"{RESULTS}figures/{{item}}.", FIGURE_FORMATS)),
-    "claims": Kind(deps=(CLAIMS,), outs=_under("results/claims.", CLAIMS_FORMATS)),
+    "claims": Kind(
+        deps=(CLAIMS,),
+        outs=(*_under("results/claims.", CLAIMS_FORMATS), *_under("results/claims-course.", COURSE_FORMATS)),
+    ),
     "report": Kind(outs=("results/report.html",)),
 }
 OF_RUNS = ("train", "evaluate", "discrepancy")
@@ -292,12 +297,12 @@ class Stages:
         needed = [self.params.resolve(predictor, dataset, 0)[0]] if predictor else []
         return self._stage("theory", dataset, reads=map(self._snapshots, needed))
 
-    def denoisers(self, dataset: str) -> list[Run]:
-        """The runs whose discrepancy is measured."""
+    def denoisers(self, dataset: str, added: bool = False) -> list[Run]:
+        """The runs whose discrepancy is measured. added: of the seeds of seeds.yaml, too."""
         entry = self.params.dataset(dataset)
         if entry.discrepancy is None:
             return []
-        return [run for run in self.params.runs(dataset) if entry.methods[run.method].objective.denoises]
+        return [run for run in self.params.runs(dataset, added) if entry.methods[run.method].objective.denoises]
 
     def _metrics(self, dataset: str, methods: tuple[str, ...]) -> tuple[str, ...]:
         replicates = self.params.dataset(dataset).runs
@@ -324,10 +329,28 @@ class Stages:
         """The ledger of claims, from every file that a test of them reads."""
         known = [plan for dataset in self.datasets for plan in plans(self.params, dataset)]
         tested = [plan for plan in known if plan.reason is None]
+        kept = (evidence_path(self.root, dataset) for dataset in self.datasets)
         reads = dict.fromkeys(file for plan in tested for file in plan.files)
+        reads |= dict.fromkeys(str(path) for path in kept if (self.params.root / path).exists())
         runs = [run for plan in tested for pair in plan.runs for run in pair]
         keys = [key for run in runs for key in _shown(run.dataset, (run.method,))]
         return self._stage("claims", item=self.scale, reads=reads, keys=keys)
+
+    @cached_property
+    def evidence(self) -> list[str]:
+        """Every file that a test of the claims reads, with the seeds that seeds.yaml adds."""
+        known = (plan for dataset in self.datasets for plan in plans(self.params, dataset, added=True))
+        return list(dict.fromkeys(file for plan in known for file in plan.files))
+
+    @cached_property
+    def added(self) -> list[Stage]:
+        """What makes the runs that seeds.yaml adds; `all` does without."""
+        own = set(self.params.runs())
+        runs = [run for d in self.datasets for run in self.params.runs(d, added=True) if run not in own]
+        runs.sort(key=self.params.depth)
+        needed = {run for d in self.datasets for run in self.denoisers(d, added=True)}.intersection(runs)
+        kinds = ((self.train, runs), (self.evaluate, runs), (self.discrepancy, [r for r in runs if r in needed]))
+        return [make(run) for make, chosen in kinds for run in chosen]
 
     def report(self) -> Stage:
         """The report, from everything that the other stages make but snapshots, which it does not show."""

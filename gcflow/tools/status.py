@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from gcflow.files import tensors_header
 from gcflow.pipeline.folders import data_folder, end_path, run_folder
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.lock import Lease, newest_lease
+from gcflow.pipeline.measurements import metrics_path
 from gcflow.pipeline.params import Params, Run
 from gcflow.readable import clock, one_line
 
@@ -214,6 +216,15 @@ def _cells(standing: Standing) -> tuple[str, ...]:
     )
 
 
+def _round(params: Params) -> Iterator[str]:
+    """How far the workflow is that adds seeds until claims are decided."""
+    if params.added:
+        own = set(params.runs())
+        added = [run for run in params.runs(added=True) if run not in own]
+        measured = sum(metrics_path(params.root, run).exists() for run in added)
+        yield f"round {params.added.round} of added seeds with {measured} of {len(added)} runs measured"
+
+
 def table(survey: Survey, standings: list[Standing], columns: int | None = None, lines: int | None = None) -> str:
     """The standings with colours, in the columns and lines that there are (None: any number)."""
     counts = Counter(standing.state for standing in standings)
@@ -222,6 +233,7 @@ def table(survey: Survey, standings: list[Standing], columns: int | None = None,
         [
             f"{what} at scale {survey.scale}: {len(standings)} run{'s' if len(standings) != 1 else ''}",
             *(f"{counts[state]} {state}" for state in COLOURS if counts[state]),
+            *_round(survey.params),
         ]
     )
     urgent = sorted(range(len(standings)), key=lambda place: list(COLOURS).index(standings[place].state))

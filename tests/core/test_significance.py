@@ -1,61 +1,91 @@
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.integrate import quad
 
-from gcflow.significance import (
-    MOST_SEEDS,
-    Estimate,
-    growth_needed,
-    holm,
-    paired_comparison,
-    seeds_needed,
-    welch_comparison,
-)
+from gcflow.significance import MOST_SEEDS, Estimate, Paired, Welch, holm, seeds_needed
 
 VALUES = st.floats(-100, 100).map(lambda value: round(value, 3))
-PAIRS = st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=20)
+SPREAD = st.lists(VALUES, min_size=2, max_size=20).filter(lambda values: np.std(values) > 1e-2)
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
-@given(pairs=PAIRS.filter(lambda pairs: np.std([a - b for a, b in pairs]) > 1e-3), confidence=st.floats(0.5, 0.99))
-def test_a_paired_comparison_is_scipys_paired_t_test(pairs, confidence):
-    first, second = zip(*pairs, strict=True)
-    found, expected = paired_comparison(first, second, confidence), stats.ttest_rel(first, second)
-    interval = expected.confidence_interval(confidence)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
-    assert found.effect == pytest.approx(np.mean(first) - np.mean(second), abs=1e-9)
-    assert found.standard_error == pytest.approx(found.std / len(pairs) ** 0.5)
-    assert found.count == len(pairs)
+@pytest.mark.parametrize("values", [[0.3, 1.1], [2.0, 1.5, 3.1, 2.2], [-1.0, 0.2, -0.4, 0.1, -2.0, 0.6]])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_an_e_value_is_the_likelihood_of_students_t_averaged_over_normal_effects_against_no_effect(values, scale):
+    count, found = len(values), stats.ttest_1samp(values, 0.0)
+    mixture, _ = quad(
+        lambda effect: (
+            stats.nct.pdf(found.statistic, count - 1, effect * math.sqrt(count)) * stats.norm.pdf(effect, scale=scale)
+        ),
+        *(-12 * scale, 12 * scale),
+        limit=200,
+    )
+    expected = mixture / stats.t.pdf(found.statistic, count - 1)
+    assert math.exp(Paired(tuple(values), scale).log_e_values[-1]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("count", "confidence"), [(2, 0.9), (3, 0.95), (8, 0.8)])
-def test_the_interval_covers_the_true_difference_as_often_as_it_says(count, confidence):
-    trials, truth = 1000, 0.3
-    source = np.random.default_rng(0)
-    first = truth + source.normal(0, 2, (trials, count))
-    second = source.normal(0, 1, (trials, count))
-    found = [paired_comparison(a, b, confidence) for a, b in zip(first, second, strict=True)]
-    covered = np.mean([result.low <= truth <= result.high for result in found])
-    assert covered == pytest.approx(confidence, abs=4 * math.sqrt(confidence * (1 - confidence) / trials))
+def test_without_an_effect_e_values_have_mean_1_after_any_number_of_pairs_and_rarely_ever_reach_20():
+    source, trials, looks = np.random.default_rng(0), 4000, 60
+    courses = np.exp([Paired(tuple(row), 1.0).log_e_values for row in source.normal(0, 3.0, (trials, looks))])
+    assert np.all(courses[:, 0] == 1)
+    for count in (2, 4):
+        error = courses[:, count - 1].std() / math.sqrt(trials)
+        assert courses[:, count - 1].mean() == pytest.approx(1, abs=4 * error)
+    reached = (courses.max(axis=1) >= 20).mean()
+    # 2.7 % in the long run of such simulations, 5 % by the theorem.
+    assert 0.015 < reached < 0.04
 
 
-def test_a_single_pair_has_an_effect_and_nothing_else():
-    found = paired_comparison([3.0], [1.0], 0.95)
-    assert (found.effect, found.count, found.p) == (2.0, 1, 1.0)
-    assert (found.std, found.standard_error, found.low, found.high) == (None, None, None, None)
+@pytest.mark.parametrize(("effect", "median"), [(1.0, 23), (1.5, 14), (2.0, 11), (3.0, 9)])
+def test_standardised_effects_are_found_after_as_many_seeds_in_the_median(effect, median):
+    values = np.random.default_rng(1).normal(effect, 1.0, (800, 80))
+    first = [np.argmax(Paired(tuple(row), 1.0).log_e_values >= math.log(26 / 0.05)) + 1 for row in values]
+    assert np.median(first) == pytest.approx(median, abs=1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_few_pairs_cannot_decide_however_clear_they_are(count):
+    found = Paired((-2.5,) * count, 1.0)
+    most = (1 + count) ** ((count - 1) / 2)
+    assert found.p == pytest.approx(1 / most)
+    assert (found.effect, found.std) == (-2.5, 0.0 if count > 1 else None)
+    assert found.interval(0.99 / most) == (-math.inf, math.inf)
+    assert count == 1 or found.interval(1.01 / most) == (-2.5, -2.5)
+    assert Paired((0.0,) * count, 1.0).p == 1
+
+
+@given(values=SPREAD, alpha=st.floats(0.01, 0.5), scale=st.floats(0.3, 3))
+def test_the_confidence_sequence_is_the_effects_that_no_look_rejects(values, alpha, scale):
+    found = Paired(tuple(values), scale)
+    (low, high), last = found.interval(alpha), found.course(alpha)
+    assert np.all(last[1:, 1] <= last[:-1, 1])
+    assume(low < high)
+    for end in (low, high):
+        if math.isfinite(end):
+            assert Paired(tuple(value - end for value in values), scale).p == pytest.approx(alpha, rel=1e-4)
+    assume(abs(found.p - alpha) > 1e-9)
+    assert (low > 0 or high < 0) == (found.p < alpha)
+
+
+@given(values=SPREAD, alpha=st.floats(0.01, 0.5))
+def test_swapping_the_sides_turns_the_effect_and_its_interval_over_and_keeps_p(values, alpha):
+    one, other = Paired(tuple(values), 1.0), Paired(tuple(-value for value in values), 1.0)
+    assert other.interval(alpha) == pytest.approx(tuple(-end for end in reversed(one.interval(alpha))))
+    assert (other.effect, other.p, other.std) == pytest.approx((-one.effect, one.p, one.std))
+    assert one.std == pytest.approx(np.std(values, ddof=1))
+    assert one.standard_error == pytest.approx(stats.sem(values))
 
 
 @pytest.mark.parametrize(("gap", "p"), [(0.5, 0.0), (0.0, 1.0)])
-def test_pairs_whose_differences_are_all_the_same_leave_no_doubt(gap, p):
-    found = paired_comparison([1.0 + gap, 2.0 + gap], [1.0, 2.0], 0.95)
-    assert (found.effect, found.std, found.low, found.high, found.p) == (gap, 0.0, gap, gap, p)
-    exact = welch_comparison([Estimate(gap, 0.0, 2)], 0.95)
-    assert (exact.effect, exact.low, exact.high, exact.p) == (gap, gap, gap, p)
+def test_an_estimate_without_an_error_leaves_no_doubt(gap, p):
+    exact = Welch((Estimate(gap, 0.0, 2),))
+    assert (exact.effect, exact.interval(0.05), exact.p) == (gap, (gap, gap), p)
 
 
 def estimate(values):
@@ -67,22 +97,22 @@ SAMPLES = st.lists(VALUES, min_size=2, max_size=20).filter(lambda values: np.std
 
 @given(first=SAMPLES, second=SAMPLES, confidence=st.floats(0.5, 0.99))
 def test_a_comparison_of_two_estimates_is_scipys_welch_test_and_of_one_its_t_test(first, second, confidence):
-    found = welch_comparison([estimate(first), estimate(second)], confidence)
+    found = Welch((estimate(first), estimate(second)))
     sides = [(np.mean(values), np.std(values, ddof=1), len(values)) for values in (first, second)]
     expected = stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False)
     interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
     assert found.effect == pytest.approx(np.mean(first) - np.mean(second), abs=1e-9)
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
-    alone = welch_comparison([estimate(first)], confidence)
+    assert found.interval(1 - confidence) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+    alone = Welch((estimate(first),))
     assert alone.p == pytest.approx(stats.ttest_1samp(first, 0.0).pvalue, rel=1e-6, abs=1e-12)
 
 
 def test_few_replicates_on_one_side_find_what_is_not_there_no_more_often_than_they_may():
-    trials, alpha = 600, 0.01
+    trials, alpha = 2000, 0.01
     source = np.random.default_rng(1)
     few, many = source.normal(0, 1, (trials, 8)), source.normal(0, 0.5, (trials, 500))
-    found = [welch_comparison([estimate(a), estimate(b)], 0.95).p for a, b in zip(few, many, strict=True)]
+    found = [Welch((estimate(a), estimate(b))).p for a, b in zip(few, many, strict=True)]
     wrong = np.mean(np.less(found, alpha))
     assert wrong == pytest.approx(alpha, abs=4 * math.sqrt(alpha * (1 - alpha) / trials))
 
@@ -90,18 +120,15 @@ def test_few_replicates_on_one_side_find_what_is_not_there_no_more_often_than_th
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: paired_comparison([], [], 0.95),
-        lambda: paired_comparison([1.0, 2.0], [1.0], 0.95),
-        lambda: paired_comparison([1.0, math.nan], [1.0, 2.0], 0.95),
-        lambda: paired_comparison([1.0, 2.0], [1.0, 2.0], 1.0),
-        lambda: welch_comparison([Estimate(1.0, -0.1, 4)], 0.95),
-        lambda: welch_comparison([Estimate(1.0, 0.1, 4), Estimate(1.0, 0.1, 1)], 0.95),
-        lambda: welch_comparison([Estimate(math.inf, 0.1, 4)], 0.95),
-        lambda: welch_comparison([Estimate(1.0, 0.1, 4)], 0.0),
+        lambda: Paired((), 1.0),
+        lambda: Paired((1.0, math.nan), 1.0),
+        lambda: Welch((Estimate(1.0, -0.1, 4),)),
+        lambda: Welch((Estimate(1.0, 0.1, 4), Estimate(1.0, 0.1, 1))),
+        lambda: Welch((Estimate(math.inf, 0.1, 4),)),
     ],
 )
 def test_what_cannot_be_compared_is_refused(call):
-    with pytest.raises(ValueError, match=r"pairs|finite|confidence|standard error >= 0 and at least 2"):
+    with pytest.raises(ValueError, match=r"pairs|finite|standard error >= 0 and at least 2"):
         call()
 
 
@@ -117,82 +144,81 @@ def rejected_step_by_step(p_values, alpha):
 
 @given(p_values=P_VALUES, alpha=st.floats(0.001, 0.5))
 def test_holms_adjusted_p_values_reject_what_the_procedure_rejects(p_values, alpha):
-    adjusted = holm(p_values)
+    adjusted = [p for p, _ in holm(p_values)]
     assume(min(abs(p - alpha) for p in adjusted) > 1e-12)
-    assert {i for i, p in enumerate(adjusted) if p <= alpha} == rejected_step_by_step(p_values, alpha)
+    rejected = {i for i, p in enumerate(adjusted) if p <= alpha}
+    assert rejected == rejected_step_by_step(p_values, alpha)
+    # An interval at each step's own level excludes 0 where its test is rejected.
+    assert all(p_values[i] <= alpha / holm(p_values)[i][1] for i in rejected)
+
+
+@given(p_values=P_VALUES)
+def test_holms_adjusted_p_values_keep_order_and_lie_between_the_raw_ones_and_bonferronis(p_values):
+    adjusted = [p for p, _ in holm(p_values)]
+    for raw, after in zip(p_values, adjusted, strict=True):
+        assert raw <= after <= min(1.0, len(p_values) * raw) or after == pytest.approx(raw)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+@pytest.mark.parametrize("order", list(permutations([0.001, 0.02, 0.03, 0.5])))
+def test_holms_method_does_not_depend_on_the_order(order):
+    expected = dict(zip([0.001, 0.02, 0.03, 0.5], holm([0.001, 0.02, 0.03, 0.5]), strict=True))
+    assert dict(zip(order, holm(order), strict=True)) == expected
+    assert holm([]) == []
 
 
 def test_holms_method_bounds_the_chance_of_any_wrong_rejection_also_for_dependent_tests():
     source, alpha, trials = np.random.default_rng(2), 0.1, 3000
     shared = source.normal(0, 1, (trials, 1))
     scores = 0.7 * shared + math.sqrt(1 - 0.7**2) * source.normal(0, 1, (trials, 6))
-    wrong = np.mean([min(holm(list(2 * stats.norm.sf(np.abs(row))))) <= alpha for row in scores])
+    wrong = np.mean([min(holm(list(2 * stats.norm.sf(np.abs(row)))))[0] <= alpha for row in scores])
     assert wrong <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / trials)
 
 
-@pytest.mark.parametrize(("effect", "std", "alpha"), [(1.0, 1.0, 0.05), (-0.5, 0.8, 0.05), (2.0, 1.0, 0.01)])
-def test_the_seeds_needed_are_the_fewest_whose_simulated_power_suffices(effect, std, alpha):
-    source, trials, power = np.random.default_rng(3), 20000, 0.8
-    needed = seeds_needed(effect, std, alpha, power)
+@pytest.mark.parametrize(("effect", "std", "alpha"), [(1.0, 1.0, 0.05), (-0.5, 0.8, 0.05), (2.0, 1.0, 0.002)])
+def test_the_seeds_needed_are_the_fewest_after_which_such_values_decide(effect, std, alpha):
+    needed = seeds_needed(effect, std, 1.0, alpha)
 
-    def simulated(count):
-        values = source.normal(effect, std, (trials, count))
-        return np.mean(stats.ttest_1samp(values, 0.0, axis=1).pvalue < alpha)
+    def last_e_value(count):
+        values = np.arange(count) - (count - 1) / 2
+        return Paired(tuple(effect + std * values / values.std(ddof=1)), 1.0).log_e_values[-1]
 
-    slack = 4 * math.sqrt(power * (1 - power) / trials)
-    assert simulated(needed) >= power - slack
-    assert simulated(needed - 1) <= power + slack
+    assert last_e_value(needed) > -math.log(alpha) >= last_e_value(needed - 1)
+    assert seeds_needed(-effect, std, 1.0, alpha) == needed
 
 
-@given(
-    effect=st.floats(0.01, 10),
-    std=st.floats(0.01, 10),
-    alpha=st.floats(0.0005, 0.2),
-    power=st.floats(0.5, 0.95),
-    more=st.floats(1.05, 3),
-)
-def test_less_effect_more_spread_more_tests_and_more_power_never_need_fewer_seeds(effect, std, alpha, power, more):
+@given(effect=st.floats(0.01, 10), std=st.floats(0.01, 10), alpha=st.floats(0.0005, 0.2), more=st.floats(1.05, 3))
+def test_less_effect_more_spread_and_more_tests_never_need_fewer_seeds(effect, std, alpha, more):
     def needed(*arguments):
         return seeds_needed(*arguments) or MOST_SEEDS + 1
 
-    base = needed(effect, std, alpha, power)
+    base = needed(effect, std, 1.0, alpha)
     assert base >= 2
-    assert needed(-effect, std, alpha, power) == base
-    assert needed(effect / more, std, alpha, power) >= base
-    assert needed(effect, std * more, alpha, power) >= base
-    assert needed(effect, std, alpha / more, power) >= base
-    assert needed(effect, std, alpha, 1 - (1 - power) / more) >= base
+    assert needed(effect / more, std, 1.0, alpha) >= base
+    assert needed(effect, std * more, 1.0, alpha) >= base
+    assert needed(effect, std, 1.0, alpha / more) >= base
+    assert needed(effect, std, 1.0, alpha, more * effect) <= base
 
 
-def test_an_effect_that_no_affordable_number_of_seeds_shows_is_none():
-    assert seeds_needed(0.0, 1.0, 0.05, 0.8) is None
-    assert seeds_needed(1e-6, 1.0, 0.05, 0.8) is None
-    assert seeds_needed(1.0, 0.0, 0.05, 0.8) == seeds_needed(1e9, 1.0, 0.05, 0.8) == 2
+def test_no_effect_needs_no_number_of_seeds_but_to_show_that_it_is_within_a_margin():
+    assert seeds_needed(0.0, 1.0, 1.0, 0.05) is None
+    assert seeds_needed(1e-6, 1.0, 1.0, 0.05) is None
+    within = seeds_needed(0.0, 1.0, 1.0, 0.05, margin=1.0)
+    assert within == seeds_needed(1.0, 1.0, 1.0, 0.05)
+    assert seeds_needed(1.0, 0.0, 1.0, 0.05 / 26) == seeds_needed(1e9, 1.0, 1.0, 0.05 / 26) == 8
 
 
-def test_the_growth_needed_is_where_the_simulated_power_suffices():
-    alpha, power, trials = 0.05, 0.8, 20000
-    few, many = Estimate(0.9, 0.5, 4), Estimate(0.0, 0.1, 50)
-    growth = growth_needed([few, many], alpha, power)
-    source = np.random.default_rng(4)
-
-    def simulated(times):
-        sides = [
-            source.normal(side.value, side.standard_error * math.sqrt(side.replicates), (trials, count))
-            for side in (few, many)
-            if (count := round(times * side.replicates))
-        ]
-        return np.mean(stats.ttest_ind(*sides, axis=1, equal_var=False).pvalue < alpha)
-
-    assert 2 < growth < 6
-    slack = 4 * math.sqrt(power * (1 - power) / trials)
-    assert simulated(math.floor(4 * growth) / 4) <= power + slack
-    assert simulated(math.ceil(4 * growth) / 4) >= power - slack
-
-
-def test_without_an_effect_no_growth_suffices_and_a_clear_one_needs_none():
-    assert growth_needed([Estimate(0.0, 0.3, 9)], 0.05, 0.8) == math.inf
-    assert growth_needed([Estimate(1e-12, 0.3, 9)], 0.05, 0.8) == math.inf
-    assert growth_needed([Estimate(1e-6, 0.3, 9)], 0.05, 0.8) == pytest.approx(2.8016**2 * 9e10, rel=1e-4)
-    assert growth_needed([Estimate(9.0, 0.3, 9)], 0.05, 0.8) == 1.0
-    assert growth_needed([Estimate(9.0, 0.0, 9)], 0.05, 0.8) == 1.0
+def test_the_growth_needed_is_where_the_interval_excludes_0_or_lies_within_the_margin():
+    alpha = 0.05
+    for found, margin in ((Welch((Estimate(0.3, 0.5, 400),)), 0.0), (Welch((Estimate(0.1, 0.5, 400),)), 0.5)):
+        growth = found.growth_needed(alpha, margin)
+        enough = Welch(
+            tuple(e._replace(standard_error=e.standard_error / math.sqrt(1.001 * growth)) for e in found.estimates)
+        )
+        low, high = enough.interval(alpha)
+        assert growth > 1
+        assert low > 0 or (-margin < low and high < margin)
+    assert Welch((Estimate(0.0, 0.3, 9),)).growth_needed(alpha, 0.0) == math.inf
+    assert Welch((Estimate(9.0, 0.3, 9),)).growth_needed(alpha, 0.0) == 1.0
+    assert Welch((Estimate(9.0, 0.0, 9),)).growth_needed(alpha, 0.0) == 1.0

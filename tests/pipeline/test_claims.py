@@ -5,26 +5,31 @@ import math
 import re
 import statistics
 import warnings
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from shutil import copy
 
+import numpy as np
 import pytest
 from builders import refusal_of
 from matplotlib import image
-from projects import error_line, gcflow, tiny_params, write_project
+from projects import ROOT, error_line, gcflow, tiny_params, write_project
+from scipy import stats
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.ledger.course import course_plot
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.findings import decide, effect_words, finding_of
+from gcflow.pipeline.ledger.findings import decide, effect_words, finding_of, findings_on, pairs_wanted
 from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
-from gcflow.pipeline.ledger.plans import Plan, plans
-from gcflow.pipeline.ledger.run_statistics import run_statistic
+from gcflow.pipeline.ledger.plans import VERDICTS, Plan, plans
+from gcflow.pipeline.ledger.run_statistics import run_statistic, summary
+from gcflow.pipeline.ledger.summaries import gather, kept
 from gcflow.pipeline.ledger.write import write_ledger
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim
 from gcflow.pipeline.stages import Stages
-from gcflow.significance import Estimate, holm, paired_comparison, seeds_needed, welch_comparison
+from gcflow.significance import Estimate, Paired, Welch, holm, seeds_needed
 from gcflow.theory.check import Check
 
 DISCREPANCY = {"samples": 8, "sigmas": [0.5, 1.0], "seed": 0}
@@ -38,7 +43,8 @@ THEORY = {
     "seed": 0,
 }
 DENOISER = {"objective": "denoising", "training": {"schedule": {"kind": "edm", "p_mean": -1.2, "p_std": 1.2}}}
-SEEDS = [0, 1, 2, 3]
+SEEDS = [*range(10)]
+COSTS = ("falls-at-small-noise", "falls-at-large-noise", "below-ot")
 LEVELS = [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
@@ -77,6 +83,16 @@ ENTRIES = {
 }
 
 
+def terms(confidence=0.95):
+    names = ("final", "start", "area", "rise", "discrepancy", "discrepancy-slope")
+    margins = dict.fromkeys(names, 0.1) | dict.fromkeys((s for s in COSTS), 0.01)
+    return {"confidence": confidence, "prior_scale": 1.0, "most_seeds": 40, "margins": margins}
+
+
+def settings(**changes):
+    return Claims(**(terms() | {"entries": {}} | changes))
+
+
 def document(entries=None, confidence=0.95):
     """The tiny project with replicates, denoisers of two couplings, and claims."""
     params = tiny_params()
@@ -88,7 +104,7 @@ def document(entries=None, confidence=0.95):
         digits["methods"][method] = DENOISER | how
         digits["runs"][method] = {"label": f"Denoiser <{method[9:]}>", "seeds": SEEDS}
     digits["discrepancy"], mixture["theory"] = DISCREPANCY, THEORY
-    params["claims"] = {"confidence": confidence, "power": 0.8, "entries": entries or ENTRIES}
+    params["claims"] = terms(confidence) | {"entries": entries or ENTRIES}
     return json.loads(json.dumps(params))
 
 
@@ -158,7 +174,7 @@ CHECKS = [
     check("Theorem 1", "rate", 2.0, 2.05),
     check("Lemma 1", "x", 5.0, 1.0),
 ]
-WIGGLE = [0.00, 0.01, -0.01, 0.02]
+WIGGLE = [0.00, 0.01, -0.01, 0.02, 0.00, -0.02, 0.01, 0.00, 0.01, -0.01]
 
 
 def evaluation(root, run):
@@ -207,11 +223,17 @@ def judged(tmp_path_factory):
 # Statistics of a run.
 
 
+def statistic(name, records, source="file"):
+    """From records of a stage, by way of the summary that docs/evidence keeps, as JSON."""
+    found = summary("discrepancy" if name.startswith("discrepancy") else "evaluate", records, source)
+    return run_statistic(name, json.loads(json.dumps(found)), source)
+
+
 def test_statistics_of_a_curve_are_those_of_its_logarithms():
     records = metrics({20: [math.e**3], 40: [math.e], 60: [2.0, 4.0, 6.0]})
 
     def found(name):
-        return run_statistic(name, records, "file")
+        return statistic(name, records)
 
     assert found("final") == pytest.approx(math.log(4))
     assert found("start") == pytest.approx(3)
@@ -219,20 +241,20 @@ def test_statistics_of_a_curve_are_those_of_its_logarithms():
     # Of the three generation seeds at the end, the one that the snapshots have.
     assert found("rise") == pytest.approx(max(0.0, math.log(2.0 / min(2.0, math.e))))
     rising = metrics({20: [2.0], 40: [1.0], 60: [5.0, 9.0]})
-    assert run_statistic("rise", rising, "file") == pytest.approx(math.log(5))
-    assert run_statistic("final", list(reversed(records)), "file") == pytest.approx(math.log(4))
+    assert statistic("rise", rising) == pytest.approx(math.log(5))
+    assert statistic("final", list(reversed(records))) == pytest.approx(math.log(4))
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
 def test_the_slope_of_a_power_law_is_its_exponent_whatever_happens_below_1(power):
     records = discrepancies(power, factor=3.0)
-    assert run_statistic("discrepancy-slope", records, "file") == pytest.approx(-power)
+    assert statistic("discrepancy-slope", records) == pytest.approx(-power)
     mean = statistics.fmean(math.log(3.0 * min(1.0, sigma**-power)) for sigma in LEVELS)
-    assert run_statistic("discrepancy", records, "file") == pytest.approx(mean)
+    assert statistic("discrepancy", records) == pytest.approx(mean)
 
 
 @pytest.mark.parametrize(
-    ("statistic", "records", "problem"),
+    ("name", "records", "problem"),
     [
         ("final", [], "has no fid"),
         ("final", [r | {"metric": "classifier-kd"} for r in metrics({40: [1.0]})], "has no fid"),
@@ -244,9 +266,9 @@ def test_the_slope_of_a_power_law_is_its_exponent_whatever_happens_below_1(power
         ("discrepancy-slope", discrepancies(1.0)[:6], "a slope needs two"),
     ],
 )
-def test_records_that_lack_a_statistic_are_refused_by_file(statistic, records, problem):
+def test_records_that_lack_a_statistic_are_refused_by_file(name, records, problem):
     with pytest.raises(GcflowError, match=problem) as caught:
-        run_statistic(statistic, records, "some/file.json")
+        statistic(name, records, "some/file.json")
     assert str(caught.value).startswith("some/file.json: ")
 
 
@@ -259,54 +281,136 @@ FILES = tuple(f"results/digits/{method}/seed0/evaluation/metrics.json" for metho
 def evidence(values, statistic="final"):
     claim = RunsClaim("here", "a claim", statistic, "a", "b")
     plan = Plan("name", claim, "digits", ((Run("digits", "a", 0), Run("digits", "b", 0)),), FILES, None)
-    comparison = paired_comparison(values, [0.0] * len(values), 0.95)
-    return Evidence(plan, statistic, "a < b", "seed", {"a": len(values)}, {}, comparison)
+    of_seeds = {str(seed): value for seed, value in enumerate(values)}
+    sides = {"a": of_seeds, "b": dict.fromkeys(of_seeds, 0.0)}
+    return Evidence(plan, statistic, "a < b", "seed", {"a": len(values)}, sides, Paired(tuple(values), 1.0))
 
 
-def test_a_verdict_needs_a_small_adjusted_p_and_then_follows_the_sign():
-    clear = [-1.0, -1.001, -0.999, -1.0005]
-    family = [evidence(clear), evidence([-x for x in clear]), evidence([-1.0, 2.0, 0.5, -0.7])]
-    findings = decide(family, Claims(0.95, 0.8, {}))
-    assert [found.verdict for found in findings] == ["supported", "contradicted", "undecided"]
-    assert [found.p_adjusted for found in findings] == holm([item.comparison.p for item in family])
-    assert {found.tests for found in findings} == {3}
+CLEAR = [-1.0, -1.001, -0.999, -1.0005, -0.9995, -1.0, -1.0001]
+NOISE = [-1.0, 2.0, 0.5, -0.7, 1.0, -1.5, -0.3]
+
+
+def test_a_verdict_needs_a_small_adjusted_p_and_then_follows_the_sign_or_a_narrow_interval():
+    family = [evidence(CLEAR), evidence([-x for x in CLEAR]), evidence(NOISE), evidence([x + 1.0 for x in CLEAR])]
+    findings = decide(family, settings())
+    assert [found.verdict for found in findings] == ["supported", "contradicted", "undecided", "no difference"]
+    adjusted = holm([item.comparison.p for item in family])
+    assert [found.p_adjusted for found in findings] == [p for p, _ in adjusted]
+    assert {found.tests for found in findings} == {4}
+    # The interval shown decides: at Holm's step where it excludes 0, else at that of all tests together.
+    steps = [
+        4 if found.verdict in ("undecided", "no difference") else step
+        for found, (_, step) in zip(findings, adjusted, strict=True)
+    ]
+    assert [found.level for found in findings] == pytest.approx([0.05 / step for step in steps])
+    assert [found.interval for found in findings] == [
+        item.comparison.interval(found.level) for item, found in zip(family, findings, strict=True)
+    ]
+    wide = settings(margins=dict.fromkeys(terms()["margins"], 1e-6))
+    assert decide(family, wide)[3].verdict == "undecided"
+
+
+def test_a_verdict_once_reached_is_not_taken_back_by_seeds_that_say_nothing():
+    found = [decide([evidence([*CLEAR, *more])], settings())[0] for more in ([], [1.5, -2.0, 2.5])]
+    assert [item.verdict for item in found] == ["supported", "supported"]
+    assert found[1].interval == found[0].interval
 
 
 def test_a_verdict_that_stands_alone_falls_among_many_tests_that_find_nothing():
-    borderline, noise = evidence([-1.0, -1.2, -0.7, -1.1]), evidence([-1.0, 2.0, 0.5, -0.7])
-    p = borderline.comparison.p
-    enough = math.floor(0.05 / p)
+    borderline, noise = evidence([-1.0, -1.2, -0.7, -1.1, -0.9, -1.3]), evidence(NOISE)
+    enough = math.floor(0.05 / borderline.comparison.p)
     assert 1 <= enough < 200
-    settings = Claims(0.95, 0.8, {})
-    assert decide([borderline, *[noise] * (enough - 1)], settings)[0].verdict == "supported"
-    assert decide([borderline, *[noise] * (enough + 1)], settings)[0].verdict == "undecided"
+    assert decide([borderline, *[noise] * (enough - 1)], settings())[0].verdict == "supported"
+    assert decide([borderline, *[noise] * (enough + 1)], settings())[0].verdict == "undecided"
 
 
 def test_the_seeds_that_would_decide_come_from_the_observed_spread_and_the_strictest_level():
-    item, other = evidence([-1.0, 0.5, -0.9, -0.2]), evidence([0.1, -0.1, 0.3])
-    found, _ = decide([item, other], Claims(0.95, 0.8, {}))
-    expected = seeds_needed(item.comparison.effect, statistics.stdev([-1.0, 0.5, -0.9, -0.2]), 0.05 / 2, 0.8)
+    values = [-1.0, 0.5, -0.9, -0.2]
+    item, other = evidence(values), evidence([0.1, -0.1, 0.3])
+    found, _ = decide([item, other], settings())
     assert found.verdict == "undecided"
-    assert found.seeds_needed == pytest.approx(expected)
+    assert found.seeds_needed == seeds_needed(item.comparison.effect, statistics.stdev(values), 1.0, 0.05 / 2, 0.1)
     assert found.seeds_needed > 4
 
 
 def test_a_single_seed_borrows_the_spread_of_the_same_statistic_only():
     alone, first, second = evidence([-0.4]), evidence([0.1, -0.1, 0.3]), evidence([0.5, -0.3])
     other = evidence([9.0, -9.0], statistic="area")
-    settings = Claims(0.95, 0.8, {})
     pooled = math.sqrt((first.comparison.std**2 + second.comparison.std**2) / 2)
-    found = decide([alone, first, second, other], settings)[0]
+    found = decide([alone, first, second, other], settings())[0]
     assert (found.verdict, found.p_adjusted) == ("undecided", 1.0)
     assert found.assumed_std == pytest.approx(pooled)
-    assert found.seeds_needed == seeds_needed(-0.4, pooled, 0.05 / 4, 0.8)
-    unknown = decide([alone, other], settings)[0]
-    assert (unknown.assumed_std, unknown.seeds_needed) == (None, 2)
+    assert found.seeds_needed == seeds_needed(-0.4, pooled, 1.0, 0.05 / 4, 0.1)
+    unknown = decide([alone, other], settings())[0]
+    # The fewest with which E can reach 40.
+    assert (unknown.assumed_std, unknown.seeds_needed) == (None, 6)
 
 
-def test_no_effect_needs_no_number_of_seeds():
-    found = decide([evidence([1.0, -1.0]), evidence([0.0])], Claims(0.95, 0.8, {}))
-    assert [(item.verdict, item.seeds_needed) for item in found] == [("undecided", None)] * 2
+def test_an_undecided_claim_wants_as_many_pairs_as_can_decide_and_half_as_many_more_at_most():
+    def wanted(values, **changes):
+        item = evidence(values)
+        return pairs_wanted(item, decide([item], settings(**changes))[0], settings(**changes))
+
+    assert wanted(CLEAR) == len(CLEAR)
+    assert wanted([-0.4]) == 5
+    assert wanted([*NOISE, *NOISE, *NOISE, *NOISE]) == 40
+    assert wanted([*NOISE, *NOISE]) == 21
+    assert wanted([*NOISE, *NOISE], most_seeds=16) == 16
+    assert wanted([*NOISE, *NOISE], most_seeds=10) == 14
+    nearly = [-0.9, 0.1, -0.9, -0.6, -1.0, 0.0, -0.8, -0.2]
+    needed = decide([evidence(nearly)], settings())[0].seeds_needed
+    assert wanted(nearly) == needed < 12
+
+
+def simulated_ledger(source):
+    """Claims about methods whose runs share seeds, with their true effects, watched as the workflow watches them.
+
+    Seeds are added for as long as any claim is undecided that has not the most of them: a claim stops, too, by what the
+    data of others say.
+    """
+    methods, terms_now = 7, settings(confidence=0.95, most_seeds=40)
+    truth = np.array([0.0, *source.choice([0.0, 0.0, 0.03, 0.5, 1.5], methods - 1)])
+    # Of each seed: what all methods share, and what is a method's own.
+    values = truth + source.normal(0, 1.0, (40, 1)) + source.normal(0, 0.3, (40, methods))
+    sides = [(lower, higher) for lower in range(methods) for higher in range(lower)][::2]
+    pairs = dict.fromkeys(sides, 1)
+    while True:
+        family = [evidence([*(values[:n, lower] - values[:n, higher])]) for (lower, higher), n in pairs.items()]
+        decisions = decide(family, terms_now)
+        # A method has as many seeds as the claim that wants most of it.
+        seeds = [0] * methods
+        for side, item, found in zip(sides, family, decisions, strict=True):
+            for method in side:
+                seeds[method] = max(seeds[method], pairs_wanted(item, found, terms_now))
+        grown = {(lower, higher): min(seeds[lower], seeds[higher]) for lower, higher in sides}
+        if grown == pairs:
+            return [
+                (found.verdict, truth[lower] - truth[higher])
+                for (lower, higher), found in zip(sides, decisions, strict=True)
+            ]
+        pairs = grown
+
+
+def test_of_simulated_ledgers_with_known_truth_at_most_a_twentieth_has_a_false_verdict():
+    """Of 200, with Clopper and Pearson's interval of that share, and with the power to find what is large."""
+    source, margin = np.random.default_rng(5), terms()["margins"]["final"]
+    ledgers = [simulated_ledger(source) for _ in range(200)]
+
+    def false(verdict, effect):
+        return (
+            (verdict == "supported" and effect >= 0)
+            or (verdict == "contradicted" and effect <= 0)
+            or (verdict == "no difference" and abs(effect) > margin)
+        )
+
+    wrong = sum(any(false(*claim) for claim in ledger) for ledger in ledgers)
+    interval = stats.binomtest(wrong, len(ledgers)).proportion_ci(0.95)
+    assert wrong <= 0.05 * len(ledgers), f"{wrong} ledgers of {len(ledgers)}, 95 % interval {interval}"
+    assert interval.low <= 0.05
+    large = [verdict for ledger in ledgers for verdict, effect in ledger if abs(effect) >= 1]
+    none = [verdict for ledger in ledgers for verdict, effect in ledger if effect == 0]
+    assert large.count("undecided") < 0.01 * len(large)
+    assert none.count("no difference") + none.count("undecided") > 0.98 * len(none)
 
 
 # Through the command.
@@ -324,14 +428,15 @@ def test_a_claim_about_runs_holds_its_data_its_test_and_what_scipy_finds(judged)
     _, content, records = judged
     record = records["digits", "end"]
     lower = [math.log(1.05 * (1.6 + wiggle)) for wiggle in WIGGLE]
-    higher = [math.log(1.05 * 2.0)] * 4
-    expected = paired_comparison(lower, higher, 0.95)
+    higher = [math.log(1.05 * 2.0)] * len(SEEDS)
+    expected = Paired(tuple(a - b for a, b in zip(lower, higher, strict=True)), 1.0)
+    low, high = expected.interval(record["level"])
     assert [*record["values"]["gc"].values()] == pytest.approx(lower)
     assert [*record["values"]["ic"].values()] == pytest.approx(higher)
     assert record["effect"] == pytest.approx(expected.effect)
-    assert record["interval"] == pytest.approx([expected.low, expected.high])
+    assert record["interval"] == pytest.approx([low, high])
     assert record["ratio"] == pytest.approx(math.exp(expected.effect))
-    assert record["ratio_interval"] == pytest.approx([math.exp(expected.low), math.exp(expected.high)])
+    assert record["ratio_interval"] == pytest.approx([math.exp(low), math.exp(high)])
     assert (record["p"], record["std"]) == pytest.approx((expected.p, expected.std))
     assert record["seeds"] == SEEDS
     assert set(record["runs"]) == {f"digits/{method}/{seed}" for method in ("gc", "ic") for seed in SEEDS}
@@ -339,7 +444,7 @@ def test_a_claim_about_runs_holds_its_data_its_test_and_what_scipy_finds(judged)
         f"results/digits/{m}/seed{k}/evaluation/metrics.json" for m in ("gc", "ic") for k in SEEDS
     }
     assert record["verdict"] == "supported"
-    assert (record["confidence"], content["power"]) == (0.95, 0.8)
+    assert record["confidence"] == content["confidence"] == 0.95
     assert record["shown"].startswith(f"−{100 - 100 * record['ratio']:.0f}\u00a0% [")
 
 
@@ -347,7 +452,7 @@ def test_p_values_are_adjusted_over_all_statistical_tests_of_a_data_set_and_theo
     _, content, records = judged
     tested = [record for (dataset, _), record in records.items() if dataset == "digits"]
     assert content["tests"] == {"digits": len(tested), "mixture2d": 0}
-    assert [record["p_adjusted"] for record in tested] == pytest.approx(holm([record["p"] for record in tested]))
+    assert [record["p_adjusted"] for record in tested] == pytest.approx([p for p, _ in holm([r["p"] for r in tested])])
     assert {record["tests"] for record in tested} == {len(tested)}
     assert "p" not in records["mixture2d", "proved"]
 
@@ -375,8 +480,8 @@ def test_transport_costs_are_compared_as_the_claims_say(judged):
     assert (below["effect"], below["ratio"]) == pytest.approx((-40.0, 40 / 80))
     assert below["standard_error"] == pytest.approx(math.hypot(0.1, 0.1))
     # Few batches: what their standard error itself is uncertain by is in p and interval.
-    expected = welch_comparison([Estimate(20.0, 0.1, 2), Estimate(60.0, 0.1, 48)], 0.95)
-    assert (below["p"], below["interval"]) == (expected.p, [expected.low, expected.high])
+    expected = Welch((Estimate(20.0, 0.1, 2), Estimate(60.0, 0.1, 48)))
+    assert (below["p"], below["interval"]) == (expected.p, [*expected.interval(below["level"])])
     assert "Two-sided Welch's t test" in below["text"]
     assert "Two-sided paired t test" in small["text"]
     assert small["test"]["words"].startswith(
@@ -443,6 +548,7 @@ def test_one_number_of_one_evaluation_file_changes_the_verdict(tmp_path):
     # Two pairs and little confidence, so that a single number is enough to turn the mean over.
     params = document({"end": runs_claim("final", "gc", "ic")}, confidence=0.3)
     params["datasets"]["digits"]["runs"]["gc"]["seeds"] = [0, 1]
+    params["claims"]["margins"]["final"] = 1e-9
     root = fill(write_project(tmp_path, params))
     found = []
     for value in (1.6, 30.0, 2.4):
@@ -460,9 +566,9 @@ def test_a_single_common_seed_is_undecided_with_the_pooled_number_of_seeds(judge
     assert record["effect"] == pytest.approx(math.log(1.5 / (1.05 * 2.0)))
     assert record["assumed_std"] == pytest.approx(other["std"])
     alpha = 0.05 / record["tests"]
-    assert record["seeds_needed"] == seeds_needed(record["effect"], other["std"], alpha, 0.8)
+    assert record["seeds_needed"] == seeds_needed(record["effect"], other["std"], 1.0, alpha, 0.1)
     assert f"about {record['seeds_needed']} seeds would decide it" in record["text"]
-    assert "pooled standard deviation" in record["text"]
+    assert "pooled: " in record["text"]
 
 
 def test_what_is_not_tested_on_a_data_set_says_why(judged):
@@ -538,29 +644,38 @@ def test_a_statistic_of_denoisers_is_not_asked_of_others(tmp_path):
     [(1.0, "0 %"), (1 + 1e-15, "0 %"), (0.9996, "−0.04 %"), (1.00004, "+0.004 %"), (0.997, "−0.3 %"), (0.8, "−20 %")],
 )
 def test_small_effects_have_a_digit_to_be_told_from_none(ratio, text):
-    assert effect_words(evidence([math.log(ratio)])) == text.replace(" ", "\u00a0")
+    item = evidence([math.log(ratio)])
+    assert effect_words(item, decide([item], settings())[0]) == text.replace(" ", "\u00a0")
 
 
 def test_the_forest_plot_wraps_long_labels_and_draws_what_is_beyond_its_axis_as_an_arrow():
     name = "a label of about thirty-eight letters $x$"
-    settings = Claims(0.95, 0.8, {})
-    items = [evidence([value, value + 0.01]) for value in (-3.0, 0.0, 3.0)]
+    items = [evidence([value, value + 0.01]) for value in (-3.0, 0.0, 3.0)] + [evidence([-3.0])]
+    items.append(evidence([-3.0, -3.1], statistic="discrepancy-slope"))
     items = [replace(item, contrast=f"{name} < {name}") for item in items]
-    decisions = decide(items, settings)
-    figure = forest_plot([finding_of(*both, settings) for both in zip(items, decisions, strict=True)], 0.95)
+    terms_now = settings(confidence=0.2)
+    decisions = decide(items, terms_now)
+    findings = [finding_of(*both, terms_now) for both in zip(items, decisions, strict=True)]
+    figure = forest_plot(findings, 0.95)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.canvas.draw()
-    (axes,) = figure.axes
+    axes, of_slopes = figure.axes
+    assert (axes.get_xscale(), of_slopes.get_xscale()) == ("log", "linear")
     assert axes.get_position().width > 0.15
     labels = [text.get_text() for text in axes.get_yticklabels()]
     assert labels[0] == "digits"
-    assert [label.replace("\n", " ") for label in labels[1:]] == [f"end: {name} < {name}"] * 3
+    assert [label.replace("\n", " ") for label in labels[1:]] == [f"end: {name} < {name}"] * 4
     boxes = [text.get_window_extent() for text in axes.get_yticklabels()]
     assert all(below.y1 <= above.y0 for above, below in pairwise(boxes))
-    markers = {line.get_xdata()[0]: line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1}
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    markers = {line.get_xdata()[0]: line.get_marker() for line in marks}
     assert [markers[LIMITS[0]], markers[LIMITS[1]]] == ["<", ">"]
-    assert len(markers) == 3
+    # The single seed, in the last row, is hollow.
+    assert [line.get_markerfacecolor() == "white" for line in marks if line.get_marker() in "<>s"][-1]
+    shown = course_plot(findings)
+    shown.canvas.draw()
+    assert [panel.get_ylabel() for panel in shown.axes if panel.get_visible()] == ["ln ratio"] * 4 + ["slope"]
 
 
 # The four files.
@@ -570,7 +685,7 @@ def test_json_markdown_and_pictures_agree(judged):
     root, content, records = judged
     text = (root / "results/claims.md").read_text()
     # In the order of the JSON.
-    lines = [line for line in text.splitlines() if line.endswith(("supported |", "contradicted |", "undecided |"))]
+    lines = [line for line in text.splitlines() if line.endswith(tuple(f" {verdict} |" for verdict in VERDICTS))]
     assert len(lines) == len(content["records"])
     for record, line in zip(content["records"], lines, strict=True):
         assert record["text"] in text
@@ -584,7 +699,7 @@ def test_json_markdown_and_pictures_agree(judged):
     table = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|")]
     heads, _, *overview = [line.strip("| ").split(" | ") for line in table]
     assert heads == ["claim", "place", "digits", "mixture2d"]
-    marks = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+    marks = {"supported": "✓", "contradicted": "✗", "no difference": "=", "undecided": "?"}
     for row, name in zip(overview, ENTRIES, strict=True):
         found = [records.get((dataset, name), {}).get("verdict") for dataset in ("digits", "mixture2d")]
         assert row[2:] == [marks.get(verdict, "–") for verdict in found]
@@ -615,10 +730,11 @@ def test_a_line_for_each_verdict_and_a_summary_are_said(judged):
     lines = gcflow(root, "claims").stderr.splitlines()
     assert len(lines) == len(content["records"]) + 1
     for record, line in zip(content["records"], lines, strict=False):
-        assert line.split()[:2] == [f"{record['dataset']}/{record['name']}", record["verdict"]]
+        assert line.split("  ")[1].split()[0] == f"{record['dataset']}/{record['name']}"
+        assert f" {record['verdict']} " in line
         assert line.endswith(record["shown"])
     verdicts = [record["verdict"] for record in content["records"]]
-    expected = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "contradicted", "undecided"))
+    expected = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS)
     assert expected in lines[-1]
 
 
@@ -637,7 +753,7 @@ def test_the_stage_depends_on_exactly_the_files_that_are_read(root, tmp_path_fac
         (bare / dep).parent.mkdir(parents=True, exist_ok=True)
         copy(root / dep, bare / dep)
     ledger(bare)
-    assert {str(path.relative_to(bare)) for path in bare.glob("results/claims.*")} == set(stage.outs)
+    assert {str(path.relative_to(bare)) for path in bare.glob("results/claims*")} == set(stage.outs)
     for dep in stage.deps[:: len(stage.deps) // 4]:
         kept = (bare / dep).read_text()
         (bare / dep).unlink()
@@ -668,6 +784,83 @@ def test_without_claims_there_is_no_stage(tmp_path):
     assert "claims.yaml: no such file; there is nothing to test" in error_line(
         gcflow(tmp_path, "claims", check=False).stderr
     )
+
+
+# More seeds, and docs/evidence.
+
+
+def test_a_round_keeps_what_was_measured_and_adds_the_seeds_that_undecided_claims_want_with_what_those_need(root):
+    stages = [stage.name for stage in Stages(Params(root / "params.yaml"))]
+    gcflow(root, "decide")
+    params = Params(root / "params.yaml")
+    added = params.added
+    assert added is not None
+    # Of ten pairs all are decided; the frozen predictor has one seed, and looks at runs of ic with the same.
+    assert (added.round, set(added.seeds)) == (1, {"digits"})
+    assert dict(added.seeds["digits"]) == {"gc-frozen": tuple(range(1, 8))}
+    assert [run.seed for run in params.runs("digits", added=True) if run.method == "gc-frozen"] == [*range(8)]
+    # What is no claim's business does without them.
+    assert [stage.name for stage in Stages(params)] == stages
+    assert "results/digits/gc-frozen/seed7/evaluation/metrics.json" in Stages(params).evidence
+    ours, evidence = gather(params, "digits"), kept(params, "digits")
+    assert evidence is not None
+    assert (evidence.runs, evidence.transport) == (ours.runs, ours.transport)
+    for seed in added.seeds["digits"]["gc-frozen"]:
+        dump(evaluation(root, f"digits/gc-frozen/{seed}"), metrics({20: [4.0], 40: [1.5 + 0.01 * seed]}))
+    gcflow(root, "decide")
+    # All decided: what was added is decided, too, and nothing more is asked for.
+    assert Params(root / "params.yaml").added == added
+    assert json.loads((root / "results/decided.json").read_text())["new"] == 0
+
+
+def test_docs_evidence_decides_and_stands_beside_what_was_measured_here(root):
+    gcflow(root, "decide")
+    for seed in SEEDS:
+        dump(evaluation(root, f"digits/gc/{seed}"), metrics({20: [3.0], 40: [2.1]}))
+    content, records = ledger(root)
+    end = records["digits", "end"]
+    assert (end["verdict"], end["here"], end["here_seeds"]) == ("supported", "0\u00a0%", len(SEEDS))
+    assert end["apart"] is False
+    dump(evaluation(root, "digits/gc/0"), metrics({20: [3.0], 40: [2.9]}))
+    assert ledger(root)[1]["digits", "end"]["apart"] is True
+    assert "points apart" in (root / "results/claims.md").read_text()
+    assert content["origins"]["digits"]["command"] == "snakemake --profile local decided"
+    assert "docs/evidence/digits.jsonl" in Stages(Params(root / "params.yaml")).claims().deps
+    # Of other settings it decides nothing.
+    changed = document()
+    changed["datasets"]["digits"]["methods"]["gc"]["mu"] = 0.4
+    write_project(root, changed)
+    content, records = ledger(root)
+    assert "methods.gc; renew it" in content["notes"]["digits"]
+    assert records["digits", "end"]["verdict"] != "supported"
+    (root / "docs/evidence/digits.jsonl").write_text("{")
+    with pytest.raises(GcflowError, match=r"digits\.jsonl: not what snakemake --profile local decided writes"):
+        kept(Params(root / "params.yaml"), "digits")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/claims.md"])
+def test_docs_evidence_gives_the_repositorys_verdicts_again(page):
+    params, counts = Params(ROOT / "params.yaml"), Counter()
+    for dataset in params.at_scale("embedded"):
+        evidence = kept(params, dataset)
+        assert evidence is not None
+        counts.update(found.verdict for found in findings_on(params, dataset, evidence)[0])
+    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
+    assert f"**{words}**" in " ".join((ROOT / page).read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("round: 1\nseeds: {digits: {goc: [3]}}", "seeds.digits.goc has no runs in params.yaml; delete the key"),
+        ("round: 0\nseeds: {}", "round is 0, expected a number >= 1"),
+        ("round: 1\nseeds: {digits: {gc: [3, 3]}}", "seeds.digits.gc is [3, 3], expected "),
+    ],
+)
+def test_added_seeds_that_cannot_be_are_refused_by_key(root, text, problem):
+    (root / "seeds.yaml").write_text(text)
+    with pytest.raises(GcflowError, match=re.escape(f"seeds.yaml: {problem}")):
+        Params(root / "params.yaml")
 
 
 # Errors.
@@ -706,8 +899,9 @@ def refusal(folder, change):
     ("change", "expected"),
     [
         (lambda c: c.update(confidence=1.0), "confidence is 1.0, expected a number < 1"),
-        (lambda c: c.update(power=0.0), "power is 0.0, expected a number > 0"),
-        (lambda c: c.pop("power"), "power is missing"),
+        (lambda c: c.update(prior_scale=0.0), "prior_scale is 0.0, expected a number > 0"),
+        (lambda c: c.pop("margins"), "margins is missing"),
+        (lambda c: c["margins"].pop("final"), "margins is ['start', "),
         (lambda c: c["entries"]["end"].update(statistic="best"), "entries.end.statistic is 'best', expected "),
         (
             lambda c: c["entries"]["end"].update(higher="gc"),

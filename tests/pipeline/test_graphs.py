@@ -101,7 +101,13 @@ def test_a_run_that_reads_less_than_others_of_its_kind_depends_on_no_file_more(f
 def stages_of(tmp_path, methods=None, seeds=None):
     document = tiny_params()
     claim = {"place": "here", "claim": "it is", "test": "runs", "statistic": "final", "lower": "gc", "higher": "ic"}
-    document["claims"] = {"confidence": 0.95, "power": 0.8, "entries": {"one": claim}}
+    document["claims"] = {
+        "confidence": 0.95,
+        "prior_scale": 1.0,
+        "most_seeds": 9,
+        "margins": {"final": 0.1},
+        "entries": {"one": claim},
+    }
     params = Params(write_project(tmp_path, document) / "params.yaml")
     return Stages(params, "embedded", Subset.parse(methods, seeds))
 

@@ -29,7 +29,9 @@ SECTIONS = ("/", "/claims", "/tables", "/figures", "/samples", "/theory", "/runs
 RUN = "/run/digits/gc/0"
 CLAIMS = {
     "confidence": 0.95,
-    "power": 0.8,
+    "prior_scale": 1.0,
+    "most_seeds": 9,
+    "margins": {"final": 0.1, "falls-at-small-noise": 0.01},
     "entries": {
         "end": {
             "place": "Table 1", "claim": "GC ends better than IC.", "test": "runs", "statistic": "final",

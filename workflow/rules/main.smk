@@ -83,6 +83,7 @@ onstart:
 
 onsuccess:
     end_watch()
+    next_round()
 
 
 onerror:

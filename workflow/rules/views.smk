@@ -63,6 +63,13 @@ rule claims:
             labels={"claims": "effects with their intervals"},
         ),
         svg="results/claims.svg",
+        course_png=report(
+            "results/claims-course.png",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"claims": "effects against the number of seeds"},
+        ),
+        course_svg="results/claims-course.svg",
     log:
         "results/logs/claims.log",
     benchmark:

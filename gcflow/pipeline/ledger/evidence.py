@@ -1,4 +1,4 @@
-"""The measurement of each claim's test on a data set, from the stages' files, before other tests are looked at.
+"""The measurement of each claim's test on a data set, before other tests are looked at.
 
 Every effect is the side that the claim says is lower minus the other, so that a negative one supports the claim.
 """
@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gcflow.files import json_document
-from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, run_file
+from gcflow.errors import GcflowError
+from gcflow.files import expected_form
+from gcflow.pipeline.ledger.plans import Plan, run_file
 from gcflow.pipeline.ledger.run_statistics import run_statistic
-from gcflow.pipeline.params import Params
-from gcflow.pipeline.schema import RunsClaim, TransportClaim
-from gcflow.significance import Comparison, Estimate, paired_comparison, welch_comparison
+from gcflow.pipeline.ledger.summaries import Summaries, verb_of
+from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.schema import RunsClaim, Statistic, TransportClaim
+from gcflow.significance import Estimate, Paired, Welch
 from gcflow.theory.check import Check
 
 SEEDS = "training seed; the two methods' runs with the same seed are a pair"
@@ -27,18 +29,17 @@ class Evidence:
     """The outcome of one test, whatever other tests there are.
 
     contrast: what is claimed to be lower than what. unit: of replication. replicates: units of each side. values: what
-    was compared, by side; for runs, seed to statistic. estimates: what was compared as means with standard errors; none
-    for runs. base: the cost that the effect is a change of; None where effects are of logarithms or slopes.
+    was compared, by side; for runs, seed to statistic. base: the cost that the effect is a change of; None where
+    effects are of logarithms or slopes.
     """
 
     plan: Plan
-    statistic: str
+    statistic: Statistic
     contrast: str
     unit: str
     replicates: dict[str, int]
     values: dict[str, dict[str, float]]
-    comparison: Comparison
-    estimates: tuple[Estimate, ...] = ()
+    comparison: Paired | Welch
     base: float | None = None
 
     @property
@@ -48,36 +49,50 @@ class Evidence:
             return "costs"
         return "slopes" if self.statistic == "discrepancy-slope" else "natural logarithms"
 
-    def ratio(self, effect: float | None) -> float | None:
-        """An effect as a ratio of the two sides; None for slopes, and where there is no effect."""
-        if effect is None or self.scale == "slopes":
+    def ratio(self, effect: float) -> float | None:
+        """An effect as a ratio of the two sides; None for slopes, and where there is no number."""
+        if self.scale == "slopes" or math.isinf(effect):
             return None
         return math.exp(effect) if self.base is None else max(0.0, 1 + effect / self.base)
 
-
-def compare_runs(params: Params, plan: Plan, claim: RunsClaim, confidence: float) -> Evidence:
-    """A statistic of runs with the same seeds, lower minus higher."""
-    of_discrepancy = claim.statistic in DISCREPANCY_STATISTICS
-    verb = "discrepancy" if of_discrepancy else "evaluate"
-    values: dict[str, dict[str, float]] = {claim.lower: {}, claim.higher: {}}
-    for run in (run for side in zip(*plan.runs, strict=True) for run in side):
-        path = params.root / run_file(claim, run)
-        with json_document(path, f"gcflow {verb} {run.name}") as document:
-            records = document["records"] if of_discrepancy else document
-            values[run.method][str(run.seed)] = run_statistic(claim.statistic, records, str(path))
-    lower, higher = ([*of_seeds.values()] for of_seeds in values.values())
-    contrast = " < ".join(params.dataset(plan.dataset).runs[method].label for method in values)
-    found = paired_comparison(lower, higher, confidence)
-    return Evidence(plan, claim.statistic, contrast, SEEDS, dict.fromkeys(values, len(lower)), values, found)
+    @property
+    def seeds(self) -> list[int]:
+        """That both sides have, of a test of runs."""
+        return [] if self.comparison.count is None else [*map(int, next(iter(self.values.values())))]
 
 
-def compare_costs(params: Params, plan: Plan, claim: TransportClaim, confidence: float) -> Evidence:
+def compare_runs(params: Params, plan: Plan, claim: RunsClaim, data: Summaries, prior_scale: float) -> Evidence:
+    """A statistic of runs with the same seeds, lower minus higher, in the order of the seeds.
+
+    Raises:
+        GcflowError: the data have no such runs, or their numbers no such statistic.
+    """
+    verb, methods = verb_of(claim), (claim.lower, claim.higher)
+    numbers: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in methods}
+    for (of, run), measured in data.runs.items():
+        if of == verb and run.method in numbers:
+            numbers[run.method][run.seed] = measured
+    common = sorted(set.intersection(*map(set, numbers.values())))
+    if not common:
+        raise GcflowError(f"{data.path}: has no runs of {' and '.join(methods)} with the same seed")
+    values: dict[str, dict[str, float]] = {method: {} for method in methods}
+    for method in methods:
+        for seed in common:
+            source = str(data.path or params.root / run_file(claim, Run(plan.dataset, method, seed)))
+            values[method][str(seed)] = run_statistic(claim.statistic, numbers[method][seed], source)
+    pairs = zip(*(of_seeds.values() for of_seeds in values.values()), strict=True)
+    contrast = " < ".join(params.dataset(plan.dataset).runs[method].label for method in methods)
+    found = Paired(tuple(lower - higher for lower, higher in pairs), prior_scale)
+    return Evidence(plan, claim.statistic, contrast, SEEDS, dict.fromkeys(methods, len(common)), values, found)
+
+
+def compare_costs(params: Params, plan: Plan, claim: TransportClaim, data: Summaries) -> Evidence:
     """Transport costs of generator-augmented pairs against those of other noise levels or couplings.
 
     The exact flow predicts their endpoints, or the trained predictor, where the data are too large for the exact one.
     """
-    with json_document(params.root / plan.files[0], f"gcflow transport {plan.dataset}") as document:
-        records, samples = document["records"], document["samples"]
+    with expected_form(data.path or params.root / plan.files[0], f"gcflow transport {plan.dataset}"):
+        records, samples = data.transport["records"], data.transport["samples"]
         name = "gc-exact" if "gc-exact" in samples else "gc"
         levels = sorted((r for r in records if r["coupling"] == name), key=lambda r: r["sigma"])
         level, replicates = levels[0 if claim.statistic == "falls-at-small-noise" else -1], {name: int(samples[name])}
@@ -98,14 +113,14 @@ def compare_costs(params: Params, plan: Plan, claim: TransportClaim, confidence:
             values = {name: {"change": level["change"]}}
             estimates = [Estimate(level["change"], level["change_standard_error"], replicates[name])]
             base = level["cost"] - level["change"]
-        found = welch_comparison(estimates, confidence)
-    return Evidence(plan, claim.statistic, contrast, unit, replicates, values, found, tuple(estimates), base)
+        found = Welch(tuple(estimates))
+    return Evidence(plan, claim.statistic, contrast, unit, replicates, values, found, base)
 
 
-def statement_checks(params: Params, plan: Plan, statement: str) -> list[Check]:
+def statement_checks(params: Params, plan: Plan, statement: str, data: Summaries) -> list[Check]:
     """The checks of a statement; none, if its data set has none."""
-    with json_document(params.root / plan.files[0], f"gcflow theory {plan.dataset}") as document:
-        return [_check(found) for found in document["checks"] if found["statement"] == statement]
+    with expected_form(data.path or params.root / plan.files[0], f"gcflow theory {plan.dataset}"):
+        return [_check(found) for found in data.checks if found["statement"] == statement]
 
 
 def _check(found: dict[str, Any]) -> Check:

@@ -2,17 +2,20 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gcflow.config import RunReference
 from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import results_folder, run_folder
 from gcflow.pipeline.ledger.evidence import Evidence, compare_costs, compare_runs, statement_checks
 from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
+from gcflow.pipeline.ledger.summaries import Summaries, gather, kept
 from gcflow.pipeline.params import CLAIMS, Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.readable import NO_BREAK, minus, short
-from gcflow.significance import MOST_SEEDS, growth_needed, holm, seeds_needed
+from gcflow.significance import MOST_SEEDS, Paired, holm, seeds_needed
 from gcflow.theory.check import Check
 
 # What is compared, and the same in a word or two.
@@ -39,7 +42,8 @@ class Finding:
     """A claim's outcome on a data set.
 
     test: what was compared. shown: the effect with its interval. text: how it was decided. source: what was read.
-    numbers: what its record has besides. evidence: None for a statement of theory.
+    numbers: what its record has besides. evidence, decision: None for a statement of theory. here: where docs/evidence
+    decides, the same of this project's own results.
     """
 
     plan: Plan
@@ -50,10 +54,25 @@ class Finding:
     source: str
     numbers: dict[str, Any]
     evidence: Evidence | None = None
+    decision: "Decision | None" = None
+    here: "Finding | None" = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether what was measured here points away from the verdict of docs/evidence."""
+        if self.here is None or self.verdict == "undecided":
+            return False
+        if self.here.evidence is None or self.here.decision is None:
+            return self.here.verdict != self.verdict
+        effect = self.here.evidence.comparison.effect
+        if self.verdict == "no difference":
+            return abs(effect) > self.here.decision.margin
+        return effect > 0 if self.verdict == "supported" else effect < 0
 
     def record(self) -> dict[str, Any]:
         """As claims.json has it."""
         terms = asdict(self.plan.claim)
+        here = {"here": self.here.shown, "here_seeds": len(self.here.numbers.get("seeds", []))} if self.here else {}
         return {
             "name": self.plan.name,
             "place": terms.pop("place"),
@@ -63,91 +82,135 @@ class Finding:
             "test": terms | {"words": self.test},
             "files": list(self.plan.files),
             **self.numbers,
+            **here,
+            "apart": self.apart,
             "shown": self.shown,
             "text": self.text,
         }
 
 
 class Judgement(NamedTuple):
-    """Every claim on every data set. untested: plans with their reasons."""
+    """Every claim on every data set.
+
+    untested: plans with their reasons. origins: by data set, the head of what decided in docs/evidence. notes: why it
+    did not.
+    """
 
     settings: Claims
     datasets: list[str]
     findings: list[Finding]
     untested: list[Plan]
+    origins: dict[str, dict[str, Any]]
+    notes: dict[str, str]
 
 
 def judge(params: Params, scale: str) -> Judgement:
     """Tests every claim on every data set of a scale that has what it needs.
 
+    On this project's own results; where docs/evidence has more seeds of the same settings, on those, with what was
+    measured here beside them.
+
     Raises:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
-    claims = params.claims
-    if claims is None:
-        raise GcflowError(f"{params.root / CLAIMS}: no such file; there is nothing to test")
-    judgement = Judgement(claims, params.at_scale(scale), [], [])
+    claims = claims_of(params)
+    judgement = Judgement(claims, params.at_scale(scale), [], [], {}, {})
     for dataset in judgement.datasets:
-        outcomes = [_outcome(params, plan, claims.confidence) for plan in plans(params, dataset)]
-        decisions = iter(decide([found for found in outcomes if isinstance(found, Evidence)], claims))
-        for found in outcomes:
-            if isinstance(found, Plan):
-                judgement.untested.append(found)
-            else:
-                finding = finding_of(found, next(decisions), claims) if isinstance(found, Evidence) else found
-                judgement.findings.append(finding)
+        findings, untested = findings_on(params, dataset, gather(params, dataset))
+        judgement.untested.extend(untested)
+        try:
+            if (evidence := kept(params, dataset)) is not None:
+                here = {found.plan.name: found for found in findings}
+                found, _ = findings_on(params, dataset, evidence)
+                findings = [replace(finding, here=here[finding.plan.name]) for finding in found]
+                judgement.origins[dataset] = evidence.origin
+        except GcflowError as error:
+            judgement.notes[dataset] = str(error).removeprefix(f"{params.root}/")
+        judgement.findings.extend(findings)
     return judgement
 
 
-def _outcome(params: Params, plan: Plan, confidence: float) -> Plan | Evidence | Finding:
+def claims_of(params: Params) -> Claims:
+    """Those of claims.yaml, or a GcflowError without it."""
+    if params.claims is None:
+        raise GcflowError(f"{params.root / CLAIMS}: no such file; there is nothing to test")
+    return params.claims
+
+
+def findings_on(params: Params, dataset: str, data: Summaries) -> tuple[list[Finding], list[Plan]]:
+    """What the data say of every claim on a data set, and the plans of those that are not tested there."""
+    claims = claims_of(params)
+    outcomes = [_outcome(params, plan, data) for plan in plans(params, dataset)]
+    family = [found for found in outcomes if isinstance(found, Evidence)]
+    decisions = iter(decide(family, claims))
+    findings: list[Finding] = []
+    for found in outcomes:
+        if isinstance(found, Evidence):
+            findings.append(finding_of(found, next(decisions), claims, data.path))
+        elif isinstance(found, Finding):
+            findings.append(found)
+    return findings, [found for found in outcomes if isinstance(found, Plan)]
+
+
+def _outcome(params: Params, plan: Plan, data: Summaries) -> Plan | Evidence | Finding:
     """What is not tested is its plan, with the reason; what waits for the other tests of the data set is evidence."""
     claim = plan.claim
     if plan.reason is not None:
         return plan
     if isinstance(claim, RunsClaim):
-        return compare_runs(params, plan, claim, confidence)
+        return compare_runs(params, plan, claim, data, claims_of(params).prior_scale)
     if isinstance(claim, TransportClaim):
-        return compare_costs(params, plan, claim, confidence)
-    checks = statement_checks(params, plan, claim.statement)
-    return (
-        checked(plan, checks) if checks else replace(plan, reason=f"{plan.files[0]} has no check of {claim.statement}")
-    )
+        return compare_costs(params, plan, claim, data)
+    checks = statement_checks(params, plan, claim.statement, data)
+    reason = f"{plan.files[0]} has no check of {claim.statement}"
+    return checked(plan, checks, data.path) if checks else replace(plan, reason=reason)
 
 
 class Decision(NamedTuple):
     """A verdict on a statistical test.
 
-    tests: of the data set, for all of which p_adjusted holds. seeds_needed: that would decide an undecided claim about
-    runs; None if more than 1000. assumed_std: of the differences, for seeds_needed; None if it is not known and
-    seeds_needed is but the least. growth_needed: for an undecided claim about transport cost, how many times the pairs.
+    interval: of the effect: it excludes 0 where a claim is supported or contradicted, lies inside +-margin where there
+    is no difference, and is infinite where there are too few seeds for any. level: alpha of it. tests: of the data set,
+    for all of which p_adjusted holds. seeds_needed: that would decide an undecided claim about runs; None if more than
+    1000. assumed_std: of the differences, for seeds_needed; None if it is not known and seeds_needed is but the least.
+    growth_needed: for an undecided claim about transport cost, how many times the pairs.
     """
 
     verdict: Verdict
     p_adjusted: float
     tests: int
+    level: float
+    interval: tuple[float, float]
+    margin: float
     seeds_needed: int | None = None
     assumed_std: float | None = None
     growth_needed: float | None = None
 
 
 def decide(evidence: list[Evidence], settings: Claims) -> list[Decision]:
-    """Verdicts on the statistical tests of one data set, whose p values are adjusted by Holm's method together."""
+    """Verdicts on the statistical tests of one data set, whose p values are adjusted by Holm's method together.
+
+    Of runs p is 1 / the largest e-value. That there is no difference is said at the level of all tests together.
+    """
     adjusted = holm([item.comparison.p for item in evidence])
-    return [_decision(item, p, evidence, settings) for item, p in zip(evidence, adjusted, strict=True)]
+    return [_decision(item, *found, evidence, settings) for item, found in zip(evidence, adjusted, strict=True)]
 
 
-def _decision(item: Evidence, p_adjusted: float, family: list[Evidence], settings: Claims) -> Decision:
-    found, alpha = item.comparison, 1 - settings.confidence
-    if p_adjusted < alpha:
-        return Decision("supported" if found.effect < 0 else "contradicted", p_adjusted, len(family))
-    # Holm's method is strictest with the least p value; for the others this number of seeds is on the safe side.
-    undecided, strictest = Decision("undecided", p_adjusted, len(family)), alpha / len(family)
+def _decision(item: Evidence, p_adjusted: float, step: int, family: list[Evidence], settings: Claims) -> Decision:
+    found, alpha, tests = item.comparison, 1 - settings.confidence, len(family)
+    margin = settings.margins[item.statistic] * (item.base or 1.0)
+    rejected = p_adjusted < alpha
+    level = alpha / (step if rejected else tests)
+    low, high = found.interval(level)
+    undecided = Decision("undecided", p_adjusted, tests, level, (low, high), margin)
+    if rejected:
+        return undecided._replace(verdict="supported" if low + high < 0 else "contradicted")
+    if -margin < low and high < margin:
+        return undecided._replace(verdict="no difference")
     if found.count is None:
-        return undecided._replace(growth_needed=growth_needed(item.estimates, strictest, settings.power))
+        return undecided._replace(growth_needed=found.growth_needed(level, margin))
     std = found.std if found.std is not None else _pooled_std(item.statistic, family)
-    if std is None:
-        return undecided._replace(seeds_needed=2)
-    seeds = seeds_needed(found.effect, std, strictest, settings.power)
+    seeds = seeds_needed(found.effect, std or 0.0, settings.prior_scale, level, margin)
     return undecided._replace(seeds_needed=max(seeds, found.count + 1) if seeds else None, assumed_std=std)
 
 
@@ -156,30 +219,73 @@ def _pooled_std(statistic: str, family: list[Evidence]) -> float | None:
     return math.sqrt(sum(std**2 for std in stds) / len(stds)) if stds else None
 
 
-def finding_of(evidence: Evidence, decision: Decision, settings: Claims) -> Finding:
-    """A claim that was tested statistically."""
-    plan, found = evidence.plan, evidence.comparison
+def pairs_wanted(item: Evidence, decision: Decision, settings: Claims) -> int:
+    """How many pairs a claim is to have before it is looked at again: as many as it has where it is decided.
+
+    Half as many more at most, since what is known of its variance now may be wrong, and not fewer than can decide.
+    """
+    known, least = item.comparison.count, seeds_needed(0.0, 0.0, settings.prior_scale, decision.level, 1.0)
+    if known is None or decision.verdict != "undecided":
+        return known or 0
+    most = max(least or 0, known + max(2, known // 2))
+    return max(known, min(most, max(least or 0, decision.seeds_needed or most), settings.most_seeds))
+
+
+def seeds_wanted(params: Params, findings: list[Finding]) -> dict[str, set[int]]:
+    """By method the seeds that undecided claims on a data set want beyond those there are, with all that they need."""
+    wanted: dict[str, set[int]] = {}
+    for found in findings:
+        if found.evidence and found.decision and found.evidence.comparison.count is not None:
+            seeds = set(found.evidence.seeds)
+            others = (seed for seed in count() if seed not in found.evidence.seeds)
+            while len(seeds) < pairs_wanted(found.evidence, found.decision, claims_of(params)):
+                seeds.add(next(others))
+            for method in found.evidence.values:
+                wanted.setdefault(method, set()).update(seeds)
+    dataset = params.dataset(findings[0].plan.dataset) if findings else None
+    open_ends = [*wanted]
+    while dataset and open_ends:
+        method = open_ends.pop()
+        for reference in dataset.methods[method].frozen.values():
+            if isinstance(reference, RunReference):
+                seeds = wanted[method] if reference.seed is None else {reference.seed}
+                if not seeds <= wanted.setdefault(reference.method, set()):
+                    wanted[reference.method] |= seeds
+                    open_ends.append(reference.method)
+    name = findings[0].plan.dataset if findings else ""
+    new = {method: seeds.difference(params.seeds(name, method)) for method, seeds in wanted.items()}
+    return {method: seeds for method, seeds in new.items() if seeds}
+
+
+def finding_of(evidence: Evidence, decision: Decision, settings: Claims, path: Path | None = None) -> Finding:
+    """A claim that was tested statistically. path: of docs/evidence, where that was read."""
+    plan, found, (low, high) = evidence.plan, evidence.comparison, decision.interval
     endpoints = [f", endpoints by {ENDPOINTS[side]}" for side in evidence.replicates if side in ENDPOINTS]
     meaning, _ = MEANINGS[evidence.statistic]
-    words = (_basis(evidence, settings), _significance(evidence, decision), _conclusion(evidence, decision, settings))
+    shown = effect_words(evidence, decision)
+    words = (
+        _basis(evidence, shown, settings),
+        _significance(evidence, decision),
+        _conclusion(evidence, decision, settings),
+    )
+    seeds = evidence.seeds
     return Finding(
         plan,
         decision.verdict,
-        test=f"{meaning}{''.join(endpoints) if evidence.estimates else ''}: {evidence.contrast}",
-        shown=effect_words(evidence),
+        test=f"{meaning}{''.join(endpoints) if evidence.base else ''}: {evidence.contrast}",
+        shown=shown,
         text=" ".join(words),
-        source=f"{_files(plan)}; unit of replication: {evidence.unit}.",
+        source=f"{path or _files(plan)}; unit of replication: {evidence.unit}.",
         numbers={
-            "runs": [run.name for pair in plan.runs for run in pair],
-            "seeds": [run.seed for run, _ in plan.runs],
+            "runs": [f"{plan.dataset}/{method}/{seed}" for seed in seeds for method in evidence.values],
+            "seeds": seeds,
             "unit": evidence.unit,
             "replicates": evidence.replicates,
             "values": evidence.values,
             "effect_is": f"difference of {evidence.scale}, lower minus higher: negative supports the claim",
             "effect": found.effect,
-            "interval": [found.low, found.high],
             "ratio": evidence.ratio(found.effect),
-            "ratio_interval": [evidence.ratio(found.low), evidence.ratio(found.high)],
+            "ratio_interval": [evidence.ratio(low), evidence.ratio(high)],
             "std": found.std,
             "standard_error": found.standard_error,
             "confidence": settings.confidence,
@@ -187,13 +293,13 @@ def finding_of(evidence: Evidence, decision: Decision, settings: Claims) -> Find
             **{key: value for key, value in decision._asdict().items() if key != "verdict"},
         },
         evidence=evidence,
+        decision=decision,
     )
 
 
-def effect_words(evidence: Evidence) -> str:
+def effect_words(evidence: Evidence, decision: Decision) -> str:
     """`−12 % [−20 %, −3 %]`, or as factors where a percentage would be large, or a plain difference of slopes."""
-    found = evidence.comparison
-    parts = [found.effect] if found.low is None or found.high is None else [found.effect, found.low, found.high]
+    parts = [evidence.comparison.effect, *(end for end in decision.interval if math.isfinite(end))]
     ratios = [ratio for part in parts if (ratio := evidence.ratio(part)) is not None]
     if not ratios:
         shown = [minus(f"{part:+.2f}") for part in parts]
@@ -220,57 +326,59 @@ def _files(plan: Plan) -> str:
     return f"{results_folder(Path(), plan.dataset)}/{{{methods}}}/seed{{{seeds}}}/{name}"
 
 
-def _basis(evidence: Evidence, settings: Claims) -> str:
-    found, shown = evidence.comparison, effect_words(evidence)
+def _basis(evidence: Evidence, shown: str, settings: Claims) -> str:
+    found = evidence.comparison
     if found.count == 1:
         return f"One seed is common to both methods: {shown}, and nothing that tells how much of it is chance."
     if found.count is not None:
         units, spread = f"{found.count} seeds, paired: mean", f"standard deviation {short(found.std or 0.0)}"
     else:
-        units = " and ".join(f"{count} {UNITS[side]}" for side, count in evidence.replicates.items()) + ":"
+        units = " and ".join(f"{number} {UNITS[side]}" for side, number in evidence.replicates.items()) + ":"
         spread = f"standard error {short(found.standard_error or 0.0)}"
+    interval = f" ({100 * settings.confidence:g} % interval, of all tests together)" if "[" in shown else ""
     return (
-        f"Over {units} difference of {evidence.scale} {short(found.effect)}, {spread}; as an effect {shown} "
-        f"({100 * settings.confidence:g} % interval of this comparison alone)."
+        f"Over {units} difference of {evidence.scale} {short(found.effect)}, {spread}; as an effect {shown}{interval}."
     )
 
 
 def _significance(evidence: Evidence, decision: Decision) -> str:
-    if evidence.comparison.count == 1:
+    found = evidence.comparison
+    if found.count == 1:
         return f"It counts as p = 1 among the {decision.tests} tests of this data set."
-    test = "Welch's t test" if len(evidence.estimates) == 2 else "paired t test"
-    p, adjusted = (
-        f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p:.2g}" for p in (evidence.comparison.p, decision.p_adjusted)
-    )
-    return f"Two-sided {test}: {p}, after Holm's correction for {decision.tests} tests {adjusted}."
+    p, adjusted = (f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p:.2g}" for p in (found.p, decision.p_adjusted))
+    corrected = f"after Holm's correction for {decision.tests} tests {adjusted}."
+    if isinstance(found, Paired):
+        return f"Anytime-valid t test: the largest e-value is {short(1 / found.p)} ({p}); {corrected}"
+    test = "Welch's t test" if len(found.estimates) == 2 else "paired t test"
+    return f"Two-sided {test}: {p}, {corrected}"
 
 
 def _conclusion(evidence: Evidence, decision: Decision, settings: Claims) -> str:
-    alpha = f"{1 - settings.confidence:.2g}"
+    alpha, share = f"{1 - settings.confidence:.2g}", settings.margins[evidence.statistic]
     if decision.verdict == "supported":
         return f"Supported: below {alpha}, and of the claimed sign."
     if decision.verdict == "contradicted":
         return f"Contradicted: below {alpha}, and of the other sign."
-    terms = f"(power {100 * settings.power:g} %, at α = {alpha}/{decision.tests}, which is conservative)"
-    none, growth, std = "no effect to speak of.", decision.growth_needed, decision.assumed_std
+    margin = f"{share:g} in {evidence.scale}" if evidence.base is None else f"{100 * share:g} % of the cost"
+    if decision.verdict == "no difference":
+        return f"No difference beyond {margin}: the whole interval is nearer to 0."
+    none, growth, std = f"no effect to speak of, and no proof that it is below {margin}.", decision.growth_needed, None
+    terms = "if effect and spread stay what they are now"
     if evidence.comparison.count is None:
         finite = growth is not None and math.isfinite(growth)
-        needed = f"about {growth:.2g} times as many samples would decide it {terms}." if finite else none
+        needed = f"about {growth:.2g} times as many samples would decide it, {terms}." if finite else none
     elif decision.seeds_needed is None:
         needed = f"more than {MOST_SEEDS} seeds would be needed: {none}"
-    elif std is None:
-        needed = "at least 2 seeds are needed."
+    elif (std := decision.assumed_std) is None:
+        needed = f"at least {decision.seeds_needed} seeds are needed."
     else:
-        borrowed = (
-            ", if their differences vary as in the other comparisons of this statistic: pooled standard deviation "
-            f"{short(std)}"
-        )
+        borrowed = f" and differences vary as in the other comparisons of this statistic, pooled: {short(std)}"
         source = borrowed if evidence.comparison.count == 1 else ""
-        needed = f"about {decision.seeds_needed} seeds would decide it {terms}{source}."
+        needed = f"about {decision.seeds_needed} seeds would decide it, {terms}{source}."
     return f"Undecided: {needed}"
 
 
-def checked(plan: Plan, checks: list[Check]) -> Finding:
+def checked(plan: Plan, checks: list[Check], path: Path | None = None) -> Finding:
     """A statement that was checked numerically: supported if every check holds."""
     equalities = [_lead(check) for check in checks if check.relation == "="]
     bounds = [_lead(check) for check in checks if check.relation != "="]
@@ -285,7 +393,7 @@ def checked(plan: Plan, checks: list[Check]) -> Finding:
         test="numerical checks",
         shown=shown,
         text=" ".join(map(_check_words, checks)),
-        source=f"{plan.files[0]}.",
+        source=f"{path or plan.files[0]}.",
         numbers={"checks": [check.record() for check in checks], "worst": worst, "margin": margin},
     )
 

@@ -1,15 +1,14 @@
 """The claims' effects with their intervals, a row each: a forest plot."""
 
+import math
 from itertools import accumulate, groupby
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, new_figure
-from gcflow.pipeline.drawing.looks import BLUE, GREEN, VERMILLION, Look
+from gcflow.pipeline.drawing.looks import BLUE, GREEN, GREY, PURPLE, VERMILLION, Look
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.findings import MEANINGS, Finding
+from gcflow.pipeline.ledger.findings import MEANINGS, Decision, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 LOOKS = {
     "supported": Look(GREEN, "o"),
     "contradicted": Look(VERMILLION, "v"),
-    "undecided": Look(BLUE, "s", filled=False),
+    "no difference": Look(PURPLE, "D"),
+    "undecided": Look(BLUE, "s"),
 }
 # Ratios at the ends of the axis.
 LIMITS = (0.2, 5.0)
@@ -31,61 +31,95 @@ LABEL_WIDTH = 56
 def forest_plot(findings: list[Finding], confidence: float) -> "Figure":
     """One row per statistical test, grouped by data set: the ratio of the two sides on a logarithmic axis.
 
-    What lies beyond the axis is an arrow at its end. Slopes are drawn as the ratio that they make per e-fold of the
-    noise. confidence: of the intervals.
+    Differences of slopes stand below, on an axis of their own. What lies beyond an axis is an arrow at its end. A
+    single seed is a hollow mark; what was measured here is a stroke, where docs/evidence decides. confidence: of the
+    intervals of a data set together.
     """
-    rows: list[tuple[str, Finding | None]] = []
-    for dataset, members in groupby(findings, lambda found: found.plan.dataset):
-        tested = [(found, found.evidence) for found in members if found.evidence]
-        rows += [(dataset, None)] if tested else []
-        rows += [(f"{MEANINGS[evidence.statistic][1]}: {evidence.contrast}", found) for found, evidence in tested]
-    labels = [wrap(label, LABEL_WIDTH, break_on_hyphens=False) for label, _ in rows]
-    lines = sum(map(len, labels))
-    tops = [0, *accumulate(map(len, labels))]
-    places = [top + (len(label) - 1) / 2 for top, label in zip(tops, labels, strict=False)]
-    figure = new_figure(PAGE_WIDTH, 1.0 + ROW_HEIGHT * max(lines, 2))
-    axes = figure.add_subplot()
-    for place, (_, found) in zip(places, rows, strict=True):
-        if found is not None and found.evidence:
-            _draw(axes, found, found.evidence, place)
-    axes.axvline(1, color="#555555", linewidth=0.8)
-    axes.set(xscale="log", xlim=LIMITS, ylim=(lines - 0.4, -0.6))
-    axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS])
-    axes.set_xticks([], minor=True)
-    axes.set_yticks(places, ["\n".join(label) for label in labels])
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    for text, (_, found) in zip(axes.get_yticklabels(), rows, strict=True):
-        text.set(fontweight="bold" if found is None else "normal", parse_math=False)
-    axes.set_xlabel("claimed to be lower / other (ratio)\nbelow ×1 speaks for the claim")
+    tested = [found for found in findings if found.evidence]
+    ratios = [found for found in tested if found.evidence and found.evidence.scale != "slopes"]
+    slopes = [found for found in tested if found.evidence and found.evidence.scale == "slopes"]
+    parts = [(_rows(part), part is slopes) for part in (ratios, slopes) if part] or [([], False)]
+    lines = [max(2, sum(len(label) for label, _ in rows)) for rows, _ in parts]
+    figure = new_figure(PAGE_WIDTH, 1.0 + ROW_HEIGHT * sum(lines) + 0.6 * len(parts))
+    panels = figure.subplots(len(parts), squeeze=False, height_ratios=lines).ravel()
+    for axes, (rows, of_slopes) in zip(panels, parts, strict=True):
+        _draw_part(axes, rows, of_slopes)
     for verdict, look in LOOKS.items():
-        axes.plot([], [], color=look.colour, marker=look.marker, markerfacecolor=_fill(look), label=verdict)
-    bars = f"bars: {100 * confidence:g} % interval of each comparison alone"
-    figure.legend(loc="outside upper center", ncols=3, title=bars)
+        panels[0].plot([], [], color=look.colour, marker=look.marker, label=verdict)
+    if any(found.here for found in tested):
+        panels[0].plot([], [], color=GREY, marker="|", linestyle="", label="measured here")
+    bars = f"bars: intervals that hold together with {100 * confidence:g} %; hollow: a single seed"
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), title=bars)
     return figure
 
 
-def _fill(look: Look) -> str:
-    return look.colour if look.filled else "white"
+Rows = list[tuple[list[str], Finding | None]]
 
 
-def _draw(axes: "Axes", finding: Finding, evidence: Evidence, line: float) -> None:
-    found, look = evidence.comparison, LOOKS[finding.verdict]
+def _rows(part: list[Finding]) -> Rows:
+    """The wrapped labels of each data set, with no finding, and of its findings."""
+    rows: Rows = []
+    for dataset, members in groupby(part, lambda found: found.plan.dataset):
+        rows.append(([dataset], None))
+        for found in members:
+            assert found.evidence is not None
+            label = f"{MEANINGS[found.evidence.statistic][1]}: {found.evidence.contrast}"
+            rows.append((wrap(label, LABEL_WIDTH, break_on_hyphens=False), found))
+    return rows
 
-    def place(effect: float) -> tuple[float, str]:
+
+def _draw_part(axes: "Axes", rows: Rows, of_slopes: bool) -> None:
+    tops = [0, *accumulate(len(label) for label, _ in rows)]
+    places = [top + (len(label) - 1) / 2 for top, (label, _) in zip(tops, rows, strict=False)]
+    if of_slopes:
+        found = [found.evidence.comparison.effect for _, found in rows if found and found.evidence]
+        reach = 1.5 * max(map(abs, found), default=1.0) or 1.0
+        limits, neutral, name = (-reach, reach), 0.0, "claimed to be lower − other (difference of slopes)\nbelow 0"
+    else:
+        limits, neutral, name = LIMITS, 1.0, "claimed to be lower / other (ratio)\nbelow ×1"
+    for place, (_, finding) in zip(places, rows, strict=True):
+        if finding is not None and finding.evidence and finding.decision:
+            _draw(axes, finding, finding.evidence, finding.decision, place, limits)
+    axes.axvline(neutral, color="#555555", linewidth=0.8)
+    axes.set(xscale="linear" if of_slopes else "log", xlim=limits, ylim=(max(tops[-1], 2) - 0.4, -0.6))
+    if not of_slopes:
+        axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS])
+        axes.set_xticks([], minor=True)
+    axes.set_yticks(places, ["\n".join(label) for label, _ in rows])
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    for text, (_, finding) in zip(axes.get_yticklabels(), rows, strict=True):
+        text.set(fontweight="bold" if finding is None else "normal", parse_math=False)
+    axes.set_xlabel(f"{name} speaks for the claim")
+
+
+def fill(look: Look, seeds: int | None) -> str:
+    """Of a marker: single seeds are hollow."""
+    return "white" if seeds == 1 else look.colour
+
+
+def _draw(
+    axes: "Axes", finding: Finding, evidence: Evidence, decision: Decision, line: float, limits: tuple[float, float]
+) -> None:
+    found, look, (low, high) = evidence.comparison, LOOKS[finding.verdict], limits
+
+    def place(effect: float, marker: str) -> tuple[float, str]:
         """The place and the marker of an effect."""
         ratio = evidence.ratio(effect)
-        ratio = float(np.exp(effect)) if ratio is None else ratio
-        low, high = LIMITS
-        return (low, "<") if ratio < low else (high, ">") if ratio > high else (ratio, look.marker)
+        place = effect if ratio is None else ratio
+        return (low, "<") if place < low else (high, ">") if place > high else (place, marker)
 
-    centre, marker = place(found.effect)
-    for end in (found.low, found.high):
-        if end is not None:
-            shown, arrow = place(end)
+    centre, marker = place(found.effect, look.marker)
+    for end in decision.interval:
+        if math.isfinite(end):
+            shown, arrow = place(end, "")
             axes.plot([centre, shown], [line, line], color=look.colour)
-            if arrow != look.marker:
+            if arrow:
                 axes.plot(shown, line, color=look.colour, marker=arrow, clip_on=False)
-    axes.plot(centre, line, color=look.colour, marker=marker, markerfacecolor=_fill(look), clip_on=False)
+    if finding.here and finding.here.evidence:
+        shown, here = place(finding.here.evidence.comparison.effect, "|")
+        axes.plot(shown, line, color=GREY, marker=here, markersize=9, linestyle="", clip_on=False)
+    axes.plot(centre, line, color=look.colour, marker=marker, markerfacecolor=fill(look, found.count), clip_on=False)
     beside = axes.get_yaxis_transform()
     axes.text(1.03, line, finding.shown, transform=beside, va="center", fontsize=8, color="#333333")

@@ -12,9 +12,9 @@ from gcflow.pipeline.schema import Claim, RunsClaim, TransportClaim
 
 DISCREPANCY_STATISTICS = ("discrepancy", "discrepancy-slope")
 CURVE_STATISTICS = ("start", "area", "rise")
-Verdict = Literal["supported", "contradicted", "undecided"]
+Verdict = Literal["supported", "contradicted", "no difference", "undecided"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-MARKS: dict[str, str] = dict(zip(VERDICTS, "✓✗?", strict=True))
+MARKS: dict[str, str] = dict(zip(VERDICTS, "✓✗=?", strict=True))
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Plan:
     reason: str | None
 
 
-def plans(params: Params, dataset: str) -> Iterator[Plan]:
-    """Every claim on a data set, in the file's order."""
+def plans(params: Params, dataset: str, added: bool = False) -> Iterator[Plan]:
+    """Every claim on a data set, in the file's order. added: over the seeds of seeds.yaml, too."""
     for name, claim in (params.claims.entries if params.claims else {}).items():
         runs: tuple[tuple[Run, Run], ...] = ()
         if isinstance(claim, RunsClaim):
-            runs = _pairs(params, claim, dataset)
+            runs = _pairs(params, claim, dataset, added)
             files = [run_file(claim, run) for side in zip(*runs, strict=True) for run in side]
             reason = next(_obstacles(params, claim, dataset, runs), None)
         elif isinstance(claim, TransportClaim):
@@ -56,11 +56,12 @@ def run_file(claim: RunsClaim, run: Run) -> Path:
     return path(Path(), run)
 
 
-def _pairs(params: Params, claim: RunsClaim, dataset: str) -> tuple[tuple[Run, Run], ...]:
+def _pairs(params: Params, claim: RunsClaim, dataset: str, added: bool) -> tuple[tuple[Run, Run], ...]:
     runs = params.dataset(dataset).runs
     if claim.lower not in runs or claim.higher not in runs:
         return ()
-    common = [seed for seed in runs[claim.lower].seeds if seed in runs[claim.higher].seeds]
+    seeds = params.seeds(dataset, claim.higher, added)
+    common = [seed for seed in params.seeds(dataset, claim.lower, added) if seed in seeds]
     return tuple((Run(dataset, claim.lower, seed), Run(dataset, claim.higher, seed)) for seed in common)
 
 

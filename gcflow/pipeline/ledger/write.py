@@ -6,8 +6,9 @@ from typing import Any
 
 from gcflow.files import write_json, write_text
 from gcflow.pipeline.drawing.canvas import save_figure
-from gcflow.pipeline.folders import claims_path
-from gcflow.pipeline.ledger.findings import Judgement, judge
+from gcflow.pipeline.folders import claims_path, course_path
+from gcflow.pipeline.ledger.course import course_plot
+from gcflow.pipeline.ledger.findings import Finding, Judgement, judge
 from gcflow.pipeline.ledger.forest import forest_plot
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
 from gcflow.pipeline.markdown import escaped, table
@@ -18,7 +19,7 @@ UNTESTED = "–"
 
 
 def write_ledger(params: Params, scale: str) -> None:
-    """Writes results/claims.{json,md,png,svg} on the data sets of a scale and says each verdict.
+    """Writes results/claims.{json,md,png,svg} and claims-course.{png,svg} of a scale, and says each verdict.
 
     Raises:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
@@ -27,10 +28,15 @@ def write_ledger(params: Params, scale: str) -> None:
     write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement)))
     write_text(claims_path(params.root, "md"), markdown(judgement))
     canvas = forest_plot(judgement.findings, judgement.settings.confidence)
+    course = course_plot(judgement.findings)
     for suffix in ("png", "svg"):
         save_figure(canvas, claims_path(params.root, suffix))
+        save_figure(course, course_path(params.root, suffix))
     for found in judgement.findings:
-        say(f"  {f'{found.plan.dataset}/{found.plan.name}':<42} {found.verdict:<12}  {found.shown}")
+        here = f"; here {found.here.shown}{', which points apart' if found.apart else ''}" if found.here else ""
+        say(f"  {f'{found.plan.dataset}/{found.plan.name}':<42} {found.verdict:<13}  {found.shown}{here}")
+    for note in judgement.notes.values():
+        say(f"  {note}")
     counts = Counter(found.verdict for found in judgement.findings)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     say(f"  {summary}; {claims_path(params.root, 'md')} says how each was decided")
@@ -41,8 +47,9 @@ def ledger_document(judgement: Judgement) -> dict[str, Any]:
     tests = Counter(found.plan.dataset for found in judgement.findings if found.evidence)
     return {
         "confidence": judgement.settings.confidence,
-        "power": judgement.settings.power,
         "correction": "Holm, over all statistical tests of a data set",
+        "origins": judgement.origins,
+        "notes": judgement.notes,
         "tests": {dataset: tests[dataset] for dataset in judgement.datasets},
         "records": [found.record() for found in judgement.findings],
         "not_tested": [
@@ -76,9 +83,14 @@ def markdown(judgement: Judgement) -> str:
     for dataset in judgement.datasets:
         here = [found for found in judgement.findings if found.plan.dataset == dataset]
         parts.append(f"## {dataset}")
+        parts += [escaped(words) for words in [origin_words(judgement, dataset)] if words]
         if here:
-            lines = [[f.plan.claim.claim, f.plan.claim.place, f.test, f.shown, f.verdict] for f in here]
-            parts.append(table([["claim", "place", "test", "effect", "verdict"], *lines]))
+            beside = ["measured here"] if dataset in judgement.origins else []
+            lines = [
+                [f.plan.claim.claim, f.plan.claim.place, f.test, f.shown, *_here(f)[: len(beside)], f.verdict]
+                for f in here
+            ]
+            parts.append(table([["claim", "place", "test", "effect", *beside, "verdict"], *lines]))
         parts += [escaped(f"**{found.plan.claim.claim}** {found.text} Data: {found.source}") for found in here]
         missing = [
             escaped(f"- {plan.claim.claim} ({plan.reason})") for plan in judgement.untested if plan.dataset == dataset
@@ -88,17 +100,41 @@ def markdown(judgement: Judgement) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _here(found: Finding) -> list[str]:
+    return [f"{found.here.shown}{'; points apart' if found.apart else ''}" if found.here else UNTESTED]
+
+
+def origin_words(judgement: Judgement, dataset: str) -> str:
+    """What decided on a data set, where that is not this project's own results, or why docs/evidence did not."""
+    if dataset in judgement.notes:
+        return f"Decided by what was measured here alone. {judgement.notes[dataset]}"
+    origin = judgement.origins.get(dataset)
+    if origin is None:
+        return ""
+    code = (
+        f"{origin['commit'][:12]}{', with uncommitted changes' if origin['dirty'] else ''}" if origin["commit"] else "?"
+    )
+    counts = [len(f.evidence.seeds) for f in judgement.findings if f.plan.dataset == dataset and f.evidence]
+    seeds = sorted(number for number in counts if number)
+    over = f" over {seeds[0]} to {seeds[-1]} seeds" if seeds else ""
+    return (
+        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by `{origin['command']}` at commit {code}; beside it "
+        "what was measured here, which points apart where its effect speaks against the verdict."
+    )
+
+
 def _introduction(judgement: Judgement) -> str:
-    confidence = f"{100 * judgement.settings.confidence:g} %"
-    risk = f"{1 - judgement.settings.confidence:.2g}"
+    settings = judgement.settings
+    confidence, risk = f"{100 * settings.confidence:g} %", f"{1 - settings.confidence:.2g}"
     return (
         "Each claim is a test that claims.yaml writes down, the same on every data set. "
         "Effects set the side that a claim has lower against the other: a negative one, or a factor below 1, speaks "
         "for it. Distances are of samples from EMA weights with the fewest network evaluations. Runs are compared "
-        "in pairs of the same seed, transport costs in pairs of the same data and noise (two-sided paired t tests), "
-        "and the cost of GC with that of OT in batches as independent means (Welch's t test). A verdict needs "
-        f"p < {risk} after Holm's correction for all statistical tests of a data set, so that the chance "
-        f"of any wrong verdict there is about {risk} at most; {confidence} intervals are of each comparison alone. "
-        "Undecided speaks neither for a claim nor against it. Statements of theory are checked numerically and have no "
-        "p value."
+        "in pairs of the same seed by an anytime-valid t test, which may be looked at after every seed; transport "
+        "costs in pairs of the same data and noise (two-sided paired t test), and the cost of GC with that of OT in "
+        f"batches as independent means (Welch's t test). A verdict needs p < {risk} after Holm's correction for all "
+        f"statistical tests of a data set, so that the chance of any wrong one there is about {risk} at most, whenever "
+        "one looks and stops. No difference: the interval lies inside the margin of claims.yaml. Intervals hold "
+        f"together, with {confidence}; few seeds have none. Undecided speaks neither for a claim nor against it. "
+        "Statements of theory are checked numerically and have no p value."
     )

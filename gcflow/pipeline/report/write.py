@@ -16,7 +16,15 @@ from gcflow.files import expected_form, write_text
 from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.figures import Caption, figure_kind
-from gcflow.pipeline.folders import claims_path, data_folder, figure_path, report_path, results_folder, theory_path
+from gcflow.pipeline.folders import (
+    claims_path,
+    course_path,
+    data_folder,
+    figure_path,
+    report_path,
+    results_folder,
+    theory_path,
+)
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
@@ -173,13 +181,27 @@ def _hero(params: Params, datasets: list[DataSet]) -> tuple[str, dict[str, str]]
 
 def _claims(params: Params) -> dict[str, Any] | None:
     """The ledger of claims; None where there is none."""
-    keys = ("dataset", "name", "verdict", "claim", "place", "shown", "text", "files")
+    keys = (
+        "dataset",
+        "name",
+        "verdict",
+        "claim",
+        "place",
+        "shown",
+        "text",
+        "files",
+        "seeds",
+        "here",
+        "here_seeds",
+        "apart",
+    )
+    known = {run.name for run in params.runs()}
     with recorded(claims_path(params.root, "json")) as ledger:
         if ledger is None:
             return None
         records = [
-            {key: record[key] for key in keys}
-            | {"test": record["test"]["words"], "runs": [*dict.fromkeys(record.get("runs", ()))]}
+            {key: record[key] for key in keys if key in record}
+            | {"test": record["test"]["words"], "runs": [run for run in record.get("runs", ()) if run in known]}
             for record in ledger["records"]
         ]
         counts = {
@@ -188,8 +210,18 @@ def _claims(params: Params) -> dict[str, Any] | None:
         untested: dict[str, dict[str, str]] = {}
         for entry in ledger["not_tested"]:
             untested.setdefault(entry["dataset"], {})[entry["name"]] = entry["reason"]
-        forest = picture(claims_path(params.root, "svg"))
-        shown = {"records": records, "untested": untested, "forest": forest, "total": sum(counts.values(), Counter())}
+        pictures = {
+            "forest": picture(claims_path(params.root, "svg")),
+            "course": picture(course_path(params.root, "svg")),
+        }
+        origins = {"origins": ledger["origins"], "notes": ledger["notes"]}
+        shown = {
+            "records": records,
+            "untested": untested,
+            "total": sum(counts.values(), Counter()),
+            **pictures,
+            **origins,
+        }
         counts = {dataset: found for dataset, found in counts.items() if found}
         return shown | {"counts": counts, "confidence": ledger["confidence"], "correction": ledger["correction"]}
 

@@ -57,8 +57,8 @@ class Tracker:
     def send(self, aloud: bool = False) -> Outcome:
         """Makes a pass, after that of another process if there is one. aloud: show progress."""
         problems: dict[str, str] = {}
-        project = {run: files for run in self.params.runs() if (files := self._read(run, problems))}
-        mine = [run for run in self.params.runs() if run.dataset in self.datasets]
+        project = {run: files for run in self.params.runs(added=True) if (files := self._read(run, problems))}
+        mine = [run for run in self.params.runs(added=True) if run.dataset in self.datasets]
         runs = [run for run in mine if run in project]
         try:
             self._send(runs, _origins(project.values()), problems, aloud)

@@ -31,14 +31,14 @@ lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	python workflow/lint.py
 
 .PHONY: format
 format: .venv/complete  ## ruff and snakefmt in place
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile workflow
+	snakefmt workflow
 
 .PHONY: plan
 plan: .venv/complete  ## what the paper's scale costs: jobs, GPU-hours, disk

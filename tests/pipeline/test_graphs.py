@@ -36,7 +36,7 @@ def snakemake_graph(folder, scale):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    files = ("Snakefile", "params.yaml", "claims.yaml", "paper.yaml", "examples")
+    files = ("workflow/Snakefile", "params.yaml", "claims.yaml", "paper.yaml", "examples")
     for name in (*files, "workflow/rules", "workflow/profiles", "workflow/report"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)

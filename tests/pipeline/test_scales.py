@@ -24,7 +24,7 @@ def params():
 def folder(tmp_path_factory):
     """The repository's workflow with nothing done yet."""
     here = tmp_path_factory.mktemp("scales")
-    for name in ("Snakefile", "workflow", "params.yaml", "claims.yaml", "paper.yaml"):
+    for name in ("workflow", "params.yaml", "claims.yaml", "paper.yaml"):
         (here / name).symlink_to(ROOT / name)
     return here
 

@@ -15,7 +15,7 @@ from gcflow.pipeline.params import Params
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("Snakefile", "workflow", "slurm", "params.yaml", "claims.yaml", "paper.yaml"):
+    for name in ("workflow", "slurm", "params.yaml", "claims.yaml", "paper.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 

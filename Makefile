@@ -71,6 +71,8 @@ record: .venv/complete  ## write what is complete to dvc.lock
 
 .PHONY: sync
 sync: .venv/complete  ## fetch what dvc.lock names, let Snakemake accept it, complete MLflow
+	@[ -e dvc.lock ] || { echo "No dvc.lock here, so nothing was recorded yet: gcflow record, where the results are"; exit 2; }
+	@[ -n "$$(dvc remote list)" ] || { echo "No remote to fetch from: dvc remote add --default store PLACE (docs/versioning.md)"; exit 2; }
 	dvc pull
 	gcflow adopt
 	gcflow track sync

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from gcflow import training as training
     from gcflow import weights as weights
 
+__version__ = "0.1.0"
+
 MODULES = (
     "config",
     "couplings",

@@ -43,6 +43,8 @@ def dvc_documents(params: Params, scale: str) -> dict[str, str]:
         indent(_yaml(single, compact=True), "  "),
         _yaml({"plots": [f"${{plots[{number}]}}" for number in range(len(plots))]}),
     ]
+    if artifacts := _artifacts(params, params.at_scale(scale)):
+        document.append(_yaml({"artifacts": artifacts}))
     return {
         "dvc.yaml": HEADER.format(scale=scale) + "\n".join(document),
         RUNS: HEADER.format(scale=scale) + _yaml(items | {"plots": plots}, compact=True),
@@ -102,6 +104,22 @@ def _single(params: Params, stage: Stage, stages: list[Stage]) -> dict[str, Any]
     keys = dict.fromkeys(map(params.written, stage.keys))
     parts = {"deps": list(deps), "params": list(keys), "outs": list(stage.outs)}
     return {"cmd": stage.command} | {name: part for name, part in parts.items() if part}
+
+
+def _artifacts(params: Params, datasets: list[str]) -> dict[str, Any]:
+    """What `dvc artifacts get` finds by the name of a data set: its first table's last method, first seed."""
+    found = {}
+    for dataset in datasets:
+        entry = params.dataset(dataset)
+        last = [table.methods[-1] for table in entry.tables.values()][:1]
+        for run in [run for run in params.runs(dataset) if run.method in last][:1]:
+            found[dataset] = {
+                "path": str(run_folder(Path(), run) / "weights.safetensors"),
+                "type": "model",
+                "desc": f"{entry.runs[run.method].label} on {dataset}, seed {run.seed}",
+                "labels": [entry.methods[run.method].objective.kind, run.dataset, run.method],
+            }
+    return found
 
 
 def _folders(report: Stage, stages: list[Stage]) -> list[str]:

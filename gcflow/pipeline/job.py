@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import psutil
 
+from gcflow import __version__
 from gcflow.config import digest, to_dict
 from gcflow.distributed import is_first
 from gcflow.errors import GcflowError, Preempted
@@ -110,7 +110,7 @@ def this_job(root: Path, device: str, processes: int, step: int) -> dict[str, An
         "device": device_name(device),
         "processes": processes,
         "torch": torch.__version__,
-        "gcflow": version("gcflow"),
+        "gcflow": __version__,
         **code_of(root),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }

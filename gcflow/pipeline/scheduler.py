@@ -16,6 +16,7 @@ from gcflow.files import expected_form, read_json
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import Stage
 
+SNAKEFILE = "Snakefile"
 PROFILE = Path("workflow", "profiles", "local", "config.yaml")
 
 
@@ -127,10 +128,10 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
     """Plans `snakemake all` of a scale, and those of its stages that are no part of that, without running anything.
 
     Raises:
-        GcflowError: Snakemake cannot plan it (its message is shown), or there is no Snakefile.
+        GcflowError: Snakemake cannot plan it (its message is shown), or it is not there.
     """
-    if not (params.root / "Snakefile").exists():
-        raise GcflowError(f"{params.root / 'Snakefile'}: no such file; run this in a clone of the project")
+    if not (params.root / SNAKEFILE).exists():
+        raise GcflowError(f"{params.root / SNAKEFILE}: no such file; run this in a clone of the project")
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import RuleException, WorkflowError
     from snakemake.settings import types as settings
@@ -145,7 +146,7 @@ def opened(params: Params, scale: str, stages: list[Stage]) -> Iterator[Schedule
             planned = api.workflow(
                 settings.ResourceSettings(cores=1),
                 settings.ConfigSettings(config={"scale": scale}),
-                snakefile=(params.root / "Snakefile").resolve(),
+                snakefile=(params.root / SNAKEFILE).resolve(),
                 workdir=params.root,
             )
             planned.dag(

@@ -1,13 +1,15 @@
 """What a repository should have besides code, and whether it agrees with itself."""
 
+import importlib.metadata
 import re
 import subprocess
 import tomllib
-from importlib.metadata import distribution
 
 import pytest
 import yaml
 from projects import ROOT
+
+import gcflow
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Licences whose code may be used from a program under Apache-2.0.
@@ -34,7 +36,7 @@ DIRECT = [
 
 @pytest.mark.parametrize("name", DIRECT)
 def test_a_dependency_has_a_licence_that_fits(name):
-    metadata = distribution(name).metadata
+    metadata = importlib.metadata.metadata(name)
     classifiers = [c for c in metadata.get_all("Classifier") or [] if c.startswith("License")]
     words = " ".join([metadata.get("License-Expression") or "", (metadata.get("License") or "")[:200], *classifiers])
     assert PERMISSIVE.search(words) or name in ONLY_IN_TESTS, f"{name}: {words}"
@@ -65,9 +67,9 @@ def test_make_help_lists_every_target():
 
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == importlib.metadata.version("gcflow") == gcflow.__version__
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {gcflow.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -432,6 +433,25 @@ def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
     assert "1 stages adopted, 1 of " in said(gcflow(folder, "adopt"))
     assert IDLE in snakemake(folder, "-n", "results/digits/gc/seed0/weights.safetensors")
     assert not (folder / "results/tracking.json").exists()
+
+
+def test_the_artifact_of_a_data_set_comes_from_the_remote_without_a_clone(origin, tmp_path):
+    trained = origin / "results/digits/gc/seed0/weights.safetensors"
+    dvc(tmp_path, "artifacts", "get", str(origin), "digits", "--out", "gc.safetensors")
+    assert (tmp_path / "gc.safetensors").read_bytes() == trained.read_bytes()
+
+
+@pytest.mark.parametrize(("lacks", "cure"), [("dvc.lock", "gcflow record"), ("remote", "dvc remote add")])
+def test_make_sync_without_what_it_needs_is_one_line(finished, tmp_path, lacks, cure):
+    folder = duplicate(finished, tmp_path / "project")
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "complete").touch()
+    os.utime(folder / ".venv" / "complete", (time.time() + 86400,) * 2)
+    if lacks == "dvc.lock":
+        (folder / "dvc.lock").unlink()
+    said = [line for line in run(folder, "make", "sync", check=False).splitlines() if not line.startswith("make: ")]
+    assert len(said) == 1
+    assert cure in said[0]
 
 
 def test_a_clone_without_data_has_nothing_to_adopt(origin, tmp_path):

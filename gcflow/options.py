@@ -112,6 +112,12 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def choice_of(word: object, known: Iterable[object]) -> str:
+    """What there is in place of a word that is not among it, to end a message with."""
+    names = list(map(str, known))
+    return f"known: {', '.join(names) or 'none'}{suggestion(word, names)}"
+
+
 def mistakes(error: ValidationError, document: Any = None, prefix: tuple[str, ...] = ()) -> list[str]:
     """One line per mistake: its key, the value there, what is expected, and what may have been meant.
 

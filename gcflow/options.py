@@ -35,6 +35,16 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
+
+
+def _drawable(text: str) -> str:
+    # matplotlib's own font ends before the scripts of East Asia, and its legends leave out what begins with `_`.
+    if text.startswith("_") or max(text, default="") >= "\u2e80":
+        raise PydanticCustomError("drawn", "expected text that figures can draw: no leading _, no East Asian script")
+    return text
+
+
+Drawn = Annotated[Line, AfterValidator(_drawable)]
 Values = TypeVar("Values", bound=tuple[Any, ...])
 Different = Annotated[Values, AfterValidator(_different)]
 # What is expected where a value is outside its limits, or of another form, by the type of pydantic's error.

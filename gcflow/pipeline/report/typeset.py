@@ -22,7 +22,7 @@ def formula(text: str) -> Markup:
             for token in TOKEN.findall(found[3] or found[4])
         )
         script = "".join(f'<{kind} mathvariant="normal">{token}</{kind}>' for token, kind in parts)
-        return f"<math><{tag}><mi mathvariant="normal">{found[1]}</mi><mrow>{script}</mrow></{tag}></math>"
+        return f'<math><{tag}><mi mathvariant="normal">{found[1]}</mi><mrow>{script}</mrow></{tag}></math>'
 
     return Markup(SCRIPT.sub(scripted, str(escape(text))))
 

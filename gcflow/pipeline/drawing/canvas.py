@@ -132,6 +132,6 @@ def name_ends(axes: "Axes", ends: "list[tuple[str, str, float, float]]") -> None
             va="center",
             color=colour,
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
         )
         free -= NAME_HEIGHT

@@ -86,8 +86,9 @@ KIND = FigureKind(
         "lies farther from the pairs': estimates are upper bounds but for sampling error. So is the dashed one, where "
         "the endpoint predictor takes the denoiser's place: the truth is below both. At large noise, of which "
         "training draws little, a solid curve shows the denoiser's own error over σ², far above its bound. Means over "
-        "the denoisers' training seeds, on the same data and noises. The exact denoiser of independent pairs, dotted, is known where the data are few; the axis leaves "
-        "out most of its fall at small noise, where it knows each sample by heart.",
+        "the denoisers' training seeds, on the same data and noises. The exact denoiser of independent pairs, dotted, is "
+        "known where the data are few; the axis leaves out most of its fall at small noise, where it knows each sample "
+        "by heart.",
     ),
     of_methods=True,
     block="discrepancy",

@@ -12,8 +12,10 @@ help:  ## list the targets
 .PHONY: reproduce
 reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
 	@if ! { [ dvc.lock -nt results/tracking.json ] && snakemake --profile local -n all 2>&1 | grep '^Nothing to be done'; }; then \
-	  snakemake --profile local --report-after-run --report results/workflow-report.html all && \
-	    gcflow track sync && gcflow record; \
+	  { [ -e results/report.html ] || snakemake --profile local first; } && \
+	    snakemake --profile local all && echo "The report: $(CURDIR)/results/report.html" && \
+	    gcflow track sync && { gcflow record || echo "All else is done."; } && set -o pipefail && \
+	    snakemake --profile local --report results/workflow-report.html all 2>&1 | { grep -v '^Adding' || true; }; \
 	fi
 	@echo "The report: $(CURDIR)/results/report.html"
 

@@ -35,6 +35,16 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
+
+
+def _drawable(text: str) -> str:
+    # matplotlib's own font ends before the scripts of East Asia, and its legends leave out what begins with `_`.
+    if text.startswith("_") or max(text, default="") >= "\u2e80":
+        raise PydanticCustomError("drawn", "expected text that figures can draw: no leading _, no East Asian script")
+    return text
+
+
+Drawn = Annotated[Line, AfterValidator(_drawable)]
 Values = TypeVar("Values", bound=tuple[Any, ...])
 Different = Annotated[Values, AfterValidator(_different)]
 # What is expected where a value is outside its limits, or of another form, by the type of pydantic's error.
@@ -110,6 +120,12 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     """What a mistyped word may have meant, to end a message with; empty if nothing is near."""
     near = get_close_matches(word, list(known), 1) if isinstance(word, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def choice_of(word: object, known: Iterable[object]) -> str:
+    """What there is in place of a word that is not among it, to end a message with."""
+    names = list(map(str, known))
+    return f"known: {', '.join(names) or 'none'}{suggestion(word, names)}"
 
 
 def mistakes(error: ValidationError, document: Any = None, prefix: tuple[str, ...] = ()) -> list[str]:

@@ -19,7 +19,7 @@ def minus(text: str) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`0.0012`, `12 346` or `1·10⁻⁷`: so many significant digits, without zeros at the end; a dash for none."""
+    """`0.0012`, `12 346`, `1234` or `1·10⁻⁷`: so many significant digits, no zeros at the end; a dash for none."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -27,7 +27,7 @@ def number(value: float | None, digits: int = 4) -> str:
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     exponent = int(power)
     if exponent in WRITTEN_OUT:
-        text = f"{value:,.{max(0, digits - 1 - exponent)}f}".replace(",", NO_BREAK)
+        text = f"{value:,.{max(0, digits - 1 - exponent)}f}".replace(",", NO_BREAK if exponent > 3 else "")
         return minus(_trimmed(text))
     return minus(f"{_trimmed(mantissa)}·10{str(exponent).translate(SUPERSCRIPTS)}")
 

@@ -1,6 +1,5 @@
 """`gcflow figure`: a picture from the runs' own files as PNG and SVG, and the numbers that it shows as CSV."""
 
-from gcflow.errors import GcflowError
 from gcflow.files import write_csv
 from gcflow.pipeline.drawing.canvas import Drawing, save_figure
 from gcflow.pipeline.figures import figure_kind
@@ -14,10 +13,8 @@ def draw_figure(params: Params, dataset: str, name: str) -> Drawing:
     Raises:
         GcflowError: no such figure, or a file that it shows is missing or of another form.
     """
-    figures = params.dataset(dataset).figures
-    if name not in figures:
-        raise GcflowError(f"{params.path}: datasets.{dataset}.figures has no {name!r}; known: {', '.join(figures)}")
-    return figure_kind(figures[name].kind).draw(params, dataset, figures[name])
+    figure = params.named(f"datasets.{dataset}.figures", name, params.dataset(dataset).figures)
+    return figure_kind(figure.kind).draw(params, dataset, figure)
 
 
 def write_figure(params: Params, dataset: str, name: str) -> None:

@@ -1,12 +1,12 @@
 """What a target consists of: the stages of all scales, which others each needs, and which of them are done."""
 
-import difflib
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, sha256_of
+from gcflow.options import suggestion
 from gcflow.pipeline.folders import data_folder, run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.stages import OF_SCALE, Stage, Stages
@@ -75,10 +75,11 @@ class Graph:
             named = stages.named(target)
             if named is not None:
                 return self.closure([stage.name for stage in named])
-        close = difflib.get_close_matches(target, self.jobs, 3) or list(self.jobs)[:3]
+        words = ["all", *self.views, *self.params.datasets, *self.jobs]
         raise GcflowError(
             f"target {target!r}: known are all; the views {', '.join(self.views) or '(none)'}; the data sets "
-            f"{', '.join(self.params.datasets)}; and {len(self.jobs)} stages, such as {', '.join(close)}"
+            f"{', '.join(self.params.datasets)}; and {len(self.jobs)} stages, such as {next(iter(self.jobs))}"
+            f"{suggestion(target, words)}"
         )
 
     def done(self, names: list[str]) -> set[str]:

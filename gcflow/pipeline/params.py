@@ -1,10 +1,10 @@
 """params.yaml, the grid of runs, claims.yaml and seeds.yaml: validated as a whole before anything is scheduled."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.extensions import load_extensions
 from gcflow.networks import Network
-from gcflow.options import mistakes, suggestion
+from gcflow.options import choice_of, mistakes
 from gcflow.pipeline import features
 from gcflow.pipeline.figures import figure_mistakes
 from gcflow.pipeline.schema import SCALES, AddedSeeds, Claims, DatasetEntry, Document, RunsClaim, Table
@@ -29,15 +29,11 @@ from gcflow.register import network
 from gcflow.sources import Mixture2d
 
 CLAIMS, PAPER, SEEDS = "claims.yaml", "paper.yaml", "seeds.yaml"
+Entry = TypeVar("Entry")
 
 
 def _refusal(path: Path, error: ValidationError, document: Any, prefix: tuple[str, ...] = ()) -> GcflowError:
     return GcflowError("\n".join(f"{path}: {line}" for line in mistakes(error, document, prefix)))
-
-
-def _known(word: object, known: Iterable[str]) -> str:
-    names = list(known)
-    return f"known: {', '.join(names)}{suggestion(word, names)}"
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,13 @@ class Params:
 
     def dataset(self, name: str) -> DatasetEntry:
         """The entry of a data set, or a GcflowError that lists the known ones."""
-        if name not in self.datasets:
-            raise self._fail(f"datasets has no {name!r};", _known(name, self.datasets))
-        return self.datasets[name]
+        return self.named("datasets", name, self.datasets)
+
+    def named(self, key: str, name: str, entries: Mapping[str, Entry]) -> Entry:
+        """An entry of a block of the file, or a GcflowError that lists the known ones. key: of the block."""
+        if name not in entries:
+            raise self._fail(f"{key} has no {name!r};", choice_of(name, entries))
+        return entries[name]
 
     def at_scale(self, scale: str) -> list[str]:
         """The data sets of a scale; `all` means every one."""
@@ -147,13 +147,11 @@ class Params:
         if len(parts) != 3 or not parts[2].isdecimal():
             raise GcflowError(f"run {name!r} is not of the form dataset/method/seed, e.g. digits/gc/0")
         run = Run(parts[0], parts[1], int(parts[2]))
-        entry = self.dataset(run.dataset)
-        if run.method not in entry.runs:
-            raise self._fail(f"datasets.{run.dataset}.runs", f"has no {run.method!r}; {_known(run.method, entry.runs)}")
+        key = f"datasets.{run.dataset}.runs"
+        self.named(key, run.method, self.dataset(run.dataset).runs)
         seeds = self.seeds(run.dataset, run.method)
         if run.seed not in seeds:
-            known = ", ".join(map(str, seeds))
-            raise self._fail(f"datasets.{run.dataset}.runs.{run.method}.seeds", f"has no {run.seed}; known: {known}")
+            raise self._fail(f"{key}.{run.method}.seeds has no {run.seed};", choice_of(run.seed, seeds))
         return run
 
     def run_config(self, name: str, overrides: dict[str, dict[str, Any]] | None = None) -> RunConfig:
@@ -211,14 +209,14 @@ class Params:
         self._check_evaluation(where, entry)
         for method in entry.runs:
             if method not in entry.methods:
-                raise self._fail(f"{where}.runs.{method}", f"names no method; {_known(method, entry.methods)}")
+                raise self._fail(f"{where}.runs.{method}", f"names no method; {choice_of(method, entry.methods)}")
         for view, table in entry.tables.items():
             self._check_table(f"{where}.tables.{view}", table, entry)
         for kind, views in (("tables", entry.tables), ("figures", entry.figures)):
             for view, content in views.items():
                 for method in content.methods:
                     if method not in entry.runs:
-                        problem = f"names {method!r}; {_known(method, entry.runs)}"
+                        problem = f"names {method!r}; {choice_of(method, entry.runs)}"
                         raise self._fail(f"{where}.{kind}.{view}.methods", problem)
         if entry.theory and not isinstance(entry.data, Mixture2d):
             raise self._fail(f"{where}.theory", "needs a source with an exact flow: mixture2d")
@@ -248,9 +246,9 @@ class Params:
     def _check_table(self, where: str, table: Table, entry: DatasetEntry) -> None:
         protocols = entry.features.protocols
         if table.protocol is not None and table.protocol not in protocols:
-            raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; {_known(table.protocol, protocols)}")
+            raise self._fail(f"{where}.protocol", f"is {table.protocol!r}; {choice_of(table.protocol, protocols)}")
         if table.published is not None and table.published not in self.published:
-            problem = f"is {table.published!r}; {_known(table.published, self.published)}"
+            problem = f"is {table.published!r}; {choice_of(table.published, self.published)}"
             raise self._fail(f"{where}.published", problem)
         if table.paper is None:
             return
@@ -292,7 +290,7 @@ class Params:
             sides = {"lower": claim.lower, "higher": claim.higher} if isinstance(claim, RunsClaim) else {}
             for side, method in sides.items():
                 if method not in known:
-                    problem = f"is {method!r}, which names no method of any data set; {_known(method, known)}"
+                    problem = f"is {method!r}, which names no method of any data set; {choice_of(method, known)}"
                     raise GcflowError(f"{path}: entries.{name}.{side} {problem}")
         return claims
 
@@ -333,7 +331,7 @@ class Params:
     def _check_role(self, key: str, reference: RunReference, dataset: str, seeds: tuple[int, ...], role: str) -> None:
         entry = self.dataset(dataset)
         if reference.method not in entry.runs:
-            problem = f"names {reference.method!r}, which has no runs; {_known(reference.method, entry.runs)}"
+            problem = f"names {reference.method!r}, which has no runs; {choice_of(reference.method, entry.runs)}"
             raise self._fail(f"{key}.method", problem)
         objective = entry.methods[reference.method].objective
         if role != "init" and objective.denoises != (role == "teacher"):

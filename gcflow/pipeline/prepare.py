@@ -1,16 +1,53 @@
 """`gcflow prepare`: the arrays of a data set, with a bar for each phase of the work."""
 
+import math
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
+
+import numpy as np
 
 from gcflow.archives.formats import PHASES
+from gcflow.errors import GcflowError
+from gcflow.files import read_json
 from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
 from gcflow.preparation import prepare
 
 MEGABYTE = 10**6
+# Of the features of each kind; the others are the samples' own values.
+DIMENSIONS = {"classifier": 64, "inception": 2048, "surrogate": 2048}
+# Between the data's scale and the sigma_data that networks are told.
+LARGEST_FACTOR = 1.2
+
+
+def check_classes(params: Params, dataset: str) -> None:
+    """Raises GcflowError if features are to be a classifier's, and prepared data have fewer than two classes."""
+    labels = np.load(data_folder(params.root, dataset) / "labels.npy")
+    if params.dataset(dataset).features.kind == "classifier" and len(np.unique(labels)) < 2:
+        raise GcflowError(
+            f"{params.path}: datasets.{dataset}.features.kind is classifier, but the data have one class; sort the "
+            "images into a folder per class, or take kind: inception (or surrogate, which needs no download)"
+        )
+
+
+def doubts(params: Params, dataset: str) -> Iterator[str]:
+    """What of params.yaml does not suit prepared data, before anything is trained on them."""
+    entry, key = params.dataset(dataset), f"datasets.{dataset}"
+    manifest = read_json(data_folder(params.root, dataset) / "manifest.json")
+    kind, process = entry.features.kind, entry.process
+    dimension, count = DIMENSIONS.get(kind, math.prod(manifest["shape"])), manifest["count"]
+    if count <= dimension:
+        few = f"{key}: {count} samples have no covariance of full rank in {dimension} {kind} features"
+        yield f"{few}: Fréchet distances to them mean little; take more than {dimension}, or fewer features"
+    mean = fmean(manifest["channel_mean"])
+    scale = math.hypot(manifest["std"], mean - process.data_mean)
+    if len(manifest["shape"]) == 3 and not 1 / LARGEST_FACTOR < scale / process.sigma_data < LARGEST_FACTOR:
+        told = f"{key}.process has sigma_data: {process.sigma_data:g}, data_mean: {process.data_mean:g}"
+        yield f"{told}; of these data they are {manifest['std']:.2g} and {mean:.2g}"
 
 
 class Phases:
@@ -43,7 +80,7 @@ def prepare_dataset(
     """Writes the arrays of a data set and their manifest. archives: relative to the project's root.
 
     Raises:
-        GcflowError: an archive is missing or not what it should be.
+        GcflowError: an archive is missing or not what it should be, or its classes do not suit the features.
     """
     source = params.dataset(dataset).data
     phases = Phases(dataset)
@@ -55,3 +92,6 @@ def prepare_dataset(
     skipped = manifest.get("skipped", [])
     if skipped:
         say(f"  {dataset}: {len(skipped)} images do not decode and were left out; manifest.json lists them")
+    check_classes(params, dataset)
+    for doubt in doubts(params, dataset):
+        say(f"gcflow: warning: {doubt}")

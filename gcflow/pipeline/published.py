@@ -39,10 +39,7 @@ def import_pretrained(params: Params, name: str, archives: Path, fetch: bool) ->
     """
     from gcflow.edm import import_edm
 
-    if name not in params.pretrained:
-        known = ", ".join(params.pretrained) or "none"
-        raise GcflowError(f"{params.path}: pretrained has no {name!r}; known: {known}")
-    entry = params.pretrained[name]
+    entry = params.named("pretrained", name, params.pretrained)
     source = find_published(params.root / archives, entry.pickle, entry.url, entry.sha256, fetch)
     out = pretrained_path(params.root, name)
     model = import_edm(source, out, None, False)

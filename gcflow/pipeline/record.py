@@ -9,7 +9,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.scheduler import opened
 from gcflow.pipeline.stages import Stage
-from gcflow.pipeline.versions import Versions, merge_sides, own_reason, run_dvc
+from gcflow.pipeline.versions import Versions, check_repository, merge_sides, own_reason, run_dvc
 
 
 def record(params: Params, scale: str) -> None:
@@ -19,8 +19,9 @@ def record(params: Params, scale: str) -> None:
     their time: a file that is not what was recorded of the same job, or not what its own hash says, is damaged.
 
     Raises:
-        GcflowError: nothing is complete, or Snakemake or DVC fails (its message is shown).
+        GcflowError: nothing is complete, DVC has no repository here, or Snakemake or DVC fails (its message is shown).
     """
+    check_repository(params.root)
     write_dvc_yaml(params, scale)
     merge_sides(params.root)
     stages = versioned(params, scale)

@@ -30,13 +30,11 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     """
     settings, folder = params.dataset(dataset).features, data_folder(params.root, dataset)
     protocol = protocol or next(iter(settings.protocols))
-    if protocol not in settings.protocols:
-        known = ", ".join(settings.protocols)
-        raise GcflowError(f"{params.path}: datasets.{dataset}.features.protocols has no {protocol!r}; known: {known}")
+    rules = params.named(f"datasets.{dataset}.features.protocols", protocol, settings.protocols)
     torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
     data = load_near(folder, scratch_folder(), say)
     features = load_features(params, dataset, device)
-    tensors, record = features.reference(data, settings.protocols[protocol], str(folder))
+    tensors, record = features.reference(data, rules, str(folder))
     path = reference_path(params.root, dataset, protocol)
     save_tensors(path, tensors, record | {"data_sha256": data.sha256, "extractor_sha256": features.sha256})
 

@@ -23,7 +23,7 @@ from gcflow.config import (
 from gcflow.errors import GcflowError
 from gcflow.metrics import Metric
 from gcflow.networks import Network
-from gcflow.options import Count, Different, Level, Line, Options, Seed, require
+from gcflow.options import Count, Different, Drawn, Level, Line, Options, Seed, require
 from gcflow.pipeline import figures
 from gcflow.sources import Source
 
@@ -65,7 +65,7 @@ class MethodEntry(MethodConfig):
 class Replicates(Options):
     """The runs of a method."""
 
-    label: Line = Field(description="the method's name in tables and figures")
+    label: Drawn = Field(description="the method's name in tables and figures")
     seeds: Different[tuple[Seed, ...]] = Field(min_length=1, description="one run each, all different")
 
 
@@ -292,7 +292,7 @@ class Figure(Options):
     """A figure."""
 
     kind: FigureKindName = Field(description="how it is drawn: a file of `gcflow/pipeline/figures`")
-    title: Line = Field(description="above the figure")
+    title: Drawn = Field(description="above the figure")
     methods: Methods = Field(
         default=(), description="whose runs it shows, where its kind shows runs; a swept method means all of its sweep"
     )

@@ -14,6 +14,7 @@ from typing import Any
 from gcflow.config import RunReference
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
+from gcflow.options import choice_of
 from gcflow.pipeline.figures import figure_kind
 from gcflow.pipeline.folders import (
     CLAIMS_FORMATS,
@@ -449,4 +450,4 @@ def _shown(dataset: str, methods: Iterable[str]) -> tuple[str, ...]:
 def _check_known(key: str, wanted: Iterable[Any] | None, known: Iterable[Any], scale: str) -> None:
     for name in wanted or ():
         if name not in known:
-            raise GcflowError(f"{key}: no run of scale {scale} has {name}; known: {', '.join(map(str, known))}")
+            raise GcflowError(f"{key}: no run of scale {scale} has {name}; {choice_of(name, known)}")

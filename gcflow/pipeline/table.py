@@ -84,9 +84,7 @@ def build_table(params: Params, dataset: str, name: str) -> list[Row]:
     All rows have the columns of the first. A method of which no run is evaluated shows as missing.
     """
     entry = params.dataset(dataset)
-    if name not in entry.tables:
-        raise GcflowError(f"{params.path}: datasets.{dataset}.tables has no {name!r}; known: {', '.join(entry.tables)}")
-    table = entry.tables[name]
+    table = params.named(f"datasets.{dataset}.tables", name, entry.tables)
     protocol = table.protocol or next(iter(entry.features.protocols))
     published = published_values(params, table)
     shown = _metrics_shown(params, dataset)

@@ -37,6 +37,19 @@ def run_dvc(params: Params, *arguments: str) -> str:
     return result.stdout
 
 
+def check_repository(root: Path) -> None:
+    """Raises GcflowError if DVC records nothing here: there is no repository of git's, such as in a downloaded archive."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        Repo(str(root)).close()
+    except (NotDvcRepoError, SCMError):
+        remedy = "git init, or without git: dvc config core.no_scm true"
+        raise GcflowError(f"{root.resolve()}: DVC records nothing without a repository of git's; {remedy}") from None
+
+
 def merge_sides(root: Path) -> None:
     """Ends a conflict of git's in dvc.lock: the stages of both sides, and of one that both have ours."""
     path = root / LOCK

@@ -22,6 +22,7 @@ from gcflow.config import RunConfig, to_dict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.model import PreconditionedNetwork
+from gcflow.options import choice_of
 from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.features.networks import load_features
 from gcflow.pipeline.folders import extractor_path, results_folder
@@ -221,7 +222,7 @@ def bench(
     entry, overrides = params.dataset(dataset), settings_of(settings)
     for method in methods:
         if method not in entry.runs:
-            raise GcflowError(f"--method {method}: {dataset} has runs of {', '.join(entry.runs)}")
+            raise GcflowError(f"--method {method}: {dataset} has no such runs; {choice_of(method, entry.runs)}")
     of_coupling = {entry.methods[method].coupling: method for method in reversed(entry.runs)}
     chosen = methods or [method for method in entry.runs if method in of_coupling.values()]
     runs = [Run(dataset, method, entry.runs[method].seeds[0]) for method in chosen]

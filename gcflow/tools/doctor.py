@@ -226,10 +226,14 @@ class Asked:
         from gcflow.archives.layouts import Archived
         from gcflow.data import load_dataset
         from gcflow.pipeline.folders import data_folder
+        from gcflow.pipeline.prepare import check_classes, doubts
 
         source, folder = self.params.dataset(name).data, data_folder(self.params.root, name)
         if (folder / "manifest.json").exists():
             dataset = load_dataset(folder)
+            check_classes(self.params, name)
+            for doubt in doubts(self.params, name):
+                raise Note(doubt)
             return f"{len(dataset.samples)} samples of shape {list(dataset.shape)}, as their manifest says"
         if not isinstance(source, Archived):
             return "not prepared yet, needs no download"

@@ -116,7 +116,7 @@ def test_the_peak_rate_is_that_of_a_product_of_matrices():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "nope"), "--method nope: digits has runs of"),
+        (("--method", "nope"), "--method nope: digits has no such runs; known: ic"),
         (("--set", "training.steppes=3"), "training.steppes is not a known key"),
         (("--set", "training.precision=fp8"), "'float32', 'tf32' or 'bfloat16'"),
         (("--set", "precision=tf32"), "expected e.g. training.precision=bfloat16"),

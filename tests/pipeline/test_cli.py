@@ -171,7 +171,7 @@ def test_a_missing_params_file_is_refused_by_name(tmp_path):
         (("evaluate", "digits/ic/7"), "datasets.digits.runs.ic.seeds has no 7; known: 0, 1"),
         (("train", "digits-ic-0"), "run 'digits-ic-0' is not of the form dataset/method/seed"),
         (("evaluate", "digits/ic/zero"), "run 'digits/ic/zero' is not of the form dataset/method/seed"),
-        (("table", "digits", "table9"), "datasets.digits.tables has no 'table9'; known: table1"),
+        (("table", "digits", "table9"), "datasets.digits.tables has no 'table9'; known: table1; did you mean"),
         (("figure", "digits", "nope"), "datasets.digits.figures has no 'nope'; known: convergence"),
         (("features", "mixture2d"), "datasets.mixture2d.features.kind is identity"),
         (("transport", "mixture2d"), "datasets.mixture2d.transport is missing"),

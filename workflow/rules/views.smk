@@ -95,3 +95,32 @@ for view, stages in VIEWS.items():
         localrule: True
         message:
             "{rule}"
+
+
+# Something to look at within minutes: the first table from its methods' first seeds, in a report that names what is to come.
+FIRST = next((stage for stage in STAGES if stage.kind == "table"), None)
+
+
+def first_runs(wildcards):
+    entry = PARAMS.dataset(FIRST.dataset)
+    methods = entry.tables[FIRST.item].methods
+    runs = [
+        Run(FIRST.dataset, method, entry.runs[method].seeds[0]) for method in methods
+    ]
+    return [out for run in runs for out in STAGES.evaluate(run).outs]
+
+
+if FIRST:
+
+    rule first:
+        input:
+            first_runs,
+        localrule: True
+        params:
+            dataset=FIRST.dataset,
+            table=FIRST.item,
+            scale=SCALE,
+        message:
+            "{rule}"
+        shell:
+            "gcflow table {params.dataset} {params.table} && gcflow report --scale {params.scale}"

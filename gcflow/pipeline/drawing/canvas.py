@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gcflow.files import atomic_path
 from gcflow.pipeline.drawing.looks import Line, Look
+from gcflow.readable import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +16,8 @@ STYLE = Path(__file__).with_name("print.mplstyle")
 PAGE_WIDTH = 6.8
 PANEL_HEIGHT = 2.9
 LEGEND_LINE = 0.18
+# Of the names at the ends of curves, as a share of a panel's height.
+NAME_HEIGHT = 0.075
 # Of points: the labels of their axes, and the heads of their CSV columns.
 PLANE = {"xlabel": "x₁ (data units)", "ylabel": "x₂ (data units)"}
 POINT = ("x1 [data units]", "x2 [data units]")
@@ -94,7 +97,7 @@ def plain_ticks(axes: "Axes", *names: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     def plain(value: float, _position: int) -> str:
-        return f"{value:g}" if f"{value:e}"[0] in "1235" else ""
+        return number(value, 1).removeprefix("1·") if f"{value:e}"[0] in "1235" else ""
 
     for name in names:
         axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
@@ -106,7 +109,29 @@ def plain_ticks(axes: "Axes", *names: str) -> None:
 def legend_below(figure: "Figure", axes: "Axes", title: str | None = None, columns: int = 2) -> None:
     """Puts the legend of some axes under the figure, which grows by its height. title: what the bands are."""
     handles, labels = axes.get_legend_handles_labels()
-    lines = -(-len(labels) // columns) + (title is not None)
+    lines = -(-len(labels) // columns) + (title.count("\n") + 1 if title else 0)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + lines * LEGEND_LINE)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
+
+
+def name_ends(axes: "Axes", ends: "list[tuple[str, str, float, float]]") -> None:
+    """Writes (name, colour, x, y) of curves beside their ends, from the top down, on axes that have their limits."""
+    place = axes.transAxes.inverted()
+    heights = [place.transform(axes.transData.transform((x, y)))[1] for _, _, x, y in ends]
+    order = sorted(range(len(ends)), key=lambda n: -heights[n])
+    free = max(1.0, NAME_HEIGHT * (len(ends) - 0.5))
+    for left, n in zip(reversed(range(len(ends))), order, strict=True):
+        name, colour, x, y = ends[n]
+        free = max(min(free, heights[n]), NAME_HEIGHT * left)
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.02, free),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
+        )
+        free -= NAME_HEIGHT

@@ -13,7 +13,12 @@ from gcflow.pipeline.params import Params
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OVER_SEEDS = "mean over seeds, bands: ± one standard deviation over seeds"
+
+def seeds_in_words(rows: list[Row]) -> str:
+    """What curves of `over_seeds` are, and their bands where there are some."""
+    if all(row["seeds"] == 1 for row in rows):
+        return "one seed each"
+    return "mean over seeds, bands: ± one standard deviation over seeds"
 
 
 def over_seeds(curves: dict[Path, dict[float, float]], **described: Any) -> list[Row]:

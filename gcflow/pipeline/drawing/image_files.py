@@ -12,13 +12,14 @@ GAP = 96
 
 
 def tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 images [n, C, H, W] in rows of `columns`, a grey line apart: [height, width] or [height, width, 3]."""
+    """uint8 images [n, C, H, W] in rows of `columns`, grey lines around all: [height, width] or [height, width, 3]."""
     count, channels, height, width = images.shape
     rows, height, width = -(-count // columns), height + 1, width + 1
     padded = np.full((rows * columns, channels, height, width), GAP, dtype=np.uint8)
     padded[:count, :, 1:, 1:] = images
     grid = padded.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     picture = grid.reshape(rows * height, columns * width, channels)
+    picture = np.pad(picture, ((0, 1), (0, 1), (0, 0)), constant_values=GAP)
     return picture.squeeze(-1) if channels == 1 else picture
 
 

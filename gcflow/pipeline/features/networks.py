@@ -13,6 +13,7 @@ from gcflow.pipeline.features.inception import InceptionFeatures
 from gcflow.pipeline.features.small import SmallFeatures, load_classifier, make_classifier
 from gcflow.pipeline.folders import data_folder, extractor_path
 from gcflow.pipeline.params import Params
+from gcflow.pipeline.prepare import check_classes
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.published import find_published
 from gcflow.pipeline.schema import Classifier, Identity, InceptionNetwork, SurrogateNetwork
@@ -31,6 +32,7 @@ def make_features(params: Params, dataset: str, archives: Path, fetch: bool) -> 
     path = extractor_path(params.root, dataset, settings.kind)
     torch.set_num_threads(params.dataset(dataset).training.cpu_threads)
     if isinstance(settings, Classifier):
+        check_classes(params, dataset)
         make_classifier(path, settings, load_dataset(data_folder(params.root, dataset)), dataset, key)
     elif isinstance(settings, SurrogateNetwork):
         with atomic_path(path) as temporary:

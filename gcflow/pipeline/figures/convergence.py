@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from gcflow.pipeline.drawing.canvas import Drawing, Row, legend_below, one_panel, plain_ticks
-from gcflow.pipeline.drawing.curves import OVER_SEEDS, counted, draw_rows, over_seeds, renamed
-from gcflow.pipeline.drawing.looks import looks
+from gcflow.files import read_header
+from gcflow.pipeline.drawing.canvas import Drawing, Row, name_ends, one_panel, plain_ticks
+from gcflow.pipeline.drawing.curves import counted, draw_rows, over_seeds, renamed, seeds_in_words
+from gcflow.pipeline.drawing.looks import DOTTED, GREY, looks
 from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
+from gcflow.pipeline.folders import reference_path
 from gcflow.pipeline.measurements import means, metrics_path, read_measured
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Figure
 
 UNITS = "squared feature distance"
+FLOOR = "real data, half against half"
 
 
 def _runs(params: Params, dataset: str, method: str) -> list[Run]:
@@ -20,7 +23,8 @@ def _runs(params: Params, dataset: str, method: str) -> list[Run]:
 
 def inputs(params: Params, dataset: str, figure: Figure) -> Inputs:
     runs = (run for method in figure.methods for run in _runs(params, dataset, method))
-    return Inputs([metrics_path(Path(), run) for run in runs])
+    protocol = next(iter(params.dataset(dataset).features.protocols))
+    return Inputs([reference_path(Path(), dataset, protocol), *(metrics_path(Path(), run) for run in runs)])
 
 
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
@@ -34,16 +38,24 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
             curves[metrics_path(params.root, run)] = {float(step): mean for step, mean in curve.items()}
         rows += over_seeds(curves, method=method, label=label, evaluations=evaluations)
 
+    reference = inputs(params, dataset, figure).files[0]
+    floor = float(read_header(params.root / reference)["real_half_against_half"][metric])
     canvas, axes = one_panel(figure.title)
+    axes.axhline(floor, color=GREY, linestyle=DOTTED, label=FLOOR)
+    ends = [(FLOOR, GREY, max(row["x"] for row in rows), floor)]
     for method, look in looks(figure.methods).items():
         own = [row for row in rows if row["method"] == method]
-        draw_rows(axes, look, own, counted(own[0]["label"], own[0]["seeds"]))
+        label = counted(own[0]["label"], own[0]["seeds"])
+        draw_rows(axes, look, own, label)
+        ends.append((label, look.colour, own[-1]["x"], own[-1]["mean"]))
     counts = " or ".join(str(count) for count in sorted({row["evaluations"] for row in rows}))
     axes.set_yscale("log")
     plain_ticks(axes, "y")
     axes.set_xlabel("training step (optimizer updates)")
     axes.set_ylabel(f"{metric_name(metric).heading}\n({UNITS})")
-    legend_below(canvas, axes, f"samples of {counts} function evaluation{'s' * (counts != '1')}; {OVER_SEEDS}")
+    name_ends(axes, ends)
+    evaluated = f"samples of {counts} function evaluation{'s' * (counts != '1')}"
+    canvas.supxlabel(f"{evaluated}; {seeds_in_words(rows)}", fontsize=8)
     columns = {
         "method": "method",
         "label": "label",
@@ -62,7 +74,7 @@ KIND = FigureKind(
     Caption(
         "How far samples are from the data during training: lower is better, and earlier is faster. Bands are the "
         "scatter of single seeds, and a curve of one seed has none; which of the claimed differences are more than "
-        "chance is in the ledger of claims.",
+        "chance is in the ledger of claims. Dotted is how far one random half of the real data is from the other.",
         "Fréchet distance, by the data set's first protocol, of samples from EMA weights with the fewest network "
         "evaluations: at snapshots from the first generation seed, at the last step the mean over all of them. Curves "
         "are means over training seeds. The axis is logarithmic.",

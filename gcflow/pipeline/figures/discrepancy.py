@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gcflow.files import json_document
 from gcflow.pipeline.drawing.canvas import Drawing, Row, legend_below, one_panel, plain_ticks
-from gcflow.pipeline.drawing.curves import OVER_SEEDS, counted, draw_rows, noise_units, over_seeds, renamed
+from gcflow.pipeline.drawing.curves import counted, draw_rows, noise_units, over_seeds, renamed, seeds_in_words
 from gcflow.pipeline.drawing.looks import DASHED, DOTTED, Line, looks
 from gcflow.pipeline.figures import Caption, FigureKind, Inputs
 from gcflow.pipeline.folders import discrepancy_path
@@ -14,6 +14,7 @@ from gcflow.pipeline.schema import DatasetEntry, Figure
 
 # The noise has variance 1 in each dimension.
 UNITS = "squared noise units"
+BOUNDED = "\nwhat a solid curve has above its dashed one is the error of the denoiser, not the coupling's discrepancy"
 ESTIMATES: dict[str, tuple[Line, str]] = {
     "denoiser": ("-", ""),
     "exact": (DOTTED, ", exact"),
@@ -58,10 +59,11 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     axes.set(xscale="log", yscale="log")
     # Below some noise the exact velocity knows each sample: its fall to 0 is not worth most of the axis.
     axes.set_ylim(bottom=min(row["mean"] for row in rows if row["estimate"] != "exact") / 3)
-    plain_ticks(axes, "x")
+    plain_ticks(axes, "x", "y")
     axes.set_xlabel(f"noise level σ ({units.axis})")
     axes.set_ylabel(f"velocity discrepancy E‖z − v(x)‖²\n({UNITS})")
-    legend_below(canvas, axes, OVER_SEEDS)
+    bounded = any(row["estimate"] == "upper-bound" for row in rows)
+    legend_below(canvas, axes, seeds_in_words(rows) + BOUNDED * bounded)
     columns = {
         "method": "method",
         "label": "label",
@@ -82,9 +84,11 @@ KIND = FigureKind(
         "same as distillation. Lower curves are better, and what matters is how they fall as the noise grows.",
         "A denoiser trained on each coupling's pairs stands for the mean velocity, and any other velocity than that "
         "lies farther from the pairs': estimates are upper bounds but for sampling error. So is the dashed one, where "
-        "the endpoint predictor takes the denoiser's place. Means over the denoisers' training seeds, on the same data "
-        "and noises. The exact denoiser of independent pairs, dotted, is known where the data are few; the axis leaves "
-        "out most of its fall at small noise, where it knows each sample by heart.",
+        "the endpoint predictor takes the denoiser's place: the truth is below both. At large noise, of which "
+        "training draws little, a solid curve shows the denoiser's own error over σ², far above its bound. Means over "
+        "the denoisers' training seeds, on the same data and noises. The exact denoiser of independent pairs, dotted, is "
+        "known where the data are few; the axis leaves out most of its fall at small noise, where it knows each sample "
+        "by heart.",
     ),
     of_methods=True,
     block="discrepancy",

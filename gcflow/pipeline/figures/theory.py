@@ -54,7 +54,7 @@ class Panel:
                 axes.errorbar(x, y, bars, fmt="none", ecolor=look.colour, elinewidth=1.0)
         axes.set(xscale="log", yscale="log", xlabel=self.x, ylabel=self.y)
         axes.set_title(self.title, fontsize=8)
-        plain_ticks(axes, "x")
+        plain_ticks(axes, "x", "y")
 
 
 def _without_error(look: Look, x: Any, y: Any) -> tuple[Look, Any, Any, Any]:

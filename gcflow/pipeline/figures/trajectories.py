@@ -15,8 +15,6 @@ from gcflow.pipeline.schema import DatasetEntry, Figure
 if TYPE_CHECKING:
     import numpy as np
 
-DRAWN_PATHS = 32
-
 
 def mistakes(entry: DatasetEntry, _name: str) -> Iterator[tuple[str, str]]:
     if entry.theory and not entry.theory.paths:
@@ -36,6 +34,18 @@ def _path_rows(flow: str, sigmas: "np.ndarray", paths: "np.ndarray") -> list[Row
     ]
 
 
+def _half_way(paths: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+    """Where each path has half of its length behind it, and its direction there; paths: [levels, B, 2]."""
+    import numpy as np
+
+    steps = np.diff(paths, axis=0)
+    lengths = np.linalg.norm(steps, axis=2).cumsum(axis=0)
+    at = (lengths < lengths[-1] / 2).sum(axis=0)
+    which = np.arange(paths.shape[1])
+    ahead = steps[at, which]
+    return paths[at, which] + ahead / 2, ahead / np.linalg.norm(ahead, axis=1, keepdims=True)
+
+
 def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     import numpy as np
 
@@ -48,17 +58,20 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
             f"{content['crossing_pairs']} pairs of {states[name].shape[1]} paths cross"
             for name, content in flows.items()
         }
-        rows = [row for name, paths in states.items() for row in _path_rows(name, sigmas, paths[:, :DRAWN_PATHS])]
+        rows = [row for name, paths in states.items() for row in _path_rows(name, sigmas, paths)]
     colours = {"independent pairs": IC.colour, "PF-ODE": next(other_looks()).colour}
     colours |= dict.fromkeys(("trained GC pairs", "GC flow"), GC.colour)
-    across, down = np.ptp(np.concatenate([paths[:, :DRAWN_PATHS] for paths in states.values()], axis=1), axis=(0, 1))
+    across, down = np.ptp(np.concatenate([*states.values()], axis=1), axis=(0, 1))
     canvas = new_figure(PAGE_WIDTH, (PAGE_WIDTH - 0.9) / len(states) * down / across + 1.1)
     grid = canvas.subplots(1, len(states), sharex=True, sharey=True, squeeze=False)
     for axes, (name, paths) in zip(grid.flat, states.items(), strict=True):
-        drawn = paths[:, :DRAWN_PATHS]
-        axes.plot(drawn[..., 0], drawn[..., 1], color=colours.get(name, BLACK), linewidth=0.8, alpha=0.8)
-        for ends, colour in ((drawn[0], GREY), (drawn[-1], BLACK)):
-            axes.scatter(ends[:, 0], ends[:, 1], s=7, color=colour, zorder=3)
+        colour = colours.get(name, BLACK)
+        axes.plot(paths[..., 0], paths[..., 1], color=colour, linewidth=0.6, alpha=0.7)
+        for ends, shade in ((paths[0], GREY), (paths[-1], BLACK)):
+            axes.scatter(ends[:, 0], ends[:, 1], s=4, color=shade, linewidth=0, zorder=3)
+        # Half-way, heads alone.
+        middle, ahead = _half_way(paths)
+        axes.quiver(*middle.T, *ahead.T, angles="xy", pivot="mid", color=colour, scale=40, width=0.01, headaxislength=4)
         axes.set(aspect="equal", **PLANE)
         axes.label_outer()
         axes.set_title(titles[name], fontsize=8, loc="center")
@@ -77,7 +90,7 @@ KIND = FigureKind(
         "From the same data and noises on a distribution whose velocity is known. Both flows have the same starts and "
         "are integrated in float64 by gcflow theory, the generator-augmented one with exact endpoints; trained GC "
         "pairs, where there are some, have those that the EMA of a trained model predicts at the largest noise. The "
-        "first 32 of the paths are drawn, all are counted.",
+        "paths that are counted are those that are drawn.",
     ),
     block="theory",
     mistakes=mistakes,

@@ -51,6 +51,4 @@ def decide_round(params: Params, scale: str) -> None:
     if new:
         say(f"  round {number}: {new} runs more, {SEEDS} says which")
     else:
-        say(
-            f"  no seeds are added: no claim about runs is undecided with fewer than {claims.most_seeds}"
-        )
+        say(f"  no seeds are added: no claim about runs is undecided with fewer than {claims.most_seeds}")

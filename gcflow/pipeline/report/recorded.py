@@ -13,6 +13,12 @@ from gcflow.pipeline.stages import Stage
 
 Part = TypeVar("Part")
 MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+# Drawn for paper: at night its black and white are those of the page.
+NIGHT = b"""@media (prefers-color-scheme: dark) {
+[style*="fill: #ffffff"] { fill: #1f2127 !important; } [style*="stroke: #ffffff"] { stroke: #1f2127 !important; }
+[style*="fill: #000000"] { fill: #eeeef2 !important; } [style*="stroke: #000000"] { stroke: #eeeef2 !important; }
+text { fill: #eeeef2; } }
+</style>"""
 # Snakemake's own mark inside directories that its rules write.
 MARK = ".snakemake_timestamp"
 
@@ -50,7 +56,9 @@ def embedded(content: bytes, media: str) -> str:
 
 def picture(path: Path) -> str | None:
     """A PNG or SVG file as a data URI; None if it is not there."""
-    return embedded(path.read_bytes(), MEDIA[path.suffix]) if path.exists() else None
+    if not path.exists():
+        return None
+    return embedded(path.read_bytes().replace(b"</style>", NIGHT, 1), MEDIA[path.suffix])
 
 
 class Made(NamedTuple):

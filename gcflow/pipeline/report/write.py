@@ -16,20 +16,14 @@ from gcflow.files import expected_form, write_text
 from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.figures import Caption, figure_kind
-from gcflow.pipeline.folders import (
-    claims_path,
-    course_path,
-    data_folder,
-    figure_path,
-    report_path,
-    results_folder,
-    theory_path,
-)
+from gcflow.pipeline.folders import claims_path, course_path, data_folder, figure_path, report_path, results_folder
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report.recorded import embedded, made_by, or_without, picture, recorded
 from gcflow.pipeline.report.runs import RunPage, run_page
+from gcflow.pipeline.report.theory import read_checks, statements
+from gcflow.pipeline.report.typeset import aligned
 from gcflow.pipeline.schema import Figure, Table
 from gcflow.pipeline.stages import Stage, Stages
 from gcflow.readable import number
@@ -45,7 +39,14 @@ SECTIONS = {
     "/provenance": "Provenance",
 }
 HERO_METHODS = 3
-Rows = list[list[str]]
+# What the paper calls its data sets.
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "imagenet32": "ImageNet 32×32",
+    "celeba64": "CelebA 64×64",
+    "church64": "LSUN Church 64×64",
+}
+Rows = list[list[Any]]
 
 
 def write_report(params: Params, scale: str) -> None:
@@ -90,6 +91,8 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
     datasets = [_data_set(params, stages, dataset, damaged) for dataset in stages.datasets]
     runs = [page for found in datasets for page in found.runs]
     read = frozenset(stages.report().deps)
+    checks = [or_without(damaged, partial(read_checks, params, dataset), None) for dataset in stages.datasets]
+    theory = [found for found in checks if found]
     return {
         "scale": scale,
         "sections": SECTIONS,
@@ -102,11 +105,8 @@ def contents(params: Params, scale: str) -> dict[str, Any]:
         "verdicts": VERDICTS,
         "tables": [table for dataset in stages.datasets for table in _tables(params, stages, dataset, damaged)],
         "figures": [figure for dataset in stages.datasets for figure in _figures(params, stages, dataset)],
-        "theory": [
-            found
-            for dataset in stages.datasets
-            if (found := or_without(damaged, partial(_theory, params, dataset), None))
-        ],
+        "theory": theory,
+        "statements": statements(theory),
         "environments": Counter(job for page in runs for job in {job.environment for job in page.jobs}),
         "has_fid": any(KINDS[params.dataset(dataset).features.kind].published for dataset in stages.datasets),
         "stages": [made_by(params.root, stage, read) for stage in stages if stage.kind != "report"],
@@ -257,8 +257,11 @@ def _table(params: Params, dataset: str, name: str) -> tuple[str, Rows, Rows]:
     ]
     with recorded(results_folder(params.root, dataset) / "tables" / f"{name}.json") as found:
         note, rows = (found["note"], found["rows"]) if found else ("", [])
-        lines = [[*row.values(), runs] for row, runs in zip(rows, links, strict=bool(rows))]
-        return note, [[*rows[0], "runs"]] if rows else [], lines
+        if not rows:
+            return note, [], []
+        columns = [[*map(str, column)] for column in zip(*(row.values() for row in rows), strict=True)]
+        columns = [columns[0], *map(aligned, columns[1:]), links]
+        return note, [[*rows[0], "runs"]], list(map(list, zip(*columns, strict=True)))
 
 
 def _link(text: str, place: str) -> Markup:
@@ -266,13 +269,14 @@ def _link(text: str, place: str) -> Markup:
 
 
 def _published(datasets: dict[str, Any], labels: dict[str, str]) -> dict[str, Rows]:
-    found = {}
+    found, headings = {}, {metric.label: metric.heading for metric in KINDS["inception"].metrics}
     for dataset, methods in datasets.items():
         metrics = list(dict.fromkeys(metric for values in methods.values() for metric in values))
-        found[dataset] = [["method", *metrics]] + [
-            [labels.get(method, method), *(PublishedValue(*v[m]).text if m in v else "–" for m in metrics)]
-            for method, v in methods.items()
-        ]
+        columns: list[list[str]] = [[labels.get(method, method) for method in methods]]
+        for metric in metrics:
+            columns.append(aligned([PublishedValue(*v[metric]).text if metric in v else "–" for v in methods.values()]))
+        heads = ["method", *(headings.get(metric, metric) for metric in metrics)]
+        found[NAMES.get(dataset, dataset)] = [heads, *map(list, zip(*columns, strict=True))]
     return {dataset: rows for dataset, rows in found.items() if len(rows) > 1}
 
 
@@ -289,30 +293,3 @@ def _figures(params: Params, stages: Stages, dataset: str) -> Iterator[ShownFigu
     for name, settings in params.dataset(dataset).figures.items():
         shown = picture(figure_path(params.root, dataset, name, "svg"))
         yield ShownFigure(stages.figure(dataset, name), settings, figure_kind(settings.kind).caption, shown)
-
-
-class Theory(NamedTuple):
-    """The checks of a data set. held: how many of them."""
-
-    dataset: str
-    held: int
-    rows: Rows
-
-
-def _theory(params: Params, dataset: str) -> Theory | None:
-    with recorded(theory_path(params.root, dataset)) as document:
-        if document is None:
-            return None
-        rows = [
-            [
-                check["statement"],
-                check["name"],
-                number(check["measured"], 6),
-                f"{'' if check['relation'] == '=' else check['relation']} {number(check['expected'], 6)}",
-                number(check["tolerance"], 2),
-                Markup('<b class="supported">✓ holds</b>' if check["holds"] else '<b class="contradicted">✗ fails</b>'),
-                check["reason"],
-            ]
-            for check in document["checks"]
-        ]
-        return Theory(dataset, sum(bool(check["holds"]) for check in document["checks"]), rows)

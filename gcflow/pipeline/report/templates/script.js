@@ -8,8 +8,10 @@
     const view = all("main > .view").find((each) => each.checkVisibility());
     const section = view.classList.contains("run") ? "/runs" : view.id;
     for (const link of all(".top li a")) {
-      if (link.hash === `#${section}`) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+      if (link.hash === `#${section}`) {
+        link.setAttribute("aria-current", "page");
+        link.scrollIntoView({ block: "nearest", inline: "center" });
+      } else link.removeAttribute("aria-current");
     }
     document.title = view.id === "/" ? title : `${view.querySelector("h2").firstChild.textContent.trim()} – ${title}`;
     document.querySelector("details:target")?.setAttribute("open", "");
@@ -20,6 +22,13 @@
     event.preventDefault();
     document.getElementById("main").focus();
   });
+
+  // Where there is no room for columns, each number has its head before it.
+  for (const table of all(".scroll table")) {
+    const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    table.classList.add("stack");
+    for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, n) => (cell.dataset.head = heads[n]));
+  }
 
   for (const input of all("input[data-find]")) {
     const rows = [...document.getElementById(input.dataset.find).tBodies[0].rows];

@@ -2,8 +2,8 @@
 
 python examples/stages_in_order.py [TARGET] [--scale SCALE]
 
-In a project's folder: TARGET is what `gcflow plan` takes, by default everything of the scale, by default `rehearsal`. What
-is done is left out, so the same command goes on where it stopped; a stage that fails ends it.
+In a project's folder. TARGET is what `gcflow plan` takes, by default everything of the scale; SCALE is by default
+`rehearsal`. What is done is left out, so the same command goes on where it stopped; a stage that fails ends it.
 """
 
 import argparse

@@ -172,7 +172,8 @@ FLAGS = {
     ),
 }
 BUILDS = [
-    *itertools.product([4, 5, 8, 12, 16], [80, 90], ["bf16"]),
+    *itertools.product([4, 5, 8, 12, 16], [90], ["bf16"]),
+    *itertools.product([4, 12], [80], ["bf16"]),
     *itertools.product([4], [90], ["fp32", "fp16"]),
 ]
 

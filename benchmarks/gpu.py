@@ -255,8 +255,7 @@ class Trainer:
                 if further:
                     self.state.ema(x[:further], sigma[:further])
                 model(x, sigma, keys)
-            model(x, sigma, keys).backward(x)
-            self.state.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.grad(model(x, sigma, keys), self.state.flat.parameters, x)
 
 
 def untrained(bench: Bench, config: RunConfig) -> PreconditionedNetwork:
@@ -607,17 +606,13 @@ def convolutions(bench: Bench) -> Iterator[Row]:
 
 def bare_step(config: RunConfig, state: TrainingState, batch: Batch) -> Callable[[], Tensor]:
     """A training step on one batch without the loop's host work; gives the loss, on the device."""
-    loss_of = make_loss(config, state, Helpers())
-    weights: list[Tensor] = list(state.model.parameters())
-    average: list[Tensor] = list(state.ema.parameters())
+    loss_of, flat = make_loss(config, state, Helpers()), state.flat
 
     def step() -> Tensor:
         loss = loss_of(batch)
-        loss.backward()
+        flat.tensor.grad = flat.gather(torch.autograd.grad(loss, flat.parameters))
         state.optimizer.step()
-        # In place, because a CUDA graph has the addresses of the gradients.
-        torch._foreach_zero_([p.grad for p in weights if p.grad is not None])
-        update_ema(average, weights, EMA_DECAY)
+        update_ema(state.flat_ema.tensor, flat.tensor, EMA_DECAY)
         return loss.detach()
 
     return step

@@ -15,12 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from gcflow.config import MethodConfig, NetworkConfig
-from gcflow.distributed import World
 from gcflow.dropout import Dropout, dropout_keys, keep_mask
 from gcflow.errors import GcflowError
 from gcflow.precision import fuse
 from gcflow.songunet import SKIP_SCALE, GroupNorm
-from gcflow.training import Helpers, gradients_of_batch, initial_state, make_loss
+from gcflow.training import Helpers, initial_state, make_loss
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 pytestmark = pytest.mark.slow
@@ -130,8 +129,9 @@ def loss_and_gradients(config, shape, dtype, fused):
             norm.fused = fused
     batch = type(batch)(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in batch))
     parameters = list(state.model.parameters())
-    loss = gradients_of_batch(make_loss(config, state, Helpers()), batch, config.training, parameters, World())
-    return loss, torch.cat([parameter.grad.double().flatten() for parameter in parameters])
+    loss = make_loss(config, state, Helpers())(batch)
+    gradients = torch.autograd.grad(loss, parameters)
+    return loss.detach().double(), torch.cat([gradient.double().flatten() for gradient in gradients])
 
 
 @pytest.mark.parametrize("architecture", ["ddpm++", "ncsn++"])

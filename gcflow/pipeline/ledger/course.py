@@ -65,4 +65,5 @@ def _draw(axes: "Axes", found: Finding, comparison: Paired, decision: Decision) 
     # Early means and intervals are wild: what is drawn is what decides.
     reach = max(2 * decision.margin, 1.5 * abs(comparison.effect), *np.abs(ends[-1][np.isfinite(ends[-1])]))
     axes.set(xlim=(0.5, max(comparison.count, 8) + 0.5), ylim=(-1.2 * reach, 1.2 * reach))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(labelsize=6)

@@ -38,7 +38,7 @@ def run_dvc(params: Params, *arguments: str) -> str:
 
 
 def check_repository(root: Path) -> None:
-    """Raises GcflowError if DVC records nothing here: there is no repository of git's, such as in a downloaded archive."""
+    """Raises GcflowError if DVC records nothing here: without git, as in a downloaded archive."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
     from dvc.scm import SCMError

@@ -595,7 +595,24 @@ def test_a_full_disk_is_one_line_and_the_next_call_ends_with_the_same_bytes(proj
 
 
 def test_a_broken_image_is_one_line_and_can_be_skipped(project):
-    write_zip(project / "archives" / "mine", {"a.jpg": photograph(), "b.jpg": b"no image"})
-    assert "image b.jpg does not decode" in error_line(gcflow(project, "prepare", "digits", check=False).stderr)
+    images = {"one/a.jpg": photograph(), "two/b.jpg": b"no image", "two/c.jpg": photograph()}
+    write_zip(project / "archives" / "mine", images)
+    assert "image two/b.jpg does not decode" in error_line(gcflow(project, "prepare", "digits", check=False).stderr)
     result = gcflow(project, "prepare", "digits", "--skip-broken")
     assert "1 images do not decode and were left out" in result.stderr
+
+
+def test_one_class_too_few_images_and_another_scale_are_said_before_anything_is_trained(project):
+    archive, params = project / "archives" / "mine", project / "params.yaml"
+    write_zip(archive, {f"{k:02}.jpg": photograph() for k in range(40)})
+    for verb in ("prepare", "features"):
+        result = gcflow(project, verb, "digits", check=False)
+        assert result.returncode == 2
+        said = "datasets.digits.features.kind is classifier, but the data have one class; "
+        assert f"{said}sort the images into a folder per class, or take kind: inception" in error_line(result.stderr)
+    write_zip(archive, {f"class{k % 2}/{k:02}.jpg": photograph() for k in range(40)})
+    params.write_text(params.read_text().replace("sigma_data: 0.75", "sigma_data: 5.0"))
+    said = gcflow(project, "prepare", "digits").stderr
+    assert "datasets.digits: 40 samples have no covariance of full rank in 64 classifier features" in said
+    found = json.loads((project / "data/digits/manifest.json").read_text())["std"]
+    assert f"sigma_data: 5, data_mean: -0.39; of these data they are {found:.2g} and " in said

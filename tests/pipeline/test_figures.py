@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 from projects import ROOT, contents, environment, prepare_data, tiny_params, write_project
 
@@ -22,8 +25,10 @@ from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.drawing.looks import COLOURS, GC, IC, looks, other_looks
 from gcflow.pipeline.figure import draw_figure, write_figure
 from gcflow.pipeline.figures import KINDS
+from gcflow.pipeline.folders import reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Figure
+from gcflow.weights import save_tensors
 
 STEPS, SIGMAS = [20, 40], [0.1, 1.0, 10.0]
 # data set/figure: the first file that is missed when nothing but data is there.
@@ -135,6 +140,8 @@ def project(tmp_path_factory):
         folder = results / f"digits/{method}/seed{seed}/evaluation"
         dump(folder / "metrics.json", metrics(draw))
         np.save(folder / "samples.npy", draw.integers(0, 256, (16, 1, 8, 8), dtype=np.uint8))
+    reference = reference_path(root, "digits", "classifier")
+    save_tensors(reference, {"features": torch.zeros(1)}, {"real_half_against_half": {"classifier-fd": 0.25}})
     points = results / "mixture2d/ic/seed0/evaluation/samples.npy"
     points.parent.mkdir(parents=True)
     np.save(points, draw.normal(size=(16, 2)).astype(np.float32))
@@ -254,14 +261,14 @@ def test_it_fits_a_page_with_text_of_eight_to_nine_points_and_nothing_cut_or_on_
         place = legend.get_window_extent(renderer)
         assert not any(place.overlaps(axes.get_tightbbox(renderer)) for axes in canvas.axes)
     assert not any(axes.get_legend() for axes in canvas.axes)
-    assert len(canvas.legends) == (not name.endswith(("samples", "paths")))
+    assert len(canvas.legends) == (not name.endswith(("samples", "paths", "convergence")))
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("digits/convergence", "bands: ± one standard deviation over seeds"),
         ("digits/discrepancy", "bands: ± one standard deviation over seeds"),
+        ("digits/discrepancy", "what a solid curve has above its dashed one is the error of the denoiser"),
         ("digits/transport-cost", "of IC's cost, of others' difference from it"),
         ("mixture2d/theory", "bars, upwards only: 2 standard errors"),
     ],
@@ -324,6 +331,16 @@ def test_convergence_shows_mean_and_deviation_over_seeds_of_ema_samples(project,
         if len(seeds) > 1:
             same(next(edges), mean - std, mean + std)
     assert next(edges, None) is None
+    assert canvas.get_supxlabel().endswith("mean over seeds, bands: ± one standard deviation over seeds")
+    same((lines(axes)["real data, half against half"][1],), [0.25, 0.25])
+    # The curves are named where they end, from the top down, and no name lies on another.
+    names = [text for text in axes.texts if text.get_visible()]
+    assert {text.get_text() for text in names} == set(lines(axes))
+    boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
+    ends = {label: float(y[-1]) for label, (_, y) in lines(axes).items()}
+    heights = {text.get_text(): text.get_window_extent().y0 for text in names}
+    assert sorted(ends, key=ends.__getitem__) == sorted(heights, key=heights.__getitem__)
     assert set(table["function evaluations"]) == {1}
     assert len(table) == 4
 
@@ -409,20 +426,26 @@ def test_scattered_points_are_those_of_the_files(project, drawn):
         assert len(rows) == 16
 
 
-def test_trajectories_are_the_first_paths_of_each_flow(project, drawn):
+def test_trajectories_are_all_paths_of_each_flow_with_arrows_along_them(project, drawn):
     canvas, table = drawn("mixture2d/paths")
     content = read(project / "results/mixture2d/theory.json")["curves"]["Figure 1"]
     for axes, (flow, found) in zip(canvas.axes, content["paths"].items(), strict=True):
-        states = np.array(found["states"])[:, :32]
+        states = np.array(found["states"])
         rows = table[table["flow"] == flow]
-        assert len(axes.lines) == 32
+        assert len(axes.lines) == states.shape[1]
+        (arrows,) = (part for part in axes.collections if isinstance(part, Quiver))
+        steps = np.diff(states, axis=0)
+        lengths = np.linalg.norm(steps, axis=2)
+        # Of two steps the longer one has the middle of the path in it.
+        longer, paths = lengths.argmax(axis=0), np.arange(states.shape[1])
+        same(((arrows.U, arrows.V),), (steps[longer, paths] / lengths[longer, paths, None]).T)
         for number, line in enumerate(axes.lines):
             same((line.get_xydata(),), states[:, number])
             path = rows[rows["path"] == number]
             same((path["sigma [data units]"], path.iloc[:, -2:]), content["sigmas"], states[:, number])
-        start, end = (part.get_offsets() for part in axes.collections)
+        start, end = (part.get_offsets() for part in axes.collections if isinstance(part, PathCollection))
         same((start, end), states[0], states[-1])
-    assert len(table) == 4 * 32 * 3
+    assert len(table) == 4 * 40 * 3
     assert canvas.axes[1].lines[0].get_color() == canvas.axes[3].lines[0].get_color() == GC.colour
 
 

@@ -46,13 +46,15 @@ def test_the_load_of_a_gpu_is_told_where_it_can_be_read(monkeypatch):
 def test_tiles_keep_every_pixel_in_its_place():
     images = np.arange(5 * 1 * 2 * 3, dtype=np.uint8).reshape(5, 1, 2, 3)
     grid = tile(images, columns=2)
-    assert grid.shape == (3 * 3, 2 * 4)
+    assert grid.shape == (3 * 3 + 1, 2 * 4 + 1)
+    # A closed frame, and a line between neighbours.
+    assert {*grid[::3].ravel(), *grid[:, ::4].ravel()} == {96}
     for index in range(5):
         row, column = divmod(index, 2)
         top, left = row * 3 + 1, column * 4 + 1
         assert (grid[top : top + 2, left : left + 3] == images[index, 0]).all()
     colour = np.zeros((2, 3, 4, 4), dtype=np.uint8)
-    assert tile(colour, columns=2).shape == (5, 10, 3)
+    assert tile(colour, columns=2).shape == (6, 11, 3)
 
 
 def test_a_training_stage_depends_on_the_weights_that_its_run_needs(tmp_path):

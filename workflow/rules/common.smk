@@ -99,5 +99,14 @@ def train_threads(wildcards):
     return PARAMS.run_config(run.name).training.cpu_threads
 
 
+def figure_labels(wildcards):
+    """A row of Snakemake's report: the figure of the paper that it answers, and its own name."""
+    place = PARAMS.dataset(wildcards.dataset).figures[wildcards.name].reproduces or ""
+    return {
+        "of the paper": place.replace("figure", "Figure ") or "–",
+        "figure": wildcards.name,
+    }
+
+
 def figure_title(wildcards):
     return PARAMS.dataset(wildcards.dataset).figures[wildcards.name].title

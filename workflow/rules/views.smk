@@ -31,7 +31,7 @@ rule figure:
             caption="../report/figure.rst",
             category="Figures",
             subcategory="{dataset}",
-            labels={"figure": "{name}"},
+            labels=figure_labels,
         ),
         svg="results/{dataset}/figures/{name}.svg",
         csv="results/{dataset}/figures/{name}.csv",

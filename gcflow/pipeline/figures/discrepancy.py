@@ -84,9 +84,9 @@ KIND = FigureKind(
         "same as distillation. Lower curves are better, and what matters is how they fall as the noise grows.",
         "A denoiser trained on each coupling's pairs stands for the mean velocity, and any other velocity than that "
         "lies farther from the pairs': estimates are upper bounds but for sampling error. So is the dashed one, where "
-        "the endpoint predictor takes the denoiser's place: the truth is below both. At large noise, of which "
-        "training draws little, a solid curve shows the denoiser's own error over σ², far above its bound. Means over "
-        "the denoisers' training seeds, on the same data and noises. The exact denoiser of independent pairs, dotted, is "
+        "the endpoint predictor takes the denoiser's place: the truth is below both. At large noise, of which training "
+        "draws little, a solid curve shows the denoiser's own error over σ², far above its bound. Means over the "
+        "denoisers' training seeds, on the same data and noises. The exact denoiser of independent pairs, dotted, is "
         "known where the data are few; the axis leaves out most of its fall at small noise, where it knows each sample "
         "by heart.",
     ),

@@ -519,7 +519,9 @@ def whole_distance(bench: Bench) -> Iterator[Row]:
         note = f"{seconds:.4g} s, {distance:.6g} in features of {evaluation.named}"
         yield {"what": what, "note": note, "seconds": seconds, "distance": distance, "features": evaluation.named}
     for place in dict.fromkeys((bench.device, "cpu")):
-        sides = [FeatureStatistics.of(side.tensors(), place) for side in (drawn, real)]
+        sides = [drawn, real]
+        if place != bench.device:
+            sides = [FeatureStatistics.of(side.tensors(), place) for side in sides]
         bench.seconds(lambda sides=sides: sides[1].covariance_root)
         seconds = bench.seconds(lambda sides=sides: frechet_distance(*sides))
         note = f"{seconds:.4g} s, float64"

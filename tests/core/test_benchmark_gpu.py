@@ -206,9 +206,9 @@ def test_samples_features_and_their_distance_are_timed_and_rounding_is_measured(
         assert row["flop_per_second"] / row["images_per_second"] == pytest.approx(cost / 4)
         assert row["features"] == "Inception's surrogate"
     assert exact["largest_pixel_difference"] == exact["relative_feature_difference"] == 0
-    assert 0 < rounded[-1]["relative_feature_difference"] < 0.05
+    assert 0 < rounded[-1]["relative_feature_difference"] < 0.2
     first, second, distance = rows(measured, "fid")
-    assert first["distance"] == pytest.approx(second["distance"], rel=0.02)
+    assert first["distance"] == pytest.approx(second["distance"], rel=0.05)
     assert distance["what"].startswith("Fréchet distance on cpu")
     assert len(rows(measured, "features")) == 2
 

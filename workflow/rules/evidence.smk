@@ -1,7 +1,5 @@
 # What undecided claims lack: a round of more seeds, and another, until every claim is decided or has the most seeds allowed.
 
-import sys
-
 
 rule decided:
     input:
@@ -19,12 +17,3 @@ rule decided:
         "decided"
     shell:
         "gcflow decide --scale {params.scale} 2>&1 | log_to {log}"
-
-
-def next_round():
-    """Begins Snakemake anew, as it was begun, where its last job added seeds: the same process, so signals reach it."""
-    if Params(Path("params.yaml")).added != PARAMS.added:
-        workflow.persistence.unlock()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 from filelock import FileLock, Timeout
@@ -71,6 +72,22 @@ def cancel_jobs(executor):
             "Slurm does not answer: the jobs are cancelled once it does. Ctrl-C again leaves them."
         )
         time.sleep(10)
+
+
+def seeds_text():
+    return Path("seeds.yaml").read_text() if Path("seeds.yaml").exists() else ""
+
+
+KNOWN_SEEDS = seeds_text()
+
+
+def next_round():
+    """Begins Snakemake anew, as it was begun, where its last job added seeds: the same process, so signals reach it."""
+    if seeds_text() != KNOWN_SEEDS:
+        workflow.persistence.unlock()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 onstart:

@@ -48,6 +48,8 @@ def course_plot(findings: list[Finding]) -> "Figure":
 
 
 def _draw(axes: "Axes", found: Finding, comparison: Paired, decision: Decision) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     look, counts = LOOKS[found.verdict], np.arange(1, comparison.count + 1)
     course = comparison.course(decision.level)
     ends = np.where(np.isfinite(course), course, np.nan)
@@ -65,5 +67,5 @@ def _draw(axes: "Axes", found: Finding, comparison: Paired, decision: Decision) 
     # Early means and intervals are wild: what is drawn is what decides.
     reach = max(2 * decision.margin, 1.5 * abs(comparison.effect), *np.abs(ends[-1][np.isfinite(ends[-1])]))
     axes.set(xlim=(0.5, max(comparison.count, 8) + 0.5), ylim=(-1.2 * reach, 1.2 * reach))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=6)

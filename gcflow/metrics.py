@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import combinations, pairwise, product
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from pydantic import Field
 
 from gcflow import register
 from gcflow.lazy_torch import torch
@@ -15,9 +17,11 @@ from gcflow.options import Options
 from gcflow.randomness import generator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-KERNEL_ROWS = 512
+KERNEL_ROWS, DISTANCE_ROWS = 512, 1000
 
 
 @register.metric.contract
@@ -43,6 +47,34 @@ class Metric(Options):
             real: features [m, F], of the same type and device. Of Inception's, at most 50,000 of either are given.
         """
         raise NotImplementedError
+
+
+@register.metric
+class PrecisionRecall(Metric):
+    """Precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), in [0, 1].
+
+    A set is what the balls around its samples cover, each as far as to its k-th nearest neighbour in the set.
+    """
+
+    neighbours: int = Field(default=3, ge=1, le=100, description="k, of nearest neighbours; the paper's is 3")
+    kind: Literal["precision-recall"] = "precision-recall"
+    columns: ClassVar[dict[str, str]] = {"precision": "precision ↑", "recall": "recall ↑"}
+
+    def covered(self, points: Tensor, others: Tensor) -> float:
+        """Share of points [n, F] in the ball of at least one of the others [m, F], m > k."""
+
+        def distances(to: Tensor) -> Iterator[Tensor]:
+            exact = "donot_use_mm_for_euclid_dist"
+            return (torch.cdist(part, others, compute_mode=exact) for part in to.split(DISTANCE_ROWS))
+
+        _require_rows(others, self.neighbours + 1, "samples that balls are drawn around")
+        # The nearest of its own set is each sample itself.
+        radii = torch.cat([part.kthvalue(self.neighbours + 1).values for part in distances(others)])
+        return torch.cat([(part <= radii).any(1) for part in distances(points)]).double().mean().item()
+
+    def compare(self, generated: Tensor, real: Tensor) -> dict[str, float]:
+        """Precision: of the generated that are like real ones. Recall: of the real that are like generated ones."""
+        return {"precision": self.covered(generated, real), "recall": self.covered(real, generated)}
 
 
 class Moments(Protocol):

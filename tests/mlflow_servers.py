@@ -230,6 +230,11 @@ class Found:
             for metric in run.data.metrics
         }
 
+    def models(self, name: str, metric: str) -> list[Any]:
+        """The models of the experiment of a run, the best by a metric first."""
+        order = [{"field_name": f"metrics.{metric}", "ascending": True}]
+        return list(self.client.search_logged_models([self.run(name).info.experiment_id], order_by=order))
+
     def artifacts(self, run_id: str, folder: str = "") -> list[str]:
         """Every file of a run."""
         files: list[str] = []

@@ -13,6 +13,7 @@ from gcflow.metrics import (
     FeatureSet,
     FeatureStatistics,
     InceptionScore,
+    PrecisionRecall,
     class_score,
     frechet_distance,
     kernel_distance,
@@ -339,3 +340,37 @@ def test_the_transport_cost_is_the_squared_distance_per_pair():
     x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
     z = torch.tensor([[[0.0, 4.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     assert transport_cost(x, z).tolist() == [25, 4]
+
+
+def brute_force(points, others, neighbours):
+    def gap(a, b):
+        return sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
+
+    others = others.tolist()
+    radii = [sorted(gap(b, c) for c in others)[neighbours] for b in others]
+    inside = [any(gap(a, b) <= r for b, r in zip(others, radii, strict=True)) for a in points.tolist()]
+    return sum(inside) / len(inside)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_precision_and_recall_are_those_of_a_brute_force_count(neighbours):
+    generated, real = 1.2 * gaussian(7, 40, 3).double() + 0.5, gaussian(8, 60, 3).double()
+    values = PrecisionRecall(neighbours=neighbours).compare(generated, real)
+    expected = (brute_force(generated, real, neighbours), brute_force(real, generated, neighbours))
+    assert (values["precision"], values["recall"]) == expected
+    assert 0 < values["recall"] < 1
+
+
+def test_precision_and_recall_of_closed_cases():
+    compare = PrecisionRecall(neighbours=1).compare
+    real = torch.arange(2000).double()[:, None]
+    assert compare(real, real) == {"precision": 1.0, "recall": 1.0}
+    assert compare(real + 1e6, real) == {"precision": 0.0, "recall": 0.0}
+    # The balls of the first half reach one beyond its end.
+    assert compare(real[:1000], real) == {"precision": 1.0, "recall": 1001 / 2000}
+    assert compare(real, real[:1000]) == {"precision": 1001 / 2000, "recall": 1.0}
+
+
+def test_precision_and_recall_need_more_samples_than_neighbours():
+    with pytest.raises(ValueError, match=r"balls are drawn around are \[3, 2\], expected \[n, columns\] with n >= 4"):
+        PrecisionRecall().compare(gaussian(0, 9, 2), gaussian(1, 3, 2))

@@ -76,7 +76,7 @@ def test_the_schema_refuses_what_the_models_refuse(schema, key, value):
 
 
 def test_the_schema_of_a_project_knows_its_extensions(tmp_path):
-    for file in ("params.yaml", "sinkhorn.py", "continuous.py", "rings.py", "convolutional.py", "precision_recall.py"):
+    for file in ("params.yaml", "sinkhorn.py", "continuous.py", "rings.py", "convolutional.py", "coverage.py"):
         (tmp_path / file).write_bytes((ROOT / "examples" / file).read_bytes())
     main(tmp_path / "params.yaml")
     schema = json.loads((tmp_path / "params.schema.json").read_text())

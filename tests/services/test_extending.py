@@ -53,7 +53,7 @@ from gcflow.randomness import coupling_uniforms
 from gcflow.training import Helpers, initial_state, make_loss
 from gcflow.weights import load_model, spec_of
 
-FILES = ("sinkhorn.py", "continuous.py", "rings.py", "convolutional.py", "precision_recall.py")
+FILES = ("sinkhorn.py", "continuous.py", "rings.py", "convolutional.py", "coverage.py")
 RUNS = {f"rings/{name}" for name in ("ic/0", "ic/1", "sinkhorn/0", "sinkhorn/1", "sinkhorn-conv/0")}
 CONTINUOUS = "digits/continuous/0"
 OF_SINKHORN = {"rings/sinkhorn/0", "rings/sinkhorn/1", "rings/sinkhorn-conv/0"}
@@ -108,13 +108,13 @@ def examples():
 
 def test_the_metrics_numbers_are_in_records_and_tables_with_their_protocol(project):
     table = (project / "results/rings/tables/couplings.csv").read_text().splitlines()
-    assert table[0].endswith("precision ↑,recall ↑,protocol")
+    assert table[0].endswith("precision ↑,recall ↑,density ↑,coverage ↑,protocol")
     assert len(table) == 4
     records = json.loads((project / "results/rings/sinkhorn/seed0/evaluation/metrics.json").read_text())
-    assert {record["metric"] for record in records} > {"precision", "recall", "classifier-fd"}
+    assert {record["metric"] for record in records} > {"precision", "recall", "density", "coverage", "classifier-fd"}
     (code,) = {json.dumps(record["metrics"]) for record in records}
-    assert re.search(r'"neighbours": 3.*"examples/precision_recall.py": "[0-9a-f]{64}"', code)
-    final = [r["value"] for r in records if (r["metric"], r["step"], r["network_evaluations"]) == ("recall", 40, 1)]
+    assert re.search(r'"neighbours": 5.*"examples/coverage.py": "[0-9a-f]{64}"', code)
+    final = [r["value"] for r in records if (r["metric"], r["step"], r["network_evaluations"]) == ("coverage", 40, 1)]
     row = next(line for line in table if "convolutions" not in line and "Sinkhorn" in line)
     assert len(final) == 2
     assert all(0 <= value <= 1 for value in final)
@@ -136,7 +136,7 @@ def test_both_graphs_have_the_files_and_nothing_is_left_to_do(project):
         "continuous.py": {"train@digits-continuous-0"},
         "sinkhorn.py": {f"train@{run.replace('/', '-')}" for run in OF_SINKHORN},
         "convolutional.py": {"train@rings-sinkhorn-conv-0", "evaluate@rings-sinkhorn-conv-0"},
-        "precision_recall.py": evaluations,
+        "coverage.py": evaluations,
     }
     assert "Nothing to be done" in snakemake(project, "-n", "all")
     assert dvc(project, "status").strip() == "Data and pipelines are up to date."
@@ -159,7 +159,7 @@ def test_the_hash_of_each_file_is_part_of_the_runs_identity(project):
         (("rings.py",), {"rings"}, RUNS, RUNS),
         (("sinkhorn.py",), set(), OF_SINKHORN, OF_SINKHORN),
         # The metric's own makes evaluations of rings out of date, and no training.
-        (("continuous.py", "precision_recall.py"), set(), {CONTINUOUS}, {CONTINUOUS, *RUNS}),
+        (("continuous.py", "coverage.py"), set(), {CONTINUOUS}, {CONTINUOUS, *RUNS}),
     ],
 )
 def test_an_edit_of_a_file_makes_exactly_what_uses_it_out_of_date_in_both_graphs(
@@ -277,8 +277,8 @@ def refusal(folder):
             "methods.sinkhorn.coupling is 'sinkhorn', expected {kind: sink",
         ),
         ("{kind: sinkhorn, epsilon: 0.02}", "{epsilon: 0.02}", "methods.sinkhorn.coupling.kind is missing"),
-        ("neighbours: 3", "neighbours: 0", "evaluation.metrics.0.neighbours is 0, expected a number >= 1"),
-        ("kind: precision-recall", "kind: pr", "evaluation.metrics.0.kind is 'pr', expected 'precision-recall'"),
+        ("neighbours: 5", "neighbours: 0", "evaluation.metrics.1.neighbours is 0, expected a number >= 1"),
+        ("kind: density-coverage", "kind: dc", "evaluation.metrics.1.kind is 'dc', expected 'precision-recall', 'de"),
         (
             "architecture: convolutional",
             "architecture: conv",
@@ -418,8 +418,8 @@ def test_a_network_that_changes_the_shape_ends_training_in_one_line(folder):
 
 
 def test_columns_that_are_taken_are_refused(folder):
-    text = (folder / "precision_recall.py").read_text()
-    (folder / "precision_recall.py").write_text(text.replace('"recall":', '"classifier-fd":'))
+    text = (folder / "coverage.py").read_text()
+    (folder / "coverage.py").write_text(text.replace('"coverage":', '"classifier-fd":'))
     assert refusal(folder).startswith("params.yaml: datasets.rings.evaluation.metrics gives 'classifier-fd'")
 
 
@@ -552,33 +552,15 @@ def test_sinkhorn_draws_each_noise_as_often_as_its_plan_says(examples):
     assert torch.allclose(counts / draws, coupling.plan(x, z).float(), atol=2 / draws)
 
 
-def brute_force(points, others, neighbours):
-    def gap(a, b):
-        return sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
-
-    others = others.tolist()
-    radii = [sorted(gap(b, c) for c in others)[neighbours] for b in others]
-    inside = [any(gap(a, b) <= r for b, r in zip(others, radii, strict=True)) for a in points.tolist()]
-    return sum(inside) / len(inside)
-
-
 @pytest.mark.parametrize("neighbours", [1, 3])
-def test_precision_and_recall_are_those_of_a_brute_force_count(examples, neighbours):
+def test_density_and_coverage_are_those_of_a_brute_force_count(examples, neighbours):
     generated, real = 1.2 * gaussian(7, 40, 3).double() + 0.5, gaussian(8, 60, 3).double()
-    values = register.metric.named("precision-recall")(neighbours=neighbours).compare(generated, real)
-    expected = (brute_force(generated, real, neighbours), brute_force(real, generated, neighbours))
-    assert (values["precision"], values["recall"]) == expected
-    assert 0 < values["recall"] < 1
-
-
-def test_precision_and_recall_of_closed_cases(examples):
-    compare = register.metric.named("precision-recall")(neighbours=1).compare
-    real = torch.arange(2000).double()[:, None]
-    assert compare(real, real) == {"precision": 1.0, "recall": 1.0}
-    assert compare(real + 1e6, real) == {"precision": 0.0, "recall": 0.0}
-    # The balls of the first half reach one beyond its end.
-    assert compare(real[:1000], real) == {"precision": 1.0, "recall": 1001 / 2000}
-    assert compare(real, real[:1000]) == {"precision": 1001 / 2000, "recall": 1.0}
+    values = register.metric.named("density-coverage")(neighbours=neighbours).compare(generated, real)
+    gaps = [[float((a - b).square().sum().sqrt()) for b in generated] for a in real]
+    radii = [sorted(float((a - b).square().sum().sqrt()) for b in real)[neighbours] for a in real]
+    inside = [sum(gap <= radius for gap in row) for row, radius in zip(gaps, radii, strict=True)]
+    assert values == {"density": sum(inside) / (neighbours * 40), "coverage": sum(map(bool, inside)) / 60}
+    assert 0 < values["coverage"] < 1
 
 
 def test_rings_are_the_same_at_every_call_and_have_four_radii(examples, tmp_path):

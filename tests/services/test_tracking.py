@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -647,8 +648,11 @@ def test_what_an_evaluation_no_longer_measures_is_no_longer_shown(copied, sync, 
     sync(folder)
     before = found(folder, sqlite_server).run(RUN)
     assert {"classifier-fd/ema-1-evals", "classifier-fd/raw-1-evals"} <= before.data.metrics.keys()
+    both = found(folder, sqlite_server).models(RUN, "classifier-fd/ema-1-evals")
+    assert {model.tags["step"] for model in both} == {"20", "40"}
     write_evaluation(folder, ("ema",))
     sync(folder)
+    assert len(found(folder, sqlite_server).models(RUN, "classifier-fd/ema-1-evals")) == 1
     after = found(folder, sqlite_server).run(RUN)
     history = found(folder, sqlite_server).history(RUN)
     assert after.info.run_id != before.info.run_id
@@ -823,6 +827,12 @@ def test_mlflow_shows_what_the_files_say(finished):
         assert [step for step, _ in history[name]] == steps, name
     for kind in ("ema", "raw"):
         assert [step for step, _ in history[f"classifier-fd/{kind}-1-evals"]] == [20, 40]
+    measured = [model for model in mlflow.models(RUN, name := "classifier-fd/ema-1-evals") if model.tags["run"] == RUN]
+    ranked = [(int(m.tags["step"]), next(x.value for x in m.metrics if x.key == name)) for m in measured]
+    assert ranked == sorted(history[name], key=itemgetter(1))
+    assert all((finished / model.tags["weights"]).exists() and model.status == "READY" for model in measured)
+    (data,) = run.inputs.dataset_inputs
+    assert config["inputs"]["data_sha256"].startswith(data.dataset.digest)
     images = [name for name in files if name.startswith("images/samples+step+")]
     assert {name.split("+")[2] for name in images} == {"20", "40"}
     assert len(images) == 4, "each step once, in two sizes"

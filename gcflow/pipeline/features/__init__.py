@@ -89,11 +89,14 @@ def further_values(metrics: tuple["Metric", ...], generated: "Tensor", real: "Te
     """The numbers of further metrics on features [n, F] and [m, F].
 
     Raises:
-        GcflowError: a metric gives other numbers than it has columns, or one that is not finite.
+        GcflowError: a metric refuses the features, gives other numbers than it has columns, or one that is not finite.
     """
     values: dict[str, float] = {}
     for metric in metrics:
-        found = metric.compare(generated, real)
+        try:
+            found = metric.compare(generated, real)
+        except ValueError as error:
+            raise GcflowError(f"metric {metric.kind}: {error}") from None
         if found.keys() != metric.columns.keys():
             got, expected = ", ".join(found) or "nothing", ", ".join(metric.columns)
             raise GcflowError(f"metric {metric.kind} gives {got}, but its columns are {expected}")

@@ -16,10 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gcflow.files import atomic_path, naming, sha256_of
+from gcflow.pipeline.folders import run_folder, snapshot
 from gcflow.pipeline.params import Params
 from gcflow.tools.track.runs import CLOCKS, Point, RunFiles, parameters_of, source_of, tags_of
 
 if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
     from mlflow.entities import Run as MlflowRun
 
 T = TypeVar("T")
@@ -123,14 +125,14 @@ class Mirror:
         # Before anything is changed: they may be missing.
         md5 = (known and known.data.tags.get("weights_md5")) or files.weights_md5() if files.published else None
         tags = tags_of(self.params, files, md5)
-        everything = _digest([tags, files.status, points, sorted(grids), _hashes(uploads)])
+        everything = _digest([tags, files.status, files.header["inputs"], points, sorted(grids), _hashes(uploads)])
         if known is not None and known.data.tags.get(SENT) == everything:
             return str(known.info.run_id)
         there = self._grids_of(known) if known is not None and grids else set()
         redrawn = {grid.step for grid in there - grids.keys()} & {grid.step for grid in grids}
         if known is not None and (redrawn or self._contradicts(known, points, files.published)):
             # MLflow forgets no point and no image.
-            self.client.delete_run(known.info.run_id)
+            self._delete(known)
             known, there = None, set()
         begun, ended = _span(points)
         if known is None:
@@ -138,7 +140,8 @@ class Mirror:
             known = self.client.create_run(experiment, start_time=begun, tags=tags, run_name=files.run.name)
         run_id = str(known.info.run_id)
         self._send_parameters(known, parameters_of({**files.header["config"], **files.header["inputs"]}))
-        self._send_points(known, points)
+        self._send_data(known, files)
+        self._send_points(known, points, self._make_models(known, files, points))
         self._upload(run_id, uploads)
         for grid in sorted(grids.keys() - there):
             self._send_grid(run_id, grid, grids[grid], ended)
@@ -231,8 +234,14 @@ class Mirror:
         found = self._find(files.run.dataset, files.identity)
         # The request to make it was not answered, and made again.
         for double in found[1:]:
-            self.client.delete_run(double.info.run_id)
+            self._delete(double)
         return next(iter(found), None)
+
+    def _delete(self, known: "MlflowRun") -> None:
+        """With its models, which MLflow would go on ranking."""
+        for model in self._models_of(known):
+            self.client.delete_logged_model(model.model_id)
+        self.client.delete_run(known.info.run_id)
 
     def _known_study(self, study: Study, origins: set[str]) -> "MlflowRun | None":
         found = [(set(run.data.tags.get(ORIGINS, "").split()), run) for run in self._find(None, {"study": study.name})]
@@ -268,11 +277,65 @@ class Mirror:
                     return True
         return False
 
-    def _send_points(self, known: "MlflowRun", points: list[Point]) -> None:
+    def _models_of(self, known: "MlflowRun") -> "list[LoggedModel]":
+        """Those of a run that MLflow has, the oldest first."""
+        experiments, ours = [known.info.experiment_id], f"source_run_id = '{known.info.run_id}'"
+        page = self.client.search_logged_models(experiments, ours)
+        found = list(page)
+        while page.token:
+            page = self.client.search_logged_models(experiments, ours, page_token=page.token)
+            found += page
+        return sorted(found, key=lambda model: model.creation_timestamp)
+
+    def _make_models(self, known: "MlflowRun", files: RunFiles, points: list[Point]) -> "dict[int, LoggedModel]":
+        """A model of MLflow per snapshot that was measured, by its step: what it ranks. They hold no weights."""
+        steps = sorted({point.step for point in points if source_of(point.name) == "evaluation"})
+        if not steps:
+            return {}
+        run, models, run_id = files.run, {}, known.info.run_id
+        for model in self._models_of(known):
+            if models.setdefault(int(model.tags["step"]), model) is not model:
+                # The request to make it was not answered, and made again.
+                self.client.delete_logged_model(model.model_id)
+        kind = self.params.dataset(run.dataset).methods[run.method].objective.kind
+        for step in steps:
+            if step not in models:
+                tags = {"run": run.name, "step": str(step), "weights": str(snapshot(run_folder(Path(), run), step))}
+                name = f"{run.dataset}-{run.method}-seed{run.seed}-step{step}"
+                models[step] = self.client.create_logged_model(known.info.experiment_id, name, run_id, tags, None, kind)
+            if models[step].status != "READY":
+                self.client.finalize_logged_model(models[step].model_id, "READY")
+        linked = {output.model_id for output in known.outputs.model_outputs} if known.outputs else set()
+        new = [self.entities.LoggedModelOutput(models[step].model_id, step) for step in steps]
+        if new := [output for output in new if output.model_id not in linked]:
+            self.client.log_outputs(run_id, new)
+        return models
+
+    def _send_data(self, known: "MlflowRun", files: RunFiles) -> None:
+        """What it is trained on, by the hash of the prepared samples."""
+        digest = files.header["inputs"].get("data_sha256")
+        if digest and not (known.inputs and known.inputs.dataset_inputs):
+            name, source = files.run.dataset, json.dumps({"path": f"data/{files.run.dataset}", "sha256": digest})
+            data = self.entities.Dataset(name, digest[:32], "gcflow prepare", source)
+            role = self.entities.InputTag("mlflow.data.context", "training")
+            self.client.log_inputs(known.info.run_id, [self.entities.DatasetInput(data, [role])])
+
+    def _send_points(self, known: "MlflowRun", points: list[Point], models: "dict[int, LoggedModel]") -> None:
         history = self._history(known)
-        missing = [point for point in points if point.step not in history.get(point.name, ())]
+        ranked = {(metric.key, step) for step, model in models.items() for metric in model.metrics or ()}
+
+        def model_of(point: Point) -> str | None:
+            return models[point.step].model_id if source_of(point.name) == "evaluation" else None
+
+        missing = [
+            point
+            for point in points
+            if point.step not in history.get(point.name, ())
+            or (model_of(point) and (point.name, point.step) not in ranked)
+        ]
         for part in _parts(missing, POINTS_AT_ONCE):
-            self.client.log_batch(known.info.run_id, metrics=[self.entities.Metric(*point) for point in part])
+            metrics = [self.entities.Metric(*point, model_of(point)) for point in part]
+            self.client.log_batch(known.info.run_id, metrics=metrics)
             for point in part:
                 history.setdefault(point.name, {})[point.step] = point.value
 

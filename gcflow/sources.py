@@ -7,7 +7,7 @@ that lies in archives (`gcflow.archives`) has `locate` and `open`, and is read p
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -35,14 +35,28 @@ class RawData(NamedTuple):
     held_out: np.ndarray | None = None
 
 
+class Terms(NamedTuple):
+    """Under which a data set may be used. licence: SPDX's name, or in words. url: where it stands, empty if nowhere.
+
+    handed_on: whether they let what was made of the data, such as a model's weights, be handed on.
+    """
+
+    licence: str
+    url: str = ""
+    handed_on: bool = True
+
+
 @register.source.contract
 class Source(Options):
     """A source of samples. Its name is its field `source`.
+
+    terms: of the data. No option, so they change neither a configuration nor what was prepared.
 
     shape: of one sample: [C, H, W] of an image, whose values are stored as uint8, or [d] of a point, as float32.
     count: samples to train on; None if that is not known before they are read. Both are fields or properties.
     """
 
+    terms: ClassVar[Terms] = Terms("not known to gcflow")
     if TYPE_CHECKING:
 
         @property
@@ -62,6 +76,9 @@ class Source(Options):
         return empirical(to_model_space(data, process))
 
 
+SYNTHETIC = Terms("CC0-1.0, computed here")
+
+
 class SmallSource(Source):
     """A source that is at hand at any time, and as a whole."""
 
@@ -79,6 +96,7 @@ class Digits(SmallSource):
     """scikit-learn's digits: 1797 real images of handwritten digits, 8x8, 17 grey levels (UCI, Alpaydin & Kaynak)."""
 
     source: Literal["digits"] = "digits"
+    terms: ClassVar[Terms] = Terms("CC-BY-4.0", "https://archive.ics.uci.edu/dataset/80")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,6 +130,7 @@ class Mixture2d(SmallSource):
     count: Many = Field(description="points to draw")
     seed: Seed = Field(description="of the draw")
     source: Literal["mixture2d"] = "mixture2d"
+    terms: ClassVar[Terms] = SYNTHETIC
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,6 +163,7 @@ class Synthetic(SmallSource):
     count: Many = Field(description="images")
     seed: Seed = Field(description="of the draw")
     source: Literal["synthetic"] = "synthetic"
+    terms: ClassVar[Terms] = SYNTHETIC
 
     def load(self) -> RawData:
         """Draws the images; their labels are all 0."""
@@ -163,6 +183,7 @@ class Patches32(SmallSource):
 
     stride: int = Field(default=3, ge=1, le=32, description="pixels between neighbouring patches, across and down")
     source: Literal["patches32"] = "patches32"
+    terms: ClassVar[Terms] = Terms("CC-BY-2.0", "https://scikit-learn.org/stable/datasets/loading_other_datasets.html")
 
     @property
     def shape(self) -> tuple[int, ...]:

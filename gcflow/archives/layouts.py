@@ -26,7 +26,7 @@ from gcflow.archives.formats import (
 )
 from gcflow.errors import GcflowError
 from gcflow.options import Many, require
-from gcflow.sources import Source
+from gcflow.sources import Source, Terms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,11 @@ class Published(NamedTuple):
     url: str
     name: str
     md5: str | None = None
+
+
+IMAGENET = Terms(
+    "non-commercial research and education only", "https://www.image-net.org/download.php", handed_on=False
+)
 
 
 class Archived(Source):
@@ -139,6 +144,7 @@ class Cifar10(Archived):
     held_out_images: Many = Field(default=10000, description="in the archive, held out")
     source: Literal["cifar10"] = "cifar10"
     variant: ClassVar[str] = "CIFAR-10, python version"
+    terms: ClassVar[Terms] = Terms("none stated; cite Krizhevsky 2009", "https://www.cs.toronto.edu/~kriz/cifar.html")
 
     @property
     def published(self) -> Published:
@@ -178,6 +184,7 @@ class Imagenet32(Archived):
     images: Many = Field(default=1281167, description="in the archive")
     source: Literal["imagenet32"] = "imagenet32"
     variant: ClassVar[str] = "ImageNet-1k training images, resized here"
+    terms: ClassVar[Terms] = IMAGENET
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
         """The tar, or else the folder."""
@@ -212,6 +219,7 @@ class Imagenet32Downsampled(Archived):
     images: Many = Field(default=1281167, description="in all batches")
     source: Literal["imagenet32-downsampled"] = "imagenet32-downsampled"
     variant: ClassVar[str] = "downsampled ImageNet 32x32, as published: other pixels than ImageNet resized here"
+    terms: ClassVar[Terms] = IMAGENET
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
         """The zip, or else the batches in a folder."""
@@ -248,6 +256,11 @@ class Celeba64(Archived):
     held_out_images: int = Field(default=19962, ge=0, le=10**9, description="in the test split")
     source: Literal["celeba64"] = "celeba64"
     variant: ClassVar[str] = "CelebA, aligned and cropped"
+    terms: ClassVar[Terms] = Terms(
+        "non-commercial research only; neither images nor what is derived of them may be handed on",
+        "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        handed_on=False,
+    )
     side: ClassVar[int] = 64
 
     def locate(self, archives: Path) -> tuple[Path, ...]:
@@ -307,6 +320,7 @@ class Church64(Archived):
     images: Many = Field(default=126227, description="in the LMDB")
     source: Literal["church64"] = "church64"
     variant: ClassVar[str] = "LSUN church_outdoor, training split"
+    terms: ClassVar[Terms] = Terms("none stated; cite Yu et al. 2015", "https://github.com/fyu/lsun")
     side: ClassVar[int] = 64
 
     @property
@@ -344,6 +358,7 @@ class Folder(Archived):
     images: Many | None = Field(default=None, description="how many are expected; null takes what there is")
     source: Literal["folder"] = "folder"
     variant: ClassVar[str] = "images of the user's own"
+    terms: ClassVar[Terms] = Terms("the user's to know")
 
     def __post_init__(self) -> None:
         require(self.size & (self.size - 1) == 0, "size", self.size, "a power of two, >= 4")

@@ -827,7 +827,8 @@ def test_mlflow_shows_what_the_files_say(finished):
         assert [step for step, _ in history[name]] == steps, name
     for kind in ("ema", "raw"):
         assert [step for step, _ in history[f"classifier-fd/{kind}-1-evals"]] == [20, 40]
-    measured = [model for model in mlflow.models(RUN, name := "classifier-fd/ema-1-evals") if model.tags["run"] == RUN]
+    name = "classifier-fd/ema-1-evals"
+    measured = [model for model in mlflow.models(RUN, name) if model.tags["run"] == RUN]
     ranked = [(int(m.tags["step"]), next(x.value for x in m.metrics if x.key == name)) for m in measured]
     assert ranked == sorted(history[name], key=itemgetter(1))
     assert all((finished / model.tags["weights"]).exists() and model.status == "READY" for model in measured)

@@ -33,7 +33,7 @@ SECTIONS = {
         *("prepare", "pretrained", "features", "reference", "train", "evaluate", "discrepancy", "transport", "theory"),
         *("table", "figure", "claims", "decide", "report"),
     ),
-    "Models": ("sample", "import-edm", "export"),
+    "Models": ("sample", "import-edm", "export", "publish"),
     "What is there, and what it takes": ("status", "plan", "doctor", "bench", "verify"),
     "DVC and MLflow": ("stages", "record", "adopt", "track"),
 }
@@ -506,6 +506,22 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
     from gcflow.pipeline.figure import write_figure
 
     write_figure(params, dataset, name)
+
+
+@verb(
+    "Write the weights of RUN to OUT as a folder for Hugging Face: safetensors, a model card, the code with which "
+    "diffusers draws the images of `gcflow sample`.",
+    "gcflow publish digits/gc/0 published/digits-gc",
+)
+@click.argument("run")
+@click.argument("out", type=PATH)
+@click.option("--despite-terms", is_flag=True, help="Although the terms of the data set forbid to hand them on.")
+@click.pass_context
+def publish(context: click.Context, run: str, out: Path, despite_terms: bool) -> None:
+    params = _load(context)
+    from gcflow.tools.publish import publish as publish_run
+
+    publish_run(params, run, out, despite_terms)
 
 
 @verb(

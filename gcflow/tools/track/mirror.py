@@ -292,7 +292,8 @@ class Mirror:
         steps = sorted({point.step for point in points if source_of(point.name) == "evaluation"})
         if not steps:
             return {}
-        run, models, run_id = files.run, {}, known.info.run_id
+        run, run_id = files.run, known.info.run_id
+        models: dict[int, LoggedModel] = {}
         for model in self._models_of(known):
             if models.setdefault(int(model.tags["step"]), model) is not model:
                 # The request to make it was not answered, and made again.

@@ -34,7 +34,7 @@ class Statement(NamedTuple):
     name: str
     says: Markup
     held: int
-    count: int
+    total: int
     share: float
     where: str
 

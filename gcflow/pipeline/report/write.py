@@ -259,8 +259,8 @@ def _table(params: Params, dataset: str, name: str) -> tuple[str, Rows, Rows]:
         note, rows = (found["note"], found["rows"]) if found else ("", [])
         if not rows:
             return note, [], []
-        columns = [[*map(str, column)] for column in zip(*(row.values() for row in rows), strict=True)]
-        columns = [columns[0], *map(aligned, columns[1:]), links]
+        texts = [[*map(str, column)] for column in zip(*(row.values() for row in rows), strict=True)]
+        columns: list[list[Any]] = [texts[0], *map(aligned, texts[1:]), links]
         return note, [[*rows[0], "runs"]], list(map(list, zip(*columns, strict=True)))
 
 
@@ -272,7 +272,7 @@ def _published(datasets: dict[str, Any], labels: dict[str, str]) -> dict[str, Ro
     found, headings = {}, {metric.label: metric.heading for metric in KINDS["inception"].metrics}
     for dataset, methods in datasets.items():
         metrics = list(dict.fromkeys(metric for values in methods.values() for metric in values))
-        columns: list[list[str]] = [[labels.get(method, method) for method in methods]]
+        columns: list[list[Any]] = [[labels.get(method, method) for method in methods]]
         for metric in metrics:
             columns.append(aligned([PublishedValue(*v[metric]).text if metric in v else "–" for v in methods.values()]))
         heads = ["method", *(headings.get(metric, metric) for metric in metrics)]

@@ -57,7 +57,12 @@ class Source(Options):
     """
 
     terms: ClassVar[Terms] = Terms("not known to gcflow")
+
     if TYPE_CHECKING:
+
+        @property
+        def source(self) -> str:
+            """Its name."""
 
         @property
         def shape(self) -> tuple[int, ...]:

@@ -110,3 +110,16 @@ def figure_labels(wildcards):
 
 def figure_title(wildcards):
     return PARAMS.dataset(wildcards.dataset).figures[wildcards.name].title
+
+
+# Something to look at within minutes: the first table from its methods' first seeds, in a report that names what is to come.
+FIRST = next((stage for stage in STAGES if stage.kind == "table"), None)
+
+
+def first_runs(wildcards):
+    entry = PARAMS.dataset(FIRST.dataset)
+    methods = entry.tables[FIRST.item].methods
+    runs = [
+        Run(FIRST.dataset, method, entry.runs[method].seeds[0]) for method in methods
+    ]
+    return [out for run in runs for out in STAGES.evaluate(run).outs]

@@ -97,24 +97,13 @@ for view, stages in VIEWS.items():
             "{rule}"
 
 
-# Something to look at within minutes: the first table from its methods' first seeds, in a report that names what is to come.
-FIRST = next((stage for stage in STAGES if stage.kind == "table"), None)
-
-
-def first_runs(wildcards):
-    entry = PARAMS.dataset(FIRST.dataset)
-    methods = entry.tables[FIRST.item].methods
-    runs = [
-        Run(FIRST.dataset, method, entry.runs[method].seeds[0]) for method in methods
-    ]
-    return [out for run in runs for out in STAGES.evaluate(run).outs]
-
-
 if FIRST:
 
     rule first:
         input:
             first_runs,
+        log:
+            "results/logs/first.log",
         localrule: True
         params:
             dataset=FIRST.dataset,
@@ -123,4 +112,4 @@ if FIRST:
         message:
             "{rule}"
         shell:
-            "gcflow table {params.dataset} {params.table} && gcflow report --scale {params.scale}"
+            "(gcflow table {params.dataset} {params.table} && gcflow report --scale {params.scale}) 2>&1 | log_to {log}"

@@ -36,16 +36,18 @@ class NoiseEmbedding(nn.Module):
 class ResidualMLPBlock(nn.Module):
     """norm - linear - (scale, shift by the noise) - SiLU - dropout - linear, added to the input."""
 
-    def __init__(self, width: int, rate: float) -> None:
+    def __init__(self, width: int, embedding: int, rate: float) -> None:
         super().__init__()
         self.dropout = Dropout(rate)
         self.norm = nn.LayerNorm(width)
         self.linear0 = nn.Linear(width, width)
+        self.affine = nn.Linear(embedding, 2 * width)
         self.linear1 = zero_initialised(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, scale: Tensor, shift: Tensor, keys: Tensor | None) -> Tensor:
-        """X, scale, shift [B, W] to [B, W]."""
-        h = functional.silu(torch.addcmul(shift, self.linear0(self.norm(x)), scale))
+    def forward(self, x: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        """X [B, W], embedding [B, E] to [B, W]."""
+        scale, shift = self.affine(embedding).chunk(2, dim=1)
+        h = functional.silu(torch.addcmul(shift, self.linear0(self.norm(x)), scale + 1))
         return x + self.linear1(self.dropout(h, keys))
 
 
@@ -55,20 +57,17 @@ class ResidualMLP(nn.Module):
     def __init__(self, shape: tuple[int, ...], width: int, blocks: int, rate: float) -> None:
         super().__init__()
         dimension = math.prod(shape)
-        self.embedding = NoiseEmbedding(EMBEDDING)
-        # Scales and shifts of all blocks, in one product.
-        self.modulation = nn.Linear(EMBEDDING, 2 * blocks * width)
+        self.embedding = NoiseEmbedding(width)
         self.input = nn.Linear(dimension, width)
-        self.blocks = nn.ModuleList(ResidualMLPBlock(width, rate) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualMLPBlock(width, width, rate) for _ in range(blocks))
         self.output_norm = nn.LayerNorm(width)
         self.output = zero_initialised(nn.Linear(width, dimension))
         number_layers(self)
 
     def forward(self, x: Tensor, condition: Tensor, keys: Tensor | None = None) -> Tensor:
         """X [B, ...], condition [B], dropout keys [B] or None."""
+        embedding = self.embedding(condition)
         h = self.input(x.flatten(1))
-        scales, shifts = self.modulation(self.embedding(condition)).chunk(2, dim=1)
-        each = (part.chunk(len(self.blocks), dim=1) for part in (scales + 1, shifts))
-        for block, scale, shift in zip(self.blocks, *each, strict=True):
-            h = block(h, scale, shift, keys)
+        for block in self.blocks:
+            h = block(h, embedding, keys)
         return self.output(functional.silu(self.output_norm(h))).reshape(x.shape)

@@ -279,10 +279,10 @@ def update(state: TrainingState, training: TrainingConfig, gradient: Tensor, mea
     """One step of the optimizer with a gradient in the layout of the weights, and of the EMA."""
     weights, norm = state.flat.tensor, None
     weights.grad = gradient
-    if training.gradient_clip is not None:
-        norm = nn.utils.clip_grad_norm_(weights, training.gradient_clip)
-    elif measure_norm:
-        norm = torch.linalg.vector_norm(gradient)
+    if training.gradient_clip is not None or measure_norm:
+        norm = nn.utils.get_total_norm(state.flat.parts(gradient))
+    if training.gradient_clip is not None and norm is not None:
+        nn.utils.clip_grads_with_norm_(weights, training.gradient_clip, norm)
     rate = learning_rate(state.step, training)
     for group in state.optimizer.param_groups:
         group["lr"] = rate

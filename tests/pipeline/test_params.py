@@ -842,6 +842,8 @@ training.steps: 1000000000000000000 -> training.steps is 1000000000000000000, ex
 training.steps: 1000000, training.snapshot_every: 1
     -> training.snapshot_every is 1, expected so many steps that there are at most 10000
 runs.ic.label: "two\\nlines" -> runs.ic.label is 'two\\nlines', expected text in one line
+runs.ic.label: _mine -> runs.ic.label is '_mine', expected text that figures can draw
+runs.ic.label: 漢字 -> runs.ic.label is '漢字', expected text that figures can draw
 network: {architecture: ddpm++, channels: 8, blocks: 1, multipliers: [1, 1, 1, 1, 1]}
     -> methods.ic.network.multipliers is [1, 1, 1, 1, 1], expected so few that the side 8 of the images
 network: {architecture: ddpm++, channels: 8, blocks: 1, attention: [4]}

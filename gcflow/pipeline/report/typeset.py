@@ -34,7 +34,7 @@ def aligned(column: list[str]) -> list[Markup]:
     longest = {n: max((match[n] or "" for match in found if match), key=len, default="") for n in parts}
 
     def part(text: str, n: int) -> Markup:
-        blank = longest[n][len(text) :] if n == BEHIND_THE_POINT else longest[n][: len(longest[n]) - len(text)]
+        blank = "0" * (len(longest[n]) - len(text)) if text else longest[n]
         space = Markup('<span class="blank" data-text="{}"></span>').format(blank) if blank else Markup()
         return text + space if n == BEHIND_THE_POINT else space + text
 

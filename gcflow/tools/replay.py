@@ -10,12 +10,13 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from gcflow.errors import GcflowError, Preempted
 from gcflow.files import expected_form, read_json
 from gcflow.pipeline.folders import run_folder
 from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
-from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.progress import Progress
 from gcflow.pipeline.run_state import RunState
 from gcflow.pipeline.stages import Stage
 from gcflow.pipeline.train import begin, find_inputs
@@ -78,12 +79,11 @@ class Replayed:
 
 
 class _For(Observer):
-    def __init__(self, steps: int, progress: Progress) -> None:
-        self.asked, self.steps, self.progress = 0, steps, progress
+    def __init__(self, steps: int) -> None:
+        self.asked, self.steps = 0, steps
 
     def stop_requested(self) -> str | None:
         self.asked += 1
-        self.progress.update(self.asked - 1)
         return "replayed" if self.asked > self.steps else None
 
 
@@ -113,13 +113,20 @@ def replay(params: Params, stages: Sequence[Stage], share: float, device: str = 
             drawn += interval.last - interval.first
     others = [s for s in stages if s.kind in REMADE and all((params.root / out).exists() for out in s.outs)]
     others = draw.sample(others, round(share * len(others)))
-    beside = ThreadPoolExecutor(1)
+    at_once = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    pool = ProcessPoolExecutor(at_once, get_context("spawn"))
     try:
-        remade = {stage.name: beside.submit(_differing, params, stage, device) for stage in others}
-        trained = {interval: _ends_the_same(params, interval, device) for interval in chosen}
-        return Replayed(trained, len(kept), drawn / total, {name: found.result() for name, found in remade.items()})
+        trained = {it: pool.submit(_ends_the_same, params.path, it, device) for it in chosen}
+        remade = {stage.name: pool.submit(_differing, params.path, stage, device) for stage in others}
+        made: list[Future[Any]] = [*trained.values(), *remade.values()]
+        with Progress("computed again", len(made), unit="part") as progress:
+            for done, future in enumerate(as_completed(made), start=1):
+                future.result()
+                progress.update(done)
+        same = {interval: future.result() for interval, future in trained.items()}
+        return Replayed(same, len(kept), drawn / total, {name: future.result() for name, future in remade.items()})
     finally:
-        beside.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _intervals(params: Params, run: Run) -> list[Interval]:
@@ -144,21 +151,21 @@ def _step(kept: Path) -> int:
     return int(kept.stem.removeprefix("kept-"))
 
 
-def _ends_the_same(params: Params, interval: Interval, device: str) -> bool:
-    run, steps = interval.run, interval.last - interval.first
+def _ends_the_same(path: Path, interval: Interval, device: str) -> bool:
+    params, run = Params(path), interval.run
     config, entry = params.run_config(run.name), params.dataset(run.dataset)
     torch.set_num_threads(config.training.cpu_threads)
     state, data, helpers = begin(params, run, find_inputs(params, run), device)
     if interval.start:
         state.restore(load_tensors(interval.start)[0], interval.first, interval.start)
-    with Progress(f"{run.name} again", steps) as progress, suppress(Preempted):
-        train(config, data, state, _For(steps, progress), entry.cadence, helpers)
+    with suppress(Preempted):
+        train(config, data, state, _For(interval.last - interval.first), entry.cadence, helpers)
     return state.sha256() == interval.sha256
 
 
-def _differing(params: Params, stage: Stage, device: str) -> list[str]:
+def _differing(path: Path, stage: Stage, device: str) -> list[str]:
     """The outputs of a stage that its command makes otherwise, where nothing else is than what the stage reads."""
-    say(f"  {stage.name} again")
+    params = Params(path)
     with TemporaryDirectory(prefix="gcflow-") as folder:
         extensions = params.document.get("extensions") or ()
         for name in {params.path.name, CLAIMS, PAPER, *extensions, *stage.deps}:

@@ -15,7 +15,6 @@ import psutil
 
 from gcflow import __version__
 from gcflow.config import digest, to_dict
-from gcflow.distributed import is_first
 from gcflow.errors import GcflowError, Preempted
 from gcflow.files import write_json
 from gcflow.pipeline.folders import end_path
@@ -127,6 +126,8 @@ def tells_its_end(verb: str) -> Callable[[Job[P]], Job[P]]:
     def decorate(job: Job[P]) -> Job[P]:
         @wraps(job)
         def told(params: Params, name: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
+            from gcflow.distributed import is_first
+
             run, ended = params.parse_run(name), None
             tells = is_first()
             if tells:

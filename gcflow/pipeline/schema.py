@@ -401,7 +401,7 @@ class Claims(Options):
 class AddedSeeds(Options):
     """seeds.yaml: runs beyond those of params.yaml, which undecided claims asked for."""
 
-    round: int = Field(ge=1, description="how often seeds were added")
+    round: int = Field(ge=1, le=10**4, description="how often seeds were added")
     seeds: dict[Name, dict[Name, Different[tuple[Seed, ...]]]] = Field(description="by data set and method")
 
 

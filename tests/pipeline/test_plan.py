@@ -78,7 +78,7 @@ def test_an_unknown_target_is_refused_with_those_that_are_known(tmp_path):
     document = tiny_params()
     document["datasets"]["digits"]["tables"]["table1"]["reproduces"] = "table1"
     root = write_project(tmp_path, document)
-    result = gcflow(root, "plan", "train@digits-cd-1", check=False)
+    result = gcflow(root, "plan", "train@digit-cd-0", check=False)
     assert result.returncode == 2
     line = error_line(result.stderr)
     assert "views table1" in line

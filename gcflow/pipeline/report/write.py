@@ -182,18 +182,8 @@ def _hero(params: Params, datasets: list[DataSet]) -> tuple[str, dict[str, str]]
 def _claims(params: Params) -> dict[str, Any] | None:
     """The ledger of claims; None where there is none."""
     keys = (
-        "dataset",
-        "name",
-        "verdict",
-        "claim",
-        "place",
-        "shown",
-        "text",
-        "files",
-        "seeds",
-        "here",
-        "here_seeds",
-        "apart",
+        *("dataset", "name", "verdict", "claim", "place", "shown", "text", "files", "seeds"),
+        *("here", "here_seeds", "apart"),
     )
     known = {run.name for run in params.runs()}
     with recorded(claims_path(params.root, "json")) as ledger:

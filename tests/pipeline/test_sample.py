@@ -77,7 +77,7 @@ def pixels(path: Path) -> np.ndarray:
 def grid_of(images: np.ndarray, columns: int) -> np.ndarray:
     """The magnified grid of grey images, written with plain loops."""
     rows = -(-len(images) // columns)
-    grid = np.full((rows * 9, columns * 9), 96, dtype=np.uint8)
+    grid = np.full((rows * 9 + 1, columns * 9 + 1), 96, dtype=np.uint8)
     for number, image in enumerate(images):
         top, left = number // columns * 9 + 1, number % columns * 9 + 1
         grid[top : top + 8, left : left + 8] = image[0]
@@ -87,7 +87,7 @@ def grid_of(images: np.ndarray, columns: int) -> np.ndarray:
 # What is written.
 
 
-@pytest.mark.parametrize(("count", "columns", "size"), [(9, 3, (108, 108)), (7, 2, (72, 144)), (1, 1, (36, 36))])
+@pytest.mark.parametrize(("count", "columns", "size"), [(9, 3, (112, 112)), (7, 2, (76, 148)), (1, 1, (40, 40))])
 def test_a_png_is_a_magnified_grid_of_the_images_in_their_order(root, sample, array, tmp_path, count, columns, size):
     images = array(weights_of(root, IC), "--count", count)
     assert sample(weights_of(root, IC), "--count", count, "--out", "grid.png").code == 0
@@ -102,7 +102,7 @@ def test_without_options_64_images_are_drawn_into_samples_png(root, sample, tmp_
     assert (outcome.code, outcome.output) == (0, "")
     assert outcome.errors.splitlines()[-1] == f"64 samples from {path} (ema weights, 1 network passes): samples.png"
     assert files(tmp_path) == {"samples.png"}
-    assert pixels(tmp_path / "samples.png").shape == (288, 288)
+    assert pixels(tmp_path / "samples.png").shape == (292, 292)
 
 
 def test_weights_of_ect_are_sampled_with_the_boundary_of_their_method(root, sample, tmp_path):
@@ -182,7 +182,7 @@ def test_weights_that_were_imported_are_sampled_in_colour_and_without_a_run(samp
     for out in ("folder", "grid.png", "some.npz"):
         assert sample(path, *options, "--out", out).code == 0
     assert np.array_equal(pixels(tmp_path / "folder" / "000002.png"), images[2].transpose(1, 2, 0))
-    assert pixels(tmp_path / "grid.png").shape == (108, 36, 3)
+    assert pixels(tmp_path / "grid.png").shape == (112, 40, 3)
     with np.load(tmp_path / "some.npz") as found:
         assert (found["sampler"], found["step"], found["config_hash"]) == ("heun", -1, "")
     lacking = refused(sample(path, "--raw", "--out", "raw.png"), "imported.safetensors: raw weights")

@@ -190,7 +190,7 @@ def _claims(params: Params) -> dict[str, Any] | None:
         if ledger is None:
             return None
         records = [
-            {key: record[key] for key in keys if key in record}
+            {key: record.get(key) for key in keys}
             | {"test": record["test"]["words"], "runs": [run for run in record.get("runs", ()) if run in known]}
             for record in ledger["records"]
         ]

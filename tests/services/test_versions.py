@@ -437,6 +437,8 @@ def test_of_a_partial_pull_only_what_was_pulled_is_adopted(origin, tmp_path):
 
 def test_the_artifact_of_a_data_set_comes_from_the_remote_without_a_clone(origin, tmp_path):
     trained = origin / "results/digits/gc/seed0/weights.safetensors"
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org")
+    run(origin, *git, "tag", "--annotate", "digits@v1.0.0", "--message", "first")
     dvc(tmp_path, "artifacts", "get", str(origin), "digits", "--out", "gc.safetensors")
     assert (tmp_path / "gc.safetensors").read_bytes() == trained.read_bytes()
 

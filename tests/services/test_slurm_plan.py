@@ -26,8 +26,8 @@ WRITTEN = re.findall(
     "\n".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))),
     re.MULTILINE,
 )
-# `…` stands for what a table lists; these say how they begin. The README's own commands have a test of theirs, and so has
-# the guide whose project is called `own`.
+# `…` stands for what a table lists; these say how they begin. The README's own commands have a test of theirs, and so
+# has the guide whose project is called `own`.
 PLANNED = {(line or span).partition(" && ")[0] for line, span in WRITTEN if "…" not in span}
 COMMANDS = sorted(command for command in PLANNED if f"\n{command} " not in README and " own " not in command)
 

@@ -261,15 +261,21 @@ class Params:
             problem = f"is {table.paper!r}; known for {key} {table.published or table.reproduces}: {known}"
             raise self._fail(f"{where}.paper", problem)
 
-    def _added(self) -> AddedSeeds | None:
-        path = self.root / SEEDS
+    def _beside(self, path: Path, kind: Any) -> Any:
+        """A file beside params.yaml as an object of `kind`; None without it."""
         if not path.exists():
             return None
         document = read_yaml(path)
         try:
-            added: AddedSeeds = from_dict(AddedSeeds, document)
+            return from_dict(kind, document)
         except ValidationError as error:
             raise _refusal(path, error, document) from None
+
+    def _added(self) -> AddedSeeds | None:
+        path = self.root / SEEDS
+        added: AddedSeeds | None = self._beside(path, AddedSeeds)
+        if added is None:
+            return None
         for dataset, methods in added.seeds.items():
             known = self.datasets[dataset].runs if dataset in self.datasets else {}
             for method in methods.keys() - known.keys():
@@ -278,13 +284,9 @@ class Params:
 
     def _claims(self) -> Claims | None:
         path = self.root / CLAIMS
-        if not path.exists():
+        claims: Claims | None = self._beside(path, Claims)
+        if claims is None:
             return None
-        document = read_yaml(path)
-        try:
-            claims: Claims = from_dict(Claims, document)
-        except ValidationError as error:
-            raise _refusal(path, error, document) from None
         known = list(dict.fromkeys(method for entry in self.datasets.values() for method in entry.methods))
         for name, claim in claims.entries.items():
             sides = {"lower": claim.lower, "higher": claim.higher} if isinstance(claim, RunsClaim) else {}

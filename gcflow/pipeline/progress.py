@@ -1,6 +1,7 @@
 """Progress of a running job for a person: a bar on a terminal of one's own, a line now and then among other jobs."""
 
 import sys
+import threading
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from gcflow.readable import clock, duration
 
 SECONDS_BETWEEN_LINES = 10.0
+# Its own lock is shared among processes, for which Python starts one more process.
+tqdm.set_lock(threading.RLock())
 
 
 def say(text: str) -> None:

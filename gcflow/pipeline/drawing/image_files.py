@@ -32,7 +32,7 @@ def save_image(image: np.ndarray, path: Path) -> None:
 
 
 def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
-    """A PNG of samples: a magnified grid of images [n, C, H, W], or a scatter of points [n, 2] in data units."""
+    """A PNG of samples: a magnified grid of images [n, C, H, W], or points [n, 2] in data units, the origin amid them."""
     if samples.ndim == 4:
         from PIL import Image
 
@@ -40,7 +40,8 @@ def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
         image = image.resize((image.width * MAGNIFICATION, image.height * MAGNIFICATION), Image.Resampling.NEAREST)
         image.save(path, format="PNG")
         return
+    reach = 1.1 * float(np.abs(samples).max())
     figure = new_figure(3.3, 3.3)
-    axes = figure.add_subplot(aspect="equal", **PLANE)
+    axes = figure.add_subplot(aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), **PLANE)
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color=BLUE)
     figure.savefig(path, format="png")

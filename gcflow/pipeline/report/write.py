@@ -204,13 +204,16 @@ def _claims(params: Params) -> dict[str, Any] | None:
             "forest": picture(claims_path(params.root, "svg")),
             "course": picture(course_path(params.root, "svg")),
         }
-        origins = {"origins": ledger["origins"], "notes": ledger["notes"]}
+        origins: dict[tuple[Any, ...], list[str]] = {}
+        for dataset, origin in ledger["origins"].items():
+            origins.setdefault((origin["command"], origin["commit"], origin["dirty"]), []).append(dataset)
         shown = {
             "records": records,
             "untested": untested,
             "total": sum(counts.values(), Counter()),
+            "origins": origins,
+            "notes": ledger["notes"],
             **pictures,
-            **origins,
         }
         counts = {dataset: found for dataset, found in counts.items() if found}
         return shown | {"counts": counts, "confidence": ledger["confidence"], "correction": ledger["correction"]}

@@ -32,7 +32,7 @@ def save_image(image: np.ndarray, path: Path) -> None:
 
 
 def save_samples(samples: np.ndarray, columns: int, path: Path) -> None:
-    """A PNG of samples: a magnified grid of images [n, C, H, W], or points [n, 2] in data units, the origin amid them."""
+    """A PNG of samples: a magnified grid of images [n, C, H, W], or points [n, 2] in data units around 0."""
     if samples.ndim == 4:
         from PIL import Image
 

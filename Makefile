@@ -61,7 +61,7 @@ ui: .venv/complete  ## browse the runs in MLflow
 	     echo "The runs: http://127.0.0.1:$$port (no login: whoever works on this machine can change them)"; \
 	     [ -n "$${MLFLOW_TRACKING_URI}" ] || python workflow/mlflow_pages.py "http://127.0.0.1:$$port"; \
 	     MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" \
-	       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --port "$$port";; \
+	       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --port "$$port";; \
 	esac
 
 .PHONY: report

@@ -832,6 +832,9 @@ def test_mlflow_shows_what_the_files_say(finished):
     ranked = [(int(m.tags["step"]), next(x.value for x in m.metrics if x.key == name)) for m in measured]
     assert ranked == sorted(history[name], key=itemgetter(1))
     assert all((finished / model.tags["weights"]).exists() and model.status == "READY" for model in measured)
+    view = json.loads(mlflow.client.get_experiment(run.info.experiment_id).tags["mlflow.sharedViewState.gcflow"])
+    assert view["orderByKey"] == f"metrics.`{name}`"
+    assert {column.split("`")[1] for column in view["selectedColumns"]} <= {*tags, *run.data.metrics}
     (data,) = run.inputs.dataset_inputs
     assert config["inputs"]["data_sha256"].startswith(data.dataset.digest)
     images = [name for name in files if name.startswith("images/samples+step+")]
@@ -870,7 +873,9 @@ def test_a_person_sees_runs_curves_and_samples_in_a_browser(tmp_path, finished, 
         for name in ("tiny", "tiny/digits", "tiny/mixture2d"):
             page.get_by_role("link", name=name, exact=True).first.wait_for()
         experiment = f"{address}/#/experiments/{run.info.experiment_id}/runs"
-        page.goto(experiment)
+        page.goto(f"{experiment}?viewStateShareKey=gcflow")
+        page.get_by_role("columnheader", name="classifier-fd/ema-1-evals").first.wait_for()
+        page.get_by_role("gridcell", name="iCT-IC", exact=True).first.wait_for()
         for name in ("ic/0", "ic/1", "gc/0", "gc-frozen/0", "cd/0", "denoiser/0", "ect/0", "ect-gc/0"):
             page.get_by_text(f"digits/{name}", exact=True).first.wait_for()
         page.goto(f"{experiment}?compareRunsMode=CHART")

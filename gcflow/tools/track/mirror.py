@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gcflow.files import atomic_path, naming, sha256_of
 from gcflow.pipeline.folders import run_folder, snapshot
-from gcflow.pipeline.params import Params
+from gcflow.pipeline.params import Params, Run
 from gcflow.tools.track.runs import CLOCKS, Point, RunFiles, parameters_of, source_of, tags_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 SENT, ORIGINS = "mlflow.gcflow.sent", "mlflow.gcflow.origins"
 # And what we call an experiment, whatever a person has renamed it to.
 NAME = "mlflow.gcflow.name"
+# As MLflow's own Share button writes it, for a list of runs whose address ends with `viewStateShareKey=gcflow`.
+VIEW = "mlflow.sharedViewState.gcflow"
 # MLflow's own limits for one request: of points, and of parameters or tags.
 POINTS_AT_ONCE, WORDS_AT_ONCE = 900, 100
 # Largest width and height, in pixels, of the images among MLflow's charts.
@@ -145,6 +147,7 @@ class Mirror:
         self._upload(run_id, uploads)
         for grid in sorted(grids.keys() - there):
             self._send_grid(run_id, grid, grids[grid], ended)
+        self._share_view(files.run, points)
         self._send_tags(known, tags)
         if files.status == "RUNNING":
             self.client.update_run(run_id, status=files.status)
@@ -155,6 +158,16 @@ class Mirror:
             self._histories.pop(run_id, None)
         self._send_tags(known, {SENT: everything})
         return run_id
+
+    def _share_view(self, run: Run, points: Sequence[Point]) -> None:
+        """Lets a data set's list of runs show what its first method is evaluated by, the best run first."""
+        names = [point.name for point in points if source_of(point.name) == "evaluation" and "/ema-" in point.name]
+        if not names or run.method != next(iter(self.params.dataset(run.dataset).runs)):
+            return
+        fewest = min((name.rpartition("/")[2] for name in names), key=lambda setting: int(setting.split("-")[1]))
+        metrics = [f"metrics.`{name}`" for name in dict.fromkeys(names) if name.endswith(f"/{fewest}")]
+        view = {"selectedColumns": ["tags.`label`", *metrics], "orderByKey": metrics[0], "orderByAsc": True}
+        self.client.set_experiment_tag(self._experiment(run.dataset), VIEW, json.dumps(view))
 
     def send_study(self, study: Study, numbers: dict[str, float], origins: set[str]) -> None:
         """Makes a table, a figure or the report in MLflow what it is now, in the experiment of the whole project.

@@ -330,7 +330,7 @@ class Mirror:
         digest = files.header["inputs"].get("data_sha256")
         if digest and not (known.inputs and known.inputs.dataset_inputs):
             name, source = files.run.dataset, json.dumps({"path": f"data/{files.run.dataset}", "sha256": digest})
-            data = self.entities.Dataset(name, digest[:32], "gcflow prepare", source)
+            data = self.entities.Dataset(name, digest[:8], "gcflow prepare", source)
             role = self.entities.InputTag("mlflow.data.context", "training")
             self.client.log_inputs(known.info.run_id, [self.entities.DatasetInput(data, [role])])
 

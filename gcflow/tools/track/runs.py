@@ -201,18 +201,19 @@ def tags_of(params: Params, files: RunFiles, md5: str | None) -> dict[str, str]:
     studies = [name for name, table in entry.tables.items() if run.method in table.methods]
     studies += [name for name, figure in entry.figures.items() if run.method in figure.methods]
     tags = {
-        **files.identity,
+        # MLflow keeps their order: first what a person looks for.
+        "label": entry.runs[run.method].label,
         "dataset": run.dataset,
         "method": run.method,
-        "label": entry.runs[run.method].label,
         "seed": run.seed,
         # To group by: MLflow hides runs that are nested under another one, and draws no charts of them.
         "study": studies[0] if studies else None,
         "studies": ", ".join(studies) or None,
         **{key: job.get(key) for key in ("host", "device", "processes", "torch", "slurm_job")},
+        "resumed": len(files.jobs) - 1 if files.jobs else None,
+        **files.identity,
         "git_commit": job.get("commit"),
         "git_dirty": job.get("dirty"),
-        "resumed": len(files.jobs) - 1 if files.jobs else None,
         "weights_md5": md5,
         # What the columns and the pages of MLflow show.
         "mlflow.source.name": "gcflow train",

@@ -406,12 +406,21 @@ def test_of_simulated_ledgers_with_known_truth_at_most_a_twentieth_has_a_false_v
 
     wrong = sum(any(false(*claim) for claim in ledger) for ledger in ledgers)
     interval = stats.binomtest(wrong, len(ledgers)).proportion_ci(0.95)
-    assert wrong <= 0.05 * len(ledgers), f"{wrong} ledgers of {len(ledgers)}, 95 % interval {interval}"
-    assert interval.low <= 0.05
+    share = f"95 % interval {interval.low:.3f} to {interval.high:.3f}"
+    found = f"{wrong} ledgers of {len(ledgers)} with a false verdict, {share}"
+    assert wrong <= 0.05 * len(ledgers), found
     large = [verdict for ledger in ledgers for verdict, effect in ledger if abs(effect) >= 1]
     none = [verdict for ledger in ledgers for verdict, effect in ledger if effect == 0]
     assert large.count("undecided") < 0.01 * len(large)
     assert none.count("no difference") + none.count("undecided") > 0.98 * len(none)
+
+
+def test_costs_of_optimal_transport_are_means_of_thirty_batches_and_more():
+    params = Params(ROOT / "params.yaml")
+    measured = [params.dataset(name).transport for name in params.document["datasets"]]
+    batches = [transport.samples // max(transport.batch_sizes) for transport in measured if transport]
+    assert batches
+    assert min(batches) >= 30
 
 
 # Through the command.

@@ -1,6 +1,6 @@
-"""DINOv2's features against transformers, Pillow and formulas.
+"""DINOv2's features against transformers, its authors' code, Pillow and formulas.
 
-transformers is no part of the locked environment: `pip install transformers` for the one test that needs it.
+The first two are no part of the locked environment: `pip install transformers` and `pip install --no-deps dinov2`.
 """
 
 import json
@@ -73,6 +73,18 @@ def test_features_are_those_of_transformers(width, depth, sizes, tmp_path, monke
             ours, expected = network(images), theirs.eval()(images).pooler_output
         assert expected.std() > 0.1
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(518, 518), (224, 224), (70, 154)])
+def test_features_are_those_of_the_hubs_own_network(size):
+    theirs = pytest.importorskip("dinov2.models.vision_transformer")
+    network = randomised(VisionTransformer(128, 2))
+    settings = {"img_size": 518, "patch_size": 14, "embed_dim": 128, "depth": 2, "num_heads": 2, "init_values": 1.0}
+    reference = theirs.DinoVisionTransformer(**settings, block_chunks=0).eval()
+    reference.load_state_dict(network.state_dict() | {"mask_token": torch.zeros(1, 128)})
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), reference(images), rtol=1e-5, atol=1e-5)
 
 
 def kernel(distance):

@@ -11,6 +11,7 @@ import torch
 from builders import dinov2_weights, randomised
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from gcflow import dinov2
 from gcflow.dinov2 import Dinov2, VisionTransformer
@@ -85,6 +86,25 @@ def test_features_are_those_of_the_hubs_own_network(size):
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(network(images), reference(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_is_torchs_own_layer_with_its_scales_in_the_weights():
+    block = randomised(VisionTransformer(128, 1).blocks[0])
+    theirs = nn.TransformerEncoderLayer(128, 2, 512, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True).eval()
+    ours, state = block.state_dict(), {}
+    for name, place, scale in (
+        ("attn.qkv.", "self_attn.in_proj_", 1),
+        ("attn.proj.", "self_attn.out_proj.", ours["ls1.gamma"]),
+        ("mlp.fc1.", "linear1.", 1),
+        ("mlp.fc2.", "linear2.", ours["ls2.gamma"]),
+        ("norm1.", "norm1.", 1),
+        ("norm2.", "norm2.", 1),
+    ):
+        state |= {f"{place}{part}": (ours[f"{name}{part}"].T * scale).T for part in ("weight", "bias")}
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
 def kernel(distance):

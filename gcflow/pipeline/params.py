@@ -22,16 +22,7 @@ from gcflow.networks import Network
 from gcflow.options import choice_of, mistakes
 from gcflow.pipeline import features
 from gcflow.pipeline.figures import figure_mistakes
-from gcflow.pipeline.schema import (
-    SCALES,
-    AddedSeeds,
-    Claims,
-    DatasetEntry,
-    Document,
-    InceptionProtocol,
-    RunsClaim,
-    Table,
-)
+from gcflow.pipeline.schema import SCALES, AddedSeeds, Claims, DatasetEntry, Document, RunsClaim, Table
 from gcflow.pipeline.sweeps import expand_sweeps
 from gcflow.pipeline.yaml_files import read_yaml
 from gcflow.register import network
@@ -240,8 +231,7 @@ class Params:
                 raise self._fail(
                     f"{where}.evaluation.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -"
                 )
-        scored = [rules for rules in entry.features.protocols.values() if isinstance(rules, InceptionProtocol)]
-        splits = max((rules.score_splits for rules in scored), default=1)
+        splits = max(getattr(rules, "score_splits", 1) for rules in entry.features.protocols.values())
         if entry.evaluation.samples < splits:
             problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
             raise self._fail(f"{where}.evaluation.samples", problem)

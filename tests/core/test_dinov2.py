@@ -100,7 +100,8 @@ def test_a_block_is_torchs_own_layer_with_its_scales_in_the_weights():
         ("norm1.", "norm1.", 1),
         ("norm2.", "norm2.", 1),
     ):
-        state |= {f"{place}{part}": (ours[f"{name}{part}"].T * scale).T for part in ("weight", "bias")}
+        for part in ("weight", "bias"):
+            state[f"{place}{part}"] = (ours[f"{name}{part}"].movedim(0, -1) * scale).movedim(-1, 0)
     theirs.load_state_dict(state)
     x = torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -217,7 +217,7 @@ def prepare(
 
 
 @verb(
-    "Make the network that features of DATASET are taken from: train its classifier, or look Inception up.",
+    "Make the network that features of DATASET are taken from: train its classifier, or look a published one up.",
     "gcflow features cifar10 --download",
 )
 @click.argument("dataset")

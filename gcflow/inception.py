@@ -8,7 +8,6 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 from zipfile import ZipFile
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, sha256_of
+from gcflow.extractors import Extractor, resize_clean
+from gcflow.files import atomic_path
 from gcflow.preconditioning import clip_pixels
 from gcflow.randomness import derived_seed
 
@@ -27,8 +27,6 @@ INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrain
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SIDE = 299
 FEATURES, CLASSES = 2048, 1008
-# Images in one pass: on the CPU so few that their activations do not outgrow the caches by far.
-CPU_BATCH, GPU_BATCH = 16, 128
 
 Resize = Literal["clean", "legacy-pytorch", "legacy-tensorflow"]
 
@@ -66,47 +64,10 @@ PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
 REAL_PIXELS: dict[str, Callable[[Tensor], Tensor]] = {"stored": lambda images: images, "round-trip": float_round_trip}
 
 
-@lru_cache(maxsize=8)
-def _bicubic(length: int, device: torch.device) -> Tensor:
-    """Pillow's bicubic resampling of `length` pixels to 299, antialiased when it shrinks, as a matrix [299, length]."""
-    scale = length / SIDE
-    centres = (torch.arange(SIDE, dtype=torch.float64) + 0.5) * scale
-    pixels = torch.arange(length, dtype=torch.float64) + 0.5
-    distance = (pixels - centres[:, None]).abs() / max(scale, 1)
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
-    return (weights / weights.sum(1, keepdim=True)).float().to(device)
-
-
-def resize_clean(images: Tensor) -> Tensor:
-    """uint8 or float [n, C, H, W] in [0, 255] to float32 [n, C, 299, 299] in [0, 255], not rounded.
-
-    clean-fid's `clean` (Parmar et al. 2022): Pillow's antialiased bicubic in floating point, clipped.
-    """
-    height, width = images.shape[-2:]
-    rows, columns = _bicubic(height, images.device), _bicubic(width, images.device)
-    return (rows @ (images.float() @ columns.T)).clamp_(0, 255)
-
-
 def resize_legacy_pytorch(images: Tensor) -> Tensor:
     """uint8 or float [n, C, H, W] in [0, 255] to float32 [n, C, 299, 299]: bilinear, without antialiasing, clipped."""
     resized = functional.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     return resized.clamp_(0, 255)
-
-
-@contextmanager
-def _ieee_products() -> Iterator[None]:
-    """Full float32 products and convolutions inside; what was set before, afterwards."""
-    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
 
 
 @contextmanager
@@ -117,22 +78,22 @@ def _torchscript() -> Iterator[None]:
         yield
 
 
-class Inception:
+class Inception(Extractor):
     """The network, ready for images; see `Inception.load`.
 
+    Images are resized to 299 x 299: `clean` or `legacy-pytorch`, as clean-fid names them; `legacy-tensorflow` is that
+    inside the network. All three use this network, whereas clean-fid's `legacy_pytorch` uses another.
+
     Attributes:
-        sha256: of the file it was loaded from.
         features: F, the number of features: 2048.
         classes: K, the number of classes: 1008.
-        device: where its weights are.
-        batch: images in one pass; what it gives does not depend on it beyond rounding.
     """
 
+    name, url = "Inception", INCEPTION_URL
+
     def __init__(self, network: Any, sha256: str, device: torch.device | str) -> None:
-        self.network, self.device = network.eval(), torch.device(device)
-        self.sha256 = sha256
+        super().__init__(network, sha256, device)
         self.classes, self.features = network.output.weight.shape
-        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", sha256: str | None = None) -> "Inception":
@@ -146,14 +107,7 @@ class Inception:
         Raises:
             GcflowError: the file is missing, has another sha256, is no TorchScript file, or not such a network.
         """
-        try:
-            found = sha256_of(path)
-        except FileNotFoundError:
-            raise GcflowError(f"{path}: no such file; Inception's is at {INCEPTION_URL}") from None
-        except OSError as error:
-            raise GcflowError(f"{path}: not readable ({error.strerror})") from None
-        if sha256 not in (None, found):
-            raise GcflowError(f"{path}: another version of Inception: its sha256 is {found}, expected {sha256}")
+        found = cls.checked(path, sha256)
         try:
             with _torchscript():
                 network = torch.jit.load(path, map_location="cpu")
@@ -169,34 +123,16 @@ class Inception:
             raise GcflowError(f"{path}: not Inception with `layers` and `output` ({reason})") from None
         return loaded
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor, resize: Resize) -> tuple[Tensor, Tensor]:
-        """Features and class probabilities from one pass, on the network's device, in IEEE float32 (without TF32).
-
-        Args:
-            images: uint8 [n, 3, H, W], or [n, 1, H, W] for grey; n >= 1, on any device.
-            resize: to 299 x 299: `clean` or `legacy-pytorch`, as clean-fid names them; `legacy-tensorflow` is that
-                inside the network. All three use this network, whereas clean-fid's `legacy_pytorch` uses another.
-
-        Returns:
-            Features float32 [n, F] and probabilities float32 [n, K], softmax of the logits without their bias, as in
-            the original inception score.
-
-        Raises:
-            ValueError: the images are of another type or shape.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"images are {images.dtype} {list(images.shape)}, expected uint8 [n, 3 or 1, H, W]")
-        with _ieee_products():
-            parts = [self._features(part.to(self.device), resize) for part in torch.split(images, self.batch)]
-            features = torch.cat(parts).float()
-            return features, (features @ self.network.output.weight.T.float()).softmax(1)
-
-    def _features(self, images: Tensor, resize: Resize) -> Tensor:
+    def features_of(self, images: Tensor, resize: str) -> Tensor:
+        """Features [n, 2048]."""
         if resize == "legacy-tensorflow":
             return self.network(images.float().expand(-1, 3, -1, -1), return_features=True).flatten(1)
         resized = resize_clean(images) if resize == "clean" else resize_legacy_pytorch(images)
         return self.network.layers(resized.sub_(128).div_(128).expand(-1, 3, -1, -1)).flatten(1)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Softmax of the logits without their bias, as in the original inception score."""
+        return (features @ self.network.output.weight.T.float()).softmax(1)
 
 
 class _Weights(nn.Module):

@@ -44,7 +44,7 @@ class Metric(Options):
 
         Args:
             generated: features [n, F].
-            real: features [m, F], of the same type and device. Of Inception's, at most 50,000 of either are given.
+            real: features [m, F], of the same type and device. Of Inception's or DINOv2's, at most 50,000 of each.
         """
         raise NotImplementedError
 

@@ -22,6 +22,7 @@ from gcflow.config import (
     RunReference,
     TrainingConfig,
 )
+from gcflow.dinov2 import VisionTransformer
 from gcflow.distances import distance_for
 from gcflow.distributed import World
 from gcflow.errors import GcflowError
@@ -65,6 +66,13 @@ def randomised(model: Any) -> Any:
     for i, parameter in enumerate(model.parameters()):
         parameter.data += 0.1 * gaussian(i, *parameter.shape)
     return model
+
+
+def dinov2_weights(path: Path, width: int = 64, depth: int = 2, grid: int = 3) -> Path:
+    """Writes random weights as files of DINOv2's torch hub name them, of a network of this size."""
+    state = randomised(VisionTransformer(width, depth, grid)).state_dict()
+    torch.save(state | {"mask_token": torch.zeros(1, width)}, path)
+    return path
 
 
 def run_config(

@@ -231,7 +231,7 @@ class Params:
                 raise self._fail(
                     f"{where}.evaluation.metrics", f"gives {name!r}, which is taken or no name of a-z, 0-9 and -"
                 )
-        splits = max((rules.score_splits for rules in entry.features.protocols.values() if rules), default=1)
+        splits = max(getattr(rules, "score_splits", 1) for rules in entry.features.protocols.values())
         if entry.evaluation.samples < splits:
             problem = f"is {entry.evaluation.samples}, but a protocol scores them in {splits} splits"
             raise self._fail(f"{where}.evaluation.samples", problem)

@@ -10,18 +10,26 @@ from statistics import fmean
 import numpy as np
 
 from gcflow.archives.formats import PHASES
+from gcflow.dinov2 import PUBLISHED
 from gcflow.errors import GcflowError
 from gcflow.files import read_json
 from gcflow.pipeline.folders import data_folder
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import Progress, say
+from gcflow.pipeline.schema import DatasetEntry, Dinov2Network
 from gcflow.preparation import prepare
 
 MEGABYTE = 10**6
-# Of the features of each kind; the others are the samples' own values.
-DIMENSIONS = {"classifier": 64, "inception": 2048, "surrogate": 2048}
 # Between the data's scale and the sigma_data that networks are told.
 LARGEST_FACTOR = 1.2
+
+
+def dimension(entry: DatasetEntry) -> int:
+    """How many features a sample has; those of the identity are its own values."""
+    if isinstance(entry.features, Dinov2Network):
+        return PUBLISHED[entry.features.size].width
+    fixed = {"classifier": 64, "inception": 2048, "surrogate": 2048}
+    return fixed.get(entry.features.kind, math.prod(entry.data.shape))
 
 
 def check_classes(params: Params, dataset: str) -> None:
@@ -39,10 +47,10 @@ def doubts(params: Params, dataset: str) -> Iterator[str]:
     entry, key = params.dataset(dataset), f"datasets.{dataset}"
     manifest = read_json(data_folder(params.root, dataset) / "manifest.json")
     kind, process = entry.features.kind, entry.process
-    dimension, count = DIMENSIONS.get(kind, math.prod(manifest["shape"])), manifest["count"]
-    if count <= dimension:
-        few = f"{key}: {count} samples have no covariance of full rank in {dimension} {kind} features"
-        yield f"{few}: Fréchet distances to them mean little; take more than {dimension}, or fewer features"
+    width, count = dimension(entry), manifest["count"]
+    if count <= width:
+        few = f"{key}: {count} samples have no covariance of full rank in {width} {kind} features"
+        yield f"{few}: Fréchet distances to them mean little; take more than {width}, or fewer features"
     mean = fmean(manifest["channel_mean"])
     scale = math.hypot(manifest["std"], mean - process.data_mean)
     if len(manifest["shape"]) == 3 and not 1 / LARGEST_FACTOR < scale / process.sigma_data < LARGEST_FACTOR:

@@ -1,4 +1,4 @@
-"""Files that others publish, and where they are looked for: public models, and the weights of Inception."""
+"""Files that others publish, and where they are looked for: public models, and networks of features."""
 
 from pathlib import Path
 

@@ -9,9 +9,9 @@ import torch
 from gcflow.config import to_dict
 from gcflow.errors import GcflowError
 from gcflow.extensions import origins
-from gcflow.pipeline.features.inception import InceptionComparison
 from gcflow.pipeline.features.networks import load_features
 from gcflow.pipeline.features.small import SmallComparison
+from gcflow.pipeline.features.streamed import StreamedComparison
 from gcflow.pipeline.folders import data_folder, reference_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
@@ -23,7 +23,7 @@ def compute_reference(params: Params, dataset: str, protocol: str | None = None,
     """Stores the features of the real samples under a protocol, with their count.
 
     Beside it stands how one random half of them compares with the other, which the metrics' values should be read
-    against. Of Inception's features mean, covariance and a pool for KID are stored.
+    against. Of a published network's features mean, covariance and a pool for KID are stored.
 
     Raises:
         GcflowError: no such protocol, or fewer images than it needs.
@@ -47,7 +47,7 @@ class Reference:
     """
 
     protocol: str
-    compare: Callable[[int], SmallComparison | InceptionComparison]
+    compare: Callable[[int], SmallComparison | StreamedComparison]
     description: dict[str, Any]
 
 

@@ -4,7 +4,7 @@ docs/params.md and params.schema.json are written from here (`make keys`).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -102,13 +102,8 @@ FEWEST_REAL = 4
 
 
 class Protocol(Options):
-    """One way to compare images in Inception's features, and which number of a run it reports."""
+    """One way to compare images in the features of a published network, and which number of a run it reports."""
 
-    resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = Field(
-        default="clean",
-        description="`clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` "
-        "happens inside the network",
-    )
     pixels: Literal["clip", "clip-truncate", "batch-min-max"] = Field(
         default="clip",
         description="how output becomes 8-bit: `clip` to [-1, 1] and round, `clip-truncate`, or `batch-min-max`: each "
@@ -123,17 +118,24 @@ class Protocol(Options):
     )
     reference_seed: Seed = Field(default=0, description="they are drawn with, in a random order")
     select: Literal["last", "best"] = Field(
-        default="last", description="reports the run's last step, or the best by FID of all snapshots"
+        default="last", description="reports the run's last step, or the best by Fréchet distance of all snapshots"
     )
-    kid_subsets: Count = Field(default=100, description="of KID")
+    kid_subsets: Count = Field(default=100, description="of KID, or KD")
     kid_subset_size: int = Field(default=1000, ge=2, le=10**9, description="images in each of them")
     kid_seed: Seed = Field(default=0, description="they are drawn with")
-    score_splits: Count = Field(default=10, description="parts that the inception score is averaged over")
+
+    if TYPE_CHECKING:
+
+        @property
+        def resize(self) -> str:
+            """How images get the network's size; its choices are each network's own."""
+
+    kernel: ClassVar[str] = "KD"
 
     @property
     def fewest_images(self) -> int:
         """Real images that it needs."""
-        return max(self.reference_images or FEWEST_REAL, self.score_splits)
+        return self.reference_images or FEWEST_REAL
 
     @property
     def reference_settings(self) -> dict[str, Any]:
@@ -152,13 +154,54 @@ class Protocol(Options):
                 raise GcflowError(f"{path}: made for {key} {recorded.get(key)}, not {value}; run {again}")
 
 
+class InceptionProtocol(Protocol):
+    """One way to compare images in Inception's features."""
+
+    resize: Literal["clean", "legacy-pytorch", "legacy-tensorflow"] = Field(
+        default="clean",
+        description="`clean` is clean-fid's; `legacy-pytorch` is bilinear without antialiasing; `legacy-tensorflow` "
+        "happens inside the network",
+    )
+    score_splits: Count = Field(default=10, description="parts that the inception score is averaged over")
+    kernel: ClassVar[str] = "KID"
+
+    @property
+    def fewest_images(self) -> int:
+        """Real images that it needs."""
+        return max(super().fewest_images, self.score_splits)
+
+
+class Dinov2Protocol(Protocol):
+    """One way to compare images in DINOv2's features."""
+
+    resize: Literal["pillow", "clean"] = Field(
+        default="pillow",
+        description="Pillow's antialiased bicubic to 224, rounded to 8 bits as in `dgm-eval`; `clean` does not round",
+    )
+
+
 class InceptionNetwork(Options):
     """Features are those of clean-fid's TorchScript Inception: the metrics are FID, KID and IS."""
 
-    protocols: dict[Name, Protocol] = Field(min_length=1, description="by name; the first is that of curves and claims")
+    protocols: dict[Name, InceptionProtocol] = Field(
+        min_length=1, description="by name; the first is that of curves and claims"
+    )
     weights: str = Field(default="inception-2015-12-05.pt", description="file in the archives' folder")
     sha256: str | None = Field(default=None, description="that it must have; null only records it")
     kind: Literal["inception"] = "inception"
+
+
+class Dinov2Network(Options):
+    """Features are DINOv2's class token: the metrics are FD-DINOv2 and KD-DINOv2, which are no FID and no KID."""
+
+    protocols: dict[Name, Dinov2Protocol] = Field(
+        min_length=1, description="by name; the first is that of curves and claims"
+    )
+    size: Literal["vits14", "vitb14", "vitl14"] = Field(
+        default="vitl14", description="published FD-DINOv2 is of `vitl14`; its file is `dinov2_vitl14_pretrain.pth`"
+    )
+    sha256: str | None = Field(default=None, description="that its file must have; null means the published one's")
+    kind: Literal["dinov2"] = "dinov2"
 
 
 class SurrogateNetwork(Options):
@@ -167,12 +210,14 @@ class SurrogateNetwork(Options):
     Its distances compare runs with each other; they are not FID.
     """
 
-    protocols: dict[Name, Protocol] = Field(min_length=1, description="by name; the first is that of curves and claims")
+    protocols: dict[Name, InceptionProtocol] = Field(
+        min_length=1, description="by name; the first is that of curves and claims"
+    )
     seed: Seed = Field(default=0, description="of its weights")
     kind: Literal["surrogate"] = "surrogate"
 
 
-Features = Classifier | Identity | InceptionNetwork | SurrogateNetwork
+Features = Classifier | Dinov2Network | Identity | InceptionNetwork | SurrogateNetwork
 
 
 class Evaluation(Options):

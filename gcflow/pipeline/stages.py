@@ -32,7 +32,11 @@ from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
 from gcflow.pipeline.schema import Identity
 
 # What decides the network of each kind of features, besides the kind.
-FEATURE_KEYS = {"inception": ("features.weights", "features.sha256"), "surrogate": ("features.seed",)}
+FEATURE_KEYS = {
+    "dinov2": ("features.size", "features.sha256"),
+    "inception": ("features.weights", "features.sha256"),
+    "surrogate": ("features.seed",),
+}
 
 
 def _under(prefix: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -245,7 +249,7 @@ class Stages:
         return self._stage("pretrained", item=name)
 
     def features(self, dataset: str) -> Stage:
-        """The network that features are taken from: a classifier is trained on the data, Inception is looked up."""
+        """The network that features are taken from: a classifier is trained on the data, others are looked up."""
         kind = self.params.dataset(dataset).features.kind
         keys = ("features",) if kind == "classifier" else ("features.kind", *FEATURE_KEYS[kind])
         reads = [path.format(dataset=dataset) for path in DATA] if kind == "classifier" else []

@@ -11,7 +11,7 @@ from gcflow.pipeline.features import KINDS, MetricName, metric_name
 from gcflow.pipeline.folders import reference_path, results_folder
 from gcflow.pipeline.measurements import means, metrics_path, read_measured
 from gcflow.pipeline.params import Params, PublishedValue, Run
-from gcflow.pipeline.schema import Table
+from gcflow.pipeline.schema import InceptionProtocol, Table
 
 MISSING = "missing"
 # Column to text.
@@ -156,11 +156,13 @@ def protocol_line(params: Params, dataset: str, methods: tuple[str, ...], protoc
         "batch-min-max": f"{batch} scaled by its own extremes, truncated to 8 bits",
     }
     real = ", which went through float32 and were truncated to 8 bits" if settings.real_pixels == "round-trip" else ""
+    score = f", score over {settings.score_splits} splits" if isinstance(settings, InceptionProtocol) else ""
+    words += f": {record['network']}" if "network" in record else ""
     return (
         f"Protocol {protocol}: {words} (sha256 {record['extractor_sha256'][:12]}), {settings.resize} resize, images "
         f"{pixels[settings.pixels]}, reference {record['count']} images of the {record['split']} split "
-        f"({record['choice']}){real}, KID over {settings.kid_subsets} subsets of {settings.kid_subset_size} (seed "
-        f"{settings.kid_seed}), score over {settings.score_splits} splits."
+        f"({record['choice']}){real}, {settings.kernel} over {settings.kid_subsets} subsets of "
+        f"{settings.kid_subset_size} (seed {settings.kid_seed}){score}."
     )
 
 

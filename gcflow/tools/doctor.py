@@ -241,18 +241,18 @@ class Asked:
         return f"not prepared yet, {files[0]} has {size(sum(file.stat().st_size for file in files))}"
 
     def features(self, name: str) -> str:
-        """Inception's weights as `gcflow features` has stored them, or where it looks for them."""
-        from gcflow.inception import INCEPTION_SHA256, INCEPTION_URL, Inception
+        """Published weights as `gcflow features` has stored them, or where it looks for them."""
+        from gcflow.pipeline.features.networks import published_file
         from gcflow.pipeline.folders import extractor_path
         from gcflow.pipeline.published import find_published
 
         settings = self.params.dataset(name).features
         path = extractor_path(self.params.root, name, settings.kind)
-        if settings.kind != "inception":
+        if (file := published_file(settings)) is None:
             return f"a {settings.kind}, {'which is' if path.exists() else 'to be'} made here"
         if not path.exists():
-            path = find_published(self.archives, settings.weights, INCEPTION_URL, None, fetch=False)
-        published = Inception.load(path, sha256=settings.sha256).sha256 == INCEPTION_SHA256
+            path = find_published(self.archives, file.name, file.url, None, fetch=False)
+        published = file.network.load(path, sha256=file.sha256).sha256 == file.published
         return f"{path}, {'as' if published else 'not as'} published"
 
     def pretrained(self, name: str) -> str:

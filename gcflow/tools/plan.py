@@ -20,14 +20,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gcflow.config import RunConfig, without_dropout
+from gcflow.dinov2 import PUBLISHED, SIDE, VisionTransformer
 from gcflow.errors import GcflowError
 from gcflow.files import read_json, write_json
-from gcflow.inception import FEATURES as INCEPTION_FEATURES
 from gcflow.pipeline.evaluate import measurements
-from gcflow.pipeline.features.inception import KID_POOL
+from gcflow.pipeline.features.streamed import KID_POOL
 from gcflow.pipeline.folders import data_folder, results_folder
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.prepare import dimension
+from gcflow.pipeline.schema import Dinov2Network, Features
 from gcflow.pipeline.stages import Stage
 from gcflow.readable import duration, scaled, size
 from gcflow.weights import ModelSpec, spec_of
@@ -57,6 +59,20 @@ def _spec(config: RunConfig, shape: tuple[int, ...]) -> ModelSpec:
     """Of a run's network as far as its size goes."""
     spec = spec_of(config, shape)
     return replace(spec, network=without_dropout(spec.network))
+
+
+@cache
+def _dinov2_operations(size: str) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        VisionTransformer(*PUBLISHED[size][:2])(torch.zeros(1, 3, SIDE, SIDE))
+    return int(counter.get_total_flops())
+
+
+def feature_operations(features: Features) -> float:
+    """Of one image; none of features that are neither Inception's nor DINOv2's."""
+    if isinstance(features, Dinov2Network):
+        return _dinov2_operations(features.size)
+    return INCEPTION_OPERATIONS if features.kind == "inception" else 0.0
 
 
 def pass_operations(config: RunConfig, shape: tuple[int, ...]) -> int:
@@ -126,11 +142,11 @@ class Counts:
         return (rules and rules.reference_images) or available
 
     def work(self, job: Stage) -> Work:
-        """The passes of networks in a job. Features cost no operations unless they are Inception's."""
+        """The passes of networks in a job."""
         if job.dataset is None or job.kind not in COUNTED:
             return Work()
         entry = self.params.dataset(job.dataset)
-        each = INCEPTION_OPERATIONS if entry.features.kind == "inception" else 0.0
+        each = feature_operations(entry.features)
         if job.kind == "reference":
             return Work(features={job.item: self.reference_images(job)}, operations_per_image=each)
         if job.kind == "transport":
@@ -160,9 +176,9 @@ class Counts:
         if job.kind == "prepare":
             # Images are stored as uint8, points as float32.
             return sum(self.images(job.dataset)) * math.prod(shape) * (4 if len(shape) == 1 else 1)
-        if job.kind == "reference" and entry.features.kind in ("inception", "surrogate"):
-            pool = min(self.reference_images(job), KID_POOL)
-            return INCEPTION_FEATURES * (8 * INCEPTION_FEATURES + 4 * pool)
+        if job.kind == "reference" and entry.features.protocols[job.item]:
+            width, pool = dimension(entry), min(self.reference_images(job), KID_POOL)
+            return width * (8 * width + 4 * pool)
         if job.kind == "train" and job.run:
             training = self.config(job.run).training
             kept = entry.cadence.kept_steps(self.config(job.run).seed, training.steps)

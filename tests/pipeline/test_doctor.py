@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import dinov2_weights
 from projects import ROOT, SCRIPT, contents, environment, error_line, gcflow, prepare_data, tiny_params, write_project
 from workflows import clone
 
@@ -345,6 +346,18 @@ def test_inceptions_weights_are_looked_for_and_loaded(tmp_path):
     weights.rename(made)
     assert str(made) in check()
     assert asked(root).features("digits") == "a classifier, to be made here"
+
+
+def test_dinov2s_weights_are_those_published_or_those_that_are_pinned(tmp_path):
+    features = {"kind": "dinov2", "protocols": {"pillow": {}}}
+    root = project(tmp_path, paper_params(features=features))
+    url = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+    refused(partial(asked(root).features, "photos"), "archives/dinov2_vitl14_pretrain.pth: missing; fetch ", url)
+    weights = dinov2_weights(root / "archives" / "dinov2_vitl14_pretrain.pth")
+    published = "expected d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+    refused(partial(asked(root).features, "photos"), "another version of DINOv2", sha256_of(weights), published)
+    project(root, paper_params(features=features | {"sha256": sha256_of(weights)}))
+    assert asked(root).features("photos") == f"{weights}, not as published"
 
 
 def started_from_a_file(root: Path, sha256: str | None = None, listed: bool = True) -> Asked:

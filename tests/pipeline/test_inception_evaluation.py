@@ -1,15 +1,18 @@
-"""The whole path of the paper's evaluation at a tiny size: surrogate network, three protocols, real processes."""
+"""The whole path of an evaluation at a tiny size: surrogate of Inception, three protocols; DINOv2; real processes."""
 
 import json
 import shutil
 
 import pytest
 import torch
+from builders import dinov2_weights
 from projects import Fork, contents, error_line, prepare_data, run_folder, train_here, write_project
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gcflow.data import load_dataset
+from gcflow.dinov2 import Dinov2
+from gcflow.files import sha256_of
 from gcflow.inception import PIXELS, Inception, float_round_trip, write_surrogate
 from gcflow.metrics import FeatureStatistics, class_score, frechet_distance, kernel_inception_distance
 from gcflow.pipeline import evaluate
@@ -381,3 +384,52 @@ def test_inception_is_looked_up_in_the_archives_and_checked(trained, tmp_path, r
     line = refused(folder, *command)
     assert "0" * 64 in line
     assert "inception-2015-12-05.pt" in line
+
+
+def test_fd_dinov2_goes_from_a_file_of_the_hub_to_a_table(trained, tmp_path, refused):
+    folder, archives = shutil.copytree(trained, tmp_path / "project"), tmp_path / "archives"
+    archives.mkdir()
+    document, weights = noise_params(), archives / "dinov2_vits14_pretrain.pth"
+    rules = {"kid_subsets": 3, "kid_subset_size": 20, "reference_images": 40, "reference_seed": 5}
+    features = {"kind": "dinov2", "size": "vits14", "protocols": {"pillow": rules}}
+    entry = document["datasets"]["noise"]
+    entry |= {"features": features, "tables": {"t": {"title": "T", "methods": ["ic"]}}}
+    write_project(folder, document)
+    command = ("features", "noise", "--archives", archives)
+    assert f"{weights}: missing; fetch https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/" in refused(
+        folder, *command
+    )
+    sha256 = sha256_of(dinov2_weights(weights, width=128))
+    assert f"another version of DINOv2: its sha256 is {sha256}, expected b938bf1b" in refused(folder, *command)
+    features["sha256"] = sha256
+    write_project(folder, document)
+    for verb in (command, ("reference", "noise", "pillow"), ("evaluate", RUN), ("table", "noise", "t")):
+        process = Fork(folder, *verb)
+        assert process.wait() == 0, process.output
+
+    params, records = Params(folder / "params.yaml"), records_of(folder)
+    assert {record["metric"] for record in records} == {"fd-dinov2", "kd-dinov2"}
+    model = load_run_model(run_folder(folder, RUN) / "snapshots/00000004.safetensors", params.run_config(RUN), "ema")
+    drawn = torch.cat(list(generate(model, Sampler("consistency"), (3, 8, 8), range(50), 1, 20, torch.float32)))
+    network = Dinov2.load(weights)
+    generated, _ = network(PIXELS["clip"](drawn), "pillow")
+    real, _ = network(load_dataset(folder / "data/noise").samples[chosen(40, 60, 5)], "pillow")
+    wanted = {"step": 4, "generation_seed": 1, "network_evaluations": 1}
+    distance = one(records, metric="fd-dinov2", **wanted)
+    assert distance["value"] == pytest.approx(frechet_distance(generated, real), rel=1e-4)
+    kernel = one(records, metric="kd-dinov2", **wanted)["value"]
+    assert kernel == pytest.approx(kernel_inception_distance(generated, real, 3, 20, 0)[0], rel=1e-4)
+    said = {"extractor_sha256": sha256, "resize": "pillow", "kd": "3 subsets of 20, seed 0"}
+    said |= {"network": "class token of 2 blocks of width 128, float32", "reference": 40}
+    assert said.items() <= distance.items()
+    assert not {"kid", "score_splits"} & distance.keys()
+
+    text = (folder / "results/noise/tables/t.md").read_text()
+    heads = [head.strip() for head in text.splitlines()[0].strip("|").split("|")]
+    assert heads == ["method", "seeds", "FD-DINOv2 ↓", "KD-DINOv2×10² ↓"]
+    assert (
+        "Protocol pillow: features of DINOv2, not FID: class token of 2 blocks of width 128, float32 (sha256 " in text
+    )
+    assert "pillow resize" in text
+    assert "KD over 3 subsets of 20 (seed 0)." in text
+    assert text.count("FID") == 1

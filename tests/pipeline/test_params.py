@@ -856,7 +856,7 @@ training.learning_rte: 0.1 -> training.learning_rte is not a known key; did you 
 training.distance: psuedo-huber
     -> training.distance is 'psuedo-huber', expected 'pseudo-huber' or 'squared-l2'; did you mean 'pseudo-huber'?
 training.schedule.kind: nope -> training.schedule.kind is 'nope', expected 'ict', 'ect', 'edm'
-features.kind: nope -> features.kind is 'nope', expected 'classifier', 'identity', 'inception', 'surrogate'
+features.kind: nope -> features.kind is 'nope', expected 'classifier', 'dinov2', 'identity', 'inception', 'surrogate'
 """
 
 

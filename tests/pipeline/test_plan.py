@@ -311,6 +311,15 @@ def test_features_that_were_not_timed_cost_inceptions_operations_and_else_nothin
     jobs = plan(Params(root / "params.yaml"), "digits", "embedded")["jobs"]
     assert jobs["reference-digits-clean"]["seconds"] == pytest.approx(1797 / 10)
     assert jobs["reference-digits-few"]["seconds"] == pytest.approx(100 * INCEPTION_OPERATIONS / 1e5)
+    document["datasets"]["digits"]["features"] = {"kind": "dinov2", "protocols": {"few": {"reference_images": 100}}}
+    root = measured(write_project(tmp_path / "dinov2", document))
+    params = Params(root / "params.yaml")
+    # Of a token in a block 12 F^2 products and sums, and 2 F with each other token; the patches' 588 values times F.
+    tokens, width, blocks = 257, 1024, 24
+    each = blocks * tokens * (24 * width**2 + 4 * tokens * width) + 2 * 256 * 588 * width
+    job = plan(params, "digits", "embedded")["jobs"]["reference-digits-few"]
+    assert job["seconds"] == pytest.approx(100 * each / 1e5)
+    assert job["bytes"] == width * (8 * width + 4 * 100)
     other = measured(write_project(tmp_path / "other"))
     jobs = plan(Params(other / "params.yaml"), "digits", "embedded")["jobs"]
     assert jobs["reference-digits-classifier"]["seconds"] == 0

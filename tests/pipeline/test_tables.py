@@ -12,7 +12,7 @@ from projects import ROOT, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.evaluate import samplers
-from gcflow.pipeline.features import metric_name
+from gcflow.pipeline.features import KINDS, metric_name
 from gcflow.pipeline.folders import reference_path, run_folder
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.table import build_table, write_table
@@ -268,4 +268,6 @@ def test_numbers_without_the_protocol_are_refused_with_the_command_that_makes_th
 def test_only_inceptions_distance_is_called_fid():
     assert metric_name("fid").heading == "FID ↓"
     assert metric_name("surrogate-fd").heading == "surrogate FD ↓"
+    assert metric_name("fd-dinov2").heading == "FD-DINOv2 ↓"
+    assert [name for kind in KINDS.values() for name in kind.metrics if name.label == "FID"] == [metric_name("fid")]
     assert metric_name("classifier-kd")[1:] == ("classifier KD×10² ↓", 100.0)

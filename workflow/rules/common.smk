@@ -57,7 +57,7 @@ wildcard_constraints:
     seed="[0-9]+",
     name="[a-z0-9-]+",
     protocol="[a-z0-9-]+",
-    extractor="classifier[.]safetensors|inception[.]pt|surrogate[.]pt",
+    extractor="classifier[.]safetensors|dinov2[.]pth|inception[.]pt|surrogate[.]pt",
 
 
 DATA = multiext(

@@ -60,6 +60,13 @@ def _named(prefix: str, scored: bool, network: str, words: str) -> FeatureKind:
 
 KINDS = {
     "classifier": _named("classifier", True, "safetensors", "classifier features"),
+    "dinov2": FeatureKind(
+        MetricName("fd-dinov2", "FD-DINOv2 ↓"),
+        MetricName("kd-dinov2", "KD-DINOv2×10² ↓", 100.0),
+        None,
+        "pth",
+        "features of DINOv2, not FID",
+    ),
     "identity": _named("coordinate", False, "", "identity features"),
     "inception": FeatureKind(
         MetricName("fid", "FID ↓"),

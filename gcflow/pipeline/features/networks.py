@@ -2,30 +2,56 @@
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from gcflow.data import load_dataset
+from gcflow.dinov2 import DINOV2_URL, PUBLISHED, Dinov2
 from gcflow.errors import GcflowError
-from gcflow.files import atomic_path, sha256_of
-from gcflow.inception import INCEPTION_URL, Inception, write_surrogate
-from gcflow.pipeline.features.inception import InceptionFeatures
+from gcflow.files import atomic_path
+from gcflow.inception import INCEPTION_SHA256, INCEPTION_URL, Inception, write_surrogate
 from gcflow.pipeline.features.small import SmallFeatures, load_classifier, make_classifier
+from gcflow.pipeline.features.streamed import StreamedFeatures
 from gcflow.pipeline.folders import data_folder, extractor_path
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.prepare import check_classes
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.published import find_published
-from gcflow.pipeline.schema import Classifier, Identity, InceptionNetwork, SurrogateNetwork
+from gcflow.pipeline.schema import Classifier, Dinov2Network, Identity, InceptionNetwork, SurrogateNetwork
+from gcflow.pipeline.schema import Features as Settings
 
-Features = SmallFeatures | InceptionFeatures
+Features = SmallFeatures | StreamedFeatures
+
+
+class PublishedFile(NamedTuple):
+    """The file of a published network. name: in the archives' folder. sha256: what it must have, None for any.
+
+    published: the sha256 that it has where it is published. network: what loads it.
+    """
+
+    name: str
+    url: str
+    sha256: str | None
+    published: str
+    network: type[Inception | Dinov2]
+
+
+def published_file(settings: Settings) -> PublishedFile | None:
+    """The file that features of a published network need; None of other kinds."""
+    if isinstance(settings, InceptionNetwork):
+        return PublishedFile(settings.weights, INCEPTION_URL, settings.sha256, INCEPTION_SHA256, Inception)
+    if isinstance(settings, Dinov2Network):
+        url, published = DINOV2_URL.format(settings.size), PUBLISHED[settings.size].sha256
+        return PublishedFile(url.rpartition("/")[2], url, settings.sha256 or published, published, Dinov2)
+    return None
 
 
 def make_features(params: Params, dataset: str, archives: Path, fetch: bool) -> None:
-    """Stores the network that features are taken from: a trained classifier, Inception, or its surrogate.
+    """Stores the network that features are taken from: a trained classifier, a published one, or Inception's surrogate.
 
     Raises:
-        GcflowError: there is no network to store, the classifier is not accurate enough, or Inception's weights are
+        GcflowError: there is no network to store, the classifier is not accurate enough, or published weights are
             missing or others.
     """
     settings, key = params.dataset(dataset).features, f"{params.path}: datasets.{dataset}.features"
@@ -37,12 +63,12 @@ def make_features(params: Params, dataset: str, archives: Path, fetch: bool) -> 
     elif isinstance(settings, SurrogateNetwork):
         with atomic_path(path) as temporary:
             write_surrogate(temporary, settings.seed)
-    elif isinstance(settings, InceptionNetwork):
-        source = find_published(params.root / archives, settings.weights, INCEPTION_URL, None, fetch)
-        Inception.load(source, sha256=settings.sha256)
+    elif file := published_file(settings):
+        source = find_published(params.root / archives, file.name, file.url, None, fetch)
+        network = file.network.load(source, sha256=file.sha256)
         with atomic_path(path) as temporary:
             shutil.copyfile(source, temporary)
-        say(f"  {dataset}: Inception from {source}, sha256 {sha256_of(path)}")
+        say(f"  {dataset}: {network.name} from {source}, sha256 {network.sha256}")
     else:
         raise GcflowError(f"{key}.kind is {settings.kind}: there is no network")
 
@@ -60,4 +86,5 @@ def load_features(params: Params, dataset: str, device: str) -> Features:
     path = extractor_path(params.root, dataset, settings.kind)
     if isinstance(settings, Classifier):
         return load_classifier(path, images)
-    return InceptionFeatures(settings.kind, Inception.load(path, device), device)
+    network = (Dinov2 if isinstance(settings, Dinov2Network) else Inception).load(path, device)
+    return StreamedFeatures(settings.kind, network, device)

@@ -17,8 +17,7 @@ from gcflow.inception import PIXELS
 from gcflow.metrics import FeatureSet, Metric, class_score, frechet_distance, kernel_distance
 from gcflow.pipeline.features import KINDS, further_values
 from gcflow.pipeline.progress import say
-from gcflow.pipeline.schema import FEWEST_REAL, Classifier
-from gcflow.pipeline.schema import Protocol as InceptionProtocol
+from gcflow.pipeline.schema import FEWEST_REAL, Classifier, Protocol
 from gcflow.randomness import generator
 from gcflow.weights import load_tensors, save_tensors
 
@@ -39,7 +38,7 @@ class SmallFeatures:
     sha256: str | None = None
 
     @torch.no_grad()
-    def __call__(self, samples: Tensor, rules: InceptionProtocol | None = None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, samples: Tensor, rules: Protocol | None = None) -> tuple[Tensor, Tensor | None]:
         """Features [n, F] and probabilities [n, K] or None."""
         if self.classifier is None:
             return samples.flatten(1), None
@@ -57,9 +56,7 @@ class SmallFeatures:
             values[kind.score.name] = class_score(probabilities)
         return values
 
-    def reference(
-        self, data: Dataset, rules: InceptionProtocol | None, name: str
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def reference(self, data: Dataset, rules: Protocol | None, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All features of the real data, to be stored, and their record: count, split, one half against the other.
 
         Raises:
@@ -78,13 +75,13 @@ class SmallFeatures:
         return {"features": features}, {"count": len(features), "split": "train", "real_half_against_half": halves}
 
     def comparisons(
-        self, reference: dict[str, Tensor], rules: InceptionProtocol | None, batch: int, metrics: tuple[Metric, ...]
+        self, reference: dict[str, Tensor], rules: Protocol | None, batch: int, metrics: tuple[Metric, ...]
     ) -> Callable[[int], "SmallComparison"]:
         """Begins a comparison of so many samples with a stored reference."""
         real = FeatureSet(reference["features"])
         return lambda _total: SmallComparison(self, real, metrics)
 
-    def space(self, rules: InceptionProtocol | None, batch: int) -> dict[str, Any]:
+    def space(self, rules: Protocol | None, batch: int) -> dict[str, Any]:
         """The part of the protocol record that says how samples become features."""
         if self.images:
             return {"clipping": "[-1, 1]", "quantisation": "uint8, rounded", "resize": "none"}

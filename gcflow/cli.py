@@ -95,6 +95,7 @@ GPUS = click.option(
     help="Use so many GPUs that no other job with this option uses, as soon as they are free.",
 )
 
+WATTS = click.FloatRange(min=0, min_open=True)
 SCALE = click.option(
     "--scale",
     type=click.Choice(["embedded", "rehearsal", "paper", "all"]),
@@ -509,19 +510,39 @@ def figure(context: click.Context, dataset: str, name: str) -> None:
 
 
 @verb(
-    "Write the weights of RUN to OUT as a folder for Hugging Face: safetensors, a model card, the code with which "
+    "Write what DVC has recorded of a scale to OUT as a Workflow Run RO-Crate: a page on what was run, and every file "
+    "with its hash and the stage that made it; or, of a RUN, its weights as a folder for Hugging Face, from which "
     "diffusers draws the images of `gcflow sample`.",
-    "gcflow publish digits/gc/0 published/digits-gc",
+    "gcflow publish published/embedded; gcflow publish digits/gc/0 published/digits-gc",
 )
-@click.argument("run")
+@click.argument("run", nargs=-1, metavar="[RUN]")
 @click.argument("out", type=PATH)
-@click.option("--despite-terms", is_flag=True, help="Although the terms of the data set forbid to hand them on.")
+@SCALE
+@click.option("--device-watts", type=WATTS, help="Nominal power of a GPU, or what else runs train on, for the energy.")
+@click.option("--core-watts", type=WATTS, help="Nominal power of a processor's core, for the energy.")
+@click.option("--despite-terms", is_flag=True, help="Although the terms of the data set forbid to hand weights on.")
 @click.pass_context
-def publish(context: click.Context, run: str, out: Path, despite_terms: bool) -> None:
+def publish(
+    context: click.Context,
+    run: tuple[str, ...],
+    out: Path,
+    scale: str,
+    device_watts: float | None,
+    core_watts: float | None,
+    despite_terms: bool,
+) -> None:
     params = _load(context)
-    from gcflow.tools.publish import publish as publish_run
+    if len(run) > 1:
+        raise click.UsageError(f"{len(run)} runs; publish one at a time, or without a run all of a scale")
+    if run:
+        from gcflow.tools.publish import publish as publish_run
 
-    publish_run(params, run, out, despite_terms)
+        publish_run(params, run[0], out, despite_terms)
+    else:
+        from gcflow.tools.crate import publish_scale
+
+        watts = {name: each for name, each in (("device", device_watts), ("core", core_watts)) if each}
+        publish_scale(params, scale, out, watts, despite_terms)
 
 
 @verb(

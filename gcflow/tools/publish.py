@@ -61,7 +61,7 @@ For research on generative models. This is one training seed; how seeds differ i
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder that takes the place of `out` when everything is in it, and else is removed."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GcflowError(f"{out}: there is something already; give a new folder")
@@ -73,6 +73,13 @@ def _whole(out: Path) -> Iterator[Path]:
         folder.rename(out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def refusal(params: Params, dataset: str) -> str | None:
+    """Why weights of a data set may not be handed on; None if nothing says so."""
+    terms = params.dataset(dataset).data.terms
+    why = f"{dataset}: terms of the data: {terms.licence} ({terms.url}); --despite-terms if you may publish it"
+    return None if terms.handed_on else why
 
 
 def publish(params: Params, name: str, out: Path, despite_terms: bool = False) -> None:
@@ -89,12 +96,9 @@ def publish(params: Params, name: str, out: Path, despite_terms: bool = False) -
             network of an extension, or `out` is there already.
     """
     run = params.parse_run(name)
-    entry, folder = params.dataset(run.dataset), run_folder(params.root, run)
-    terms = entry.data.terms
-    if not terms.handed_on and not despite_terms:
-        raise GcflowError(
-            f"{run.dataset}: terms of the data: {terms.licence} ({terms.url}); --despite-terms if you may publish it"
-        )
+    folder = run_folder(params.root, run)
+    if (problem := refusal(params, run.dataset)) and not despite_terms:
+        raise GcflowError(problem)
     model, spec, metadata = load_model(folder / "weights.safetensors")
     if len(spec.shape) != 3:
         raise GcflowError(f"{name}: its samples are points; diffusers has pipelines for images")
@@ -108,7 +112,7 @@ def publish(params: Params, name: str, out: Path, despite_terms: bool = False) -
         "boundary": metadata["config"]["method"]["sampling_boundary"],
     }
     classes = {"_class_name": ["pipeline", "GcflowPipeline"], "unet": ["gcflow_model", "GcflowModel"]}
-    with _whole(out) as place:
+    with new_folder(out) as place:
         (place / "unet").mkdir()
         tensors = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
         save_file(tensors, place / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})

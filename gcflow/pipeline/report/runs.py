@@ -115,7 +115,7 @@ def _run_page(params: Params, stages: Stages, run: Run, folder: Path) -> RunPage
     made = [stages.train(run), stages.evaluate(run)]
     made += [stages.discrepancy(run)] if run in stages.denoisers(run.dataset) else []
     with recorded(folder / "config.json") as document:
-        facts = _facts(document["config"]) if document else {}
+        facts = settings(document["config"]) if document else {}
         batch = document["config"]["training"]["batch"] if document else 0
     with recorded(folder / "metrics.jsonl") as lines:
         charts, constants = _training(lines or [])
@@ -148,7 +148,7 @@ def _run_page(params: Params, stages: Stages, run: Run, folder: Path) -> RunPage
     )
 
 
-def _facts(config: dict[str, Any]) -> dict[str, str]:
+def settings(config: dict[str, Any]) -> dict[str, str]:
     """The configuration in a few words."""
     method, training, network = config["method"], config["training"], config["network"]
     kinds = {

@@ -17,7 +17,7 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from gcflow.errors import GcflowError
-from gcflow.files import expected_form, json_document, sha256_of, write_text
+from gcflow.files import expected_form, sha256_of, write_text
 from gcflow.pipeline import markdown
 from gcflow.pipeline.dvc_stages import versioned, write_dvc_yaml
 from gcflow.pipeline.folders import data_folder, results_folder, run_folder
@@ -125,9 +125,9 @@ def _below(root: Path, name: str) -> list[str]:
     )
 
 
-def _recorded(path: Path) -> list[dict[str, Any]]:
-    with recorded(path) as records:
-        return list(records)
+def _recorded(path: Path) -> Any:
+    with recorded(path) as content:
+        return content
 
 
 class _Scale:
@@ -147,7 +147,7 @@ class _Scale:
             }
         codes = {(job["gcflow"], job["commit"], job["dirty"]) for jobs in self.jobs.values() for job in jobs}
         self.code = ", ".join(
-            f"{version} ({f'commit {commit}' if commit else 'no git'}{', with uncommitted changes' if dirty else ''})"
+            f"{version} (commit {commit or 'unknown'}{', with uncommitted changes' if dirty else ''})"
             for version, commit, dirty in sorted(codes, key=str)
         )
 
@@ -167,10 +167,8 @@ class _Scale:
             self._thing(url, "CreativeWork", name, version=url.rpartition("/")[2]) for url, name in PROFILES.items()
         ]
         self.graph.add_file(page, page.name, properties=_facts(page, page.name))
-        source = self.root / WORKFLOW
-        workflow = self.graph.add_workflow(
-            source, WORKFLOW, properties=_facts(source, WORKFLOW), main=True, lang="snakemake"
-        )
+        facts = _facts(source := self.root / WORKFLOW, WORKFLOW)
+        workflow = self.graph.add_workflow(source, WORKFLOW, properties=facts, main=True, lang="snakemake")
         tool = self._thing("#gcflow", "SoftwareApplication", "gcflow", softwareVersion=self.code)
         actions = [self._action(stage, tool, locked[stage.name]) for stage in self.made]
         used = [*self._files(BESIDE), *(self._dataset(name) for name in self.datasets)]
@@ -202,8 +200,7 @@ class _Scale:
 
     def _dataset(self, name: str) -> Any:
         terms, files = self.params.dataset(name).data.terms, self._files([f"data/{name}"])
-        with json_document(data_folder(self.root, name) / "manifest.json") as manifest:
-            source = manifest["source"]
+        source = _recorded(data_folder(self.root, name) / "manifest.json")["source"]
         licence = self._thing(terms.url, "CreativeWork", terms.licence) if terms.url else terms.licence
         return self._thing(f"#data/{name}", "Dataset", name, description=source, license=licence, hasPart=files)
 
@@ -227,6 +224,11 @@ class _Scale:
         ]
         others = [name for name in self.params.datasets if name not in self.params.at_scale(self.scale)]
         missing += [f"- data sets of other scales: {', '.join(others)}"] if others else []
+        terms = {name: self.params.dataset(name).data.terms for name in self.datasets}
+        data = [
+            [name, f"{each.licence} {each.url}".strip(), "not in here" if name in self.withheld else "in here"]
+            for name, each in terms.items()
+        ]
         places = {f"torch {job['torch']} on {job['device']}" for jobs in self.jobs.values() for job in jobs}
         tables = [next(out for out in s.outs if out.endswith(".md")) for s in self.made if s.kind == "table"]
         return PAGE.format(
@@ -238,25 +240,20 @@ class _Scale:
             or "No table.",
             hours=markdown.table(list(self._hours(watts))),
             energy=f"Energy is not measured: it is time × nominal power, as given: {given}." if given else "",
-            data=markdown.table(list(self._data())),
+            data=markdown.table([["Data set", "Terms", "Weights"], *data]),
             missing="\n".join(missing) or "Nothing is missing.",
         )
 
     def _runs(self) -> Iterator[list[str]]:
-        groups = {key: list(runs) for key, runs in groupby(self.jobs, lambda run: (run.dataset, run.method))}
-        for number, ((dataset, method), runs) in enumerate(groups.items()):
-            with json_document(run_folder(self.root, runs[0]) / "config.json") as document:
-                facts = settings(document["config"])
-            if number == 0:
+        groups = dict[tuple[str, str], list[Run]]()
+        for run in self.jobs:
+            groups.setdefault((run.dataset, run.method), []).append(run)
+        for (dataset, method), runs in groups.items():
+            facts = settings(_recorded(run_folder(self.root, runs[0]) / "config.json")["config"])
+            if runs[0] == next(iter(self.jobs)):
                 yield ["Data set", "Method", "Training seeds", *facts]
             label = self.params.dataset(dataset).runs[method].label
             yield [dataset, f"{label} ({method})", ", ".join(str(run.seed) for run in runs), *facts.values()]
-
-    def _data(self) -> Iterator[list[str]]:
-        yield ["Data set", "Terms", "Weights"]
-        for name in self.datasets:
-            terms = self.params.dataset(name).data.terms
-            yield [name, f"{terms.licence} {terms.url}".strip(), "not in here" if name in self.withheld else "in here"]
 
     def _hours(self, watts: dict[str, float]) -> Iterator[list[str]]:
         yield ["Table", "Jobs", "with a time", "Device-hours", "Core-hours", *(["Wh (nominal)"] if watts else [])]
@@ -265,15 +262,9 @@ class _Scale:
         for title, names in (rows | {"all": [stage.name for stage in self.made]}).items():
             jobs = [self._seconds(stage) for stage in self.made if stage.name in names]
             device, core = (sum(filter(None, column)) / 3600 for column in zip(*jobs, strict=True))
-            energy = [f"{device * watts.get('device', 0) + core * watts.get('core', 0):.3g}"] if watts else []
-            yield [
-                title,
-                str(len(jobs)),
-                str(sum(None not in job for job in jobs)),
-                f"{device:.3g}",
-                f"{core:.3g}",
-                *energy,
-            ]
+            energy = [device * watts.get("device", 0) + core * watts.get("core", 0)] if watts else []
+            timed = sum(None not in job for job in jobs)
+            yield [title, str(len(jobs)), str(timed), *(f"{each:.3g}" for each in (device, core, *energy))]
 
     def _seconds(self, stage: Stage) -> tuple[float | None, float | None]:
         """Of a device and of cores; None where it is not recorded."""
@@ -293,8 +284,7 @@ class _Scale:
 
     def _training_seconds(self, run: Run) -> float:
         """Time of all steps, by the speed of each logged line, times the processes that shared them."""
-        with json_document(run_folder(self.root, run) / "config.json") as document:
-            batch = document["config"]["training"]["batch"]
+        batch = _recorded(run_folder(self.root, run) / "config.json")["config"]["training"]["batch"]
         seconds, before = 0.0, 0
         for line in self.logs[run]:
             processes = next(job["processes"] for job in self.jobs[run][::-1] if job["step"] <= before)

@@ -42,7 +42,7 @@ pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)  # pip 
 images = pipe(batch_size=16, seed=0).images  # those of gcflow sample --seed 0
 ```
 
-Data: {source}. Their terms: {terms}.
+Data: {source}. Their terms: {terms}.{others}
 
 Method, network and training are in `config.json` (hash {config_hash}): {step} steps, average of the weights (EMA).
 
@@ -80,6 +80,12 @@ def refusal(params: Params, dataset: str) -> str | None:
     terms = params.dataset(dataset).data.terms
     why = f"{dataset}: terms of the data: {terms.licence} ({terms.url}); --despite-terms if you may publish it"
     return None if terms.handed_on else why
+
+
+def weights_of_others(params: Params, run: Run) -> set[str]:
+    """Files of imported weights that a run, or one that it needs, starts from or looks at."""
+    needed = {run for run, _ in params.needed_runs(run).values()}
+    return {*params.needed_files(run).values()}.union(*(weights_of_others(params, other) for other in needed))
 
 
 def publish(params: Params, name: str, out: Path, despite_terms: bool = False) -> None:
@@ -129,17 +135,19 @@ def _card(params: Params, run: Run, metadata: dict[str, Any]) -> str:
     """The model card, in Markdown."""
     entry = params.dataset(run.dataset)
     terms, (evaluations, curves) = entry.data.terms, read_measured(params, run)
+    others = ", ".join(sorted(weights_of_others(params, run)))
     with json_document(metrics_path(params.root, run)) as records:
         first = next(record for record in records if record["network_evaluations"] == evaluations)
     ours = ("metric", "value", "run", "step", "weights", "generation_seed")
     finals = {metric: list(curve[max(curve)].values()) for metric, curve in curves.items()}
     return CARD.format(
-        licence="apache-2.0" if terms.handed_on else "other",
+        licence="apache-2.0" if terms.handed_on and not others else "other",
         label=entry.runs[run.method].label,
         dataset=run.dataset,
         seed=run.seed,
         source=entry.data.source,
         terms=f"{terms.licence} {terms.url}".strip(),
+        others=f" Made with the weights of others ({others}), whose terms hold, too." if others else "",
         config_hash=metadata["config_hash"],
         step=metadata["step"],
         rows="\n".join(f"| {_heading(metric)} | {_spread(values)} |" for metric, values in finals.items()),

@@ -95,6 +95,16 @@ def test_weights_whose_data_forbid_it_are_published_only_if_told(root, tmp_path,
     assert "license: other" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_weights_of_others_are_found_through_the_runs_that_need_them():
+    from gcflow.pipeline.params import Params
+    from gcflow.tools.publish import weights_of_others
+
+    params = Params(ROOT / "params.yaml")
+    found = {run.method: weights_of_others(params, run) for run in params.runs("cifar10")}
+    assert found["ect"] == {"checkpoints/edm-cifar10.safetensors"}
+    assert not found["ic"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [RUN, DENOISER])
 def test_diffusers_draws_the_images_of_gcflow_sample(root, tmp_path, run):
@@ -197,7 +207,9 @@ def test_the_page_of_a_crate_says_what_was_run_what_not_and_what_it_took(version
     assert "| digits, own | 6 | 1 | 2 | 1 | 210 |" in page
     assert "100 W per device-hour, 10 W per core-hour" in page
     missing = page.partition("## What was not run")[2].splitlines()
-    untrained = "digits-ic-1, digits-gc-0, digits-gc-frozen-0, digits-cd-0, digits-ect-0, digits-ect-gc-0, mixture2d-ic-0"
+    untrained = (
+        "digits-ic-1, digits-gc-0, digits-gc-frozen-0, digits-cd-0, digits-ect-0, digits-ect-gc-0, mixture2d-ic-0"
+    )
     assert {"- discrepancy: digits-denoiser-0", "- table: digits-table1"} < {*missing}
     assert {*untrained.split(", ")} == {
         *next(line for line in missing if line.startswith("- train: ")).removeprefix("- train: ").split(", ")

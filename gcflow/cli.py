@@ -532,8 +532,8 @@ def publish(
     despite_terms: bool,
 ) -> None:
     params = _load(context)
-    if len(run) > 1:
-        raise click.UsageError(f"{len(run)} runs; publish one at a time, or without a run all of a scale")
+    if len(run) > 1 or str(out) in {known.name for known in params.runs()}:
+        raise GcflowError("publish takes one run and a folder for it, or for a whole scale a folder alone")
     if run:
         from gcflow.tools.publish import publish as publish_run
 

@@ -69,12 +69,14 @@ def test_the_folder_has_the_weights_the_numbers_and_the_terms(root, tmp_path):
 def test_what_cannot_be_published_is_refused_and_leaves_nothing(root, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
-    for run, out, words in (
-        (POINTS, "out", "its samples are points"),
-        (RUN, "there", "there is something already"),
-        ("digits/ic/1", "out", "no such file"),
+    for arguments, words in (
+        ((POINTS, tmp_path / "out"), "its samples are points"),
+        ((RUN, tmp_path / "there"), "there is something already"),
+        (("digits/ic/1", tmp_path / "out"), "no such file"),
+        ((RUN,), "one run and a folder for it"),
+        ((RUN, DENOISER, tmp_path / "out"), "one run and a folder for it"),
     ):
-        refused = gcflow(root, "publish", run, tmp_path / out, check=False)
+        refused = gcflow(root, "publish", *arguments, check=False)
         assert refused.returncode == 2
         assert words in error_line(refused.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -92,11 +92,16 @@ bench-gpu: .venv/complete  ## how fast a GPU trains and evaluates, and what boun
 keys: .venv/complete  ## every key of params.yaml and claims.yaml: docs/params.md, and their schemas for editors
 	python -m gcflow.pipeline.keys
 
+.PHONY: docs
+docs: .venv/complete  ## the README, docs/ and the docstrings as pages: build/pages/index.html
+	mkdocs build --strict --quiet
+	@echo "The pages: $(CURDIR)/build/pages/index.html"
+
 .PHONY: lock
 lock:  ## resolve the newest versions that fit into requirements.lock
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'torch==2.13.0' --editable '.[pipeline,dev]'
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'torch==2.13.0' --editable '.[pipeline,dev,docs]'
 	$(BIN)/python workflow/lock.py > requirements.lock
 
 .venv/complete: requirements.lock pyproject.toml

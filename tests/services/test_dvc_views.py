@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -173,6 +174,14 @@ def test_an_experiment_with_another_mu_runs_its_two_stages_and_leaves_the_worksp
     assert run(folder, "git", "status", "--porcelain") == ""
     assert contents(folder / "results") == contents(finished / "results")
     assert changed_params(folder, "main", "mu05") == {"datasets.digits.methods.ect-gc.mu": (0.3, 0.5)}
+
+
+def test_a_table_of_experiments_has_a_column_per_key_and_number_that_differs(experiment):
+    (command,) = re.findall(r"^dvc (exp show .*)$", (ROOT / "docs/comparing.md").read_text(), flags=re.MULTILINE)
+    header, *rows = csv.reader(dvc(experiment[0], *shlex.split(command), "--csv").splitlines())
+    numbers = {f"{summary_of('digits/ect-gc/0')}:{name}" for name in final_means(experiment[0], "digits/ect-gc/0")}
+    assert set(header) == {"Experiment", "rev", "typ", "Created", "datasets.digits.methods.ect-gc.mu", *numbers}
+    assert [row[header.index("Experiment")] for row in rows][2:] == ["mu05"]
 
 
 def test_a_mistaken_experiment_ends_with_the_line_that_names_the_key(experiment):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from gcflow.errors import GcflowError
 from gcflow.pipeline.graph import Graph
 from gcflow.pipeline.params import Params
 
@@ -22,8 +23,11 @@ def main() -> None:
     parser.add_argument("target", nargs="?", default="all")
     parser.add_argument("--scale", default="rehearsal")
     chosen = parser.parse_args()
-    graph = Graph(Params(Path("params.yaml")), chosen.scale)
-    names = graph.target(chosen.target)
+    try:
+        graph = Graph(Params(Path("params.yaml")), chosen.scale)
+        names = graph.target(chosen.target)
+    except GcflowError as error:
+        sys.exit(str(error))
     left = [name for name in names if name not in graph.done(names)]
     begun = time.monotonic()
     for number, name in enumerate(left, start=1):

@@ -1,4 +1,4 @@
-"""What MkDocs makes pages of: the repository's files where they are, so that the links that hold there hold in the pages.
+"""What MkDocs makes pages of: the repository's files where they are, so that links hold here and there.
 
 A notebook becomes a page with its outputs, and each module of the library a page of its docstrings.
 """

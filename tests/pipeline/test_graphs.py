@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import PurePath
 
 import pytest
-from projects import ROOT, tiny_params, write_project
+from projects import ROOT, environment, tiny_params, write_project
 from workflows import dvc_stages
 
 from gcflow.errors import GcflowError
@@ -145,3 +147,28 @@ def test_a_subset_of_what_there_is_not_is_one_line(tmp_path, methods, seeds, mes
     with pytest.raises(GcflowError, match=re.escape(message)) as error:
         stages_of(tmp_path, methods, seeds)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_script_without_the_three_tools_goes_on_where_it_stopped(tmp_path):
+    project, absent = write_project(tmp_path / "project"), tmp_path / "absent"
+    absent.mkdir()
+    for name in ("snakemake", "dvc", "mlflow"):
+        (absent / f"{name}.py").write_text("raise ImportError")
+
+    def script(target, device):
+        paths = f"{absent}:{ROOT}"
+        command = [sys.executable, ROOT / "examples/stages_in_order.py", target, "--scale", "embedded"]
+        env = environment({"PYTHONPATH": paths, "GCFLOW_DEVICE": device})
+        return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+
+    first = script("train@mixture2d-ic-0", "nowhere")
+    assert re.findall(r"^\[\d/\d\] \S+", first.stdout, re.MULTILINE) == ["[1/2] prepare-mixture2d:"]
+    assert first.stderr.endswith("\ntrain@mixture2d-ic-0 failed\n")
+    second = script("train@mixture2d-ic-0", "cpu")
+    assert second.returncode == 0, second.stderr
+    assert re.findall(r"^\[\d/\d\] \S+", second.stdout, re.MULTILINE) == ["[1/1] train@mixture2d-ic-0:"]
+    assert (project / "results/mixture2d/ic/seed0/weights.safetensors").exists()
+    mistaken = script("mixture", "cpu")
+    assert mistaken.stderr.startswith("target 'mixture': known are all;")
+    assert mistaken.stderr.count("\n") == 1

@@ -4,7 +4,6 @@ A notebook becomes a page with its outputs, and each module of the library a pag
 """
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from mkdocs.structure.pages import Page
 from gcflow import MODULES
 
 ROOT = Path(__file__).parent.parent
-SHOWN = ("*.md", "docs", "examples", "params.yaml", "CITATION.cff", "Dockerfile")
-LISTED = ("git", "ls-files", "--cached", "--others", "--exclude-standard", *SHOWN)
+SHOWN = ("*.md", "*/README.md", "docs/**/*", "examples/*.*", "params.yaml", "CITATION.cff", "Dockerfile")
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -28,7 +26,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The theme's files, and these in place of a folder of documentation."""
     found = [file for file in files if file.src_dir != config.docs_dir]
     pages = {f"docs/modules/{name}.md": f"# gcflow.{name}\n\n::: gcflow.{name}\n" for name in MODULES}
-    for path in subprocess.run(LISTED, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+    paths = (path for pattern in SHOWN for path in sorted(ROOT.glob(pattern)) if path.is_file())
+    for path in (str(path.relative_to(ROOT)) for path in paths):
         found.append(File(path, str(ROOT), config.site_dir, use_directory_urls=False))
         if path.endswith(".ipynb"):
             pages[path.replace(".ipynb", ".md")] = _notebook(json.loads((ROOT / path).read_text("utf-8")))

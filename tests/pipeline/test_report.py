@@ -395,7 +395,7 @@ def test_the_first_page_tells_what_a_verdict_of_each_kind_needs(visit):
     assert "verdicts support their claim; " in page.locator('[id="/"] .tiles').inner_text()
     note = page.locator('[id="/"] .note', has_text="A verdict on runs").inner_text()
     assert "one on transport cost over samples" in note
-    assert "statements of theory are numerical checks" in note
+    assert "Statements of theory are numerical checks" in note
 
 
 def test_a_project_that_is_only_begun_names_what_is_missing(tmp_path, browser):

@@ -9,12 +9,11 @@ RUN apt-get update \
 
 WORKDIR /gcflow
 
-# cuda: torch as PyPI has it, for GPUs of NVIDIA and for CPUs. Or by the name of one of PyTorch's own indices: cpu, cu126, ...
-ARG DEVICE=cuda
+# torch as PyPI has it is for GPUs of NVIDIA and for CPUs; --build-arg PIP_EXTRA_INDEX_URL names PyTorch's index of another build.
+ARG PIP_EXTRA_INDEX_URL
 COPY requirements.lock .
 RUN python3 -m venv .venv \
- && .venv/bin/pip install --no-cache-dir --requirement requirements.lock \
-    $([ "$DEVICE" = cuda ] || echo --extra-index-url "https://download.pytorch.org/whl/$DEVICE")
+ && .venv/bin/pip install --no-cache-dir --requirement requirements.lock
 
 COPY . .
 RUN make .venv/complete

@@ -84,7 +84,7 @@ def _draw_part(axes: "Axes", rows: Rows, of_slopes: bool) -> None:
     axes.axvline(neutral, color="#555555", linewidth=0.8)
     axes.set(xscale="linear" if of_slopes else "log", xlim=limits, ylim=(max(tops[-1], 2) - 0.4, -0.6))
     if not of_slopes:
-        axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS])
+        axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS], fontsize=8)
         axes.set_xticks([], minor=True)
     axes.set_yticks(places, ["\n".join(label) for label, _ in rows])
     axes.grid(visible=False, axis="y")

@@ -50,7 +50,7 @@ Method, network and training are in `config.json` (hash {config_hash}): {step} s
 | --- | --- |
 {rows}
 
-By {evaluations} passes of the network per sample. What is not called FID is not FID. Protocol:
+Network evaluations per sample: {evaluations}. What is not called FID is not FID. Protocol:
 
 ```json
 {protocol}

@@ -426,7 +426,7 @@ class Stages:
         views = self.views()
         if target in views:
             return views[target]
-        return [stage for stage in self if stage.name == target] or None
+        return [stage for stage in (*self, *self.added) if stage.name == target] or None
 
     def views(self) -> dict[str, list[Stage]]:
         """The paper's tables and figures (`table1`, `figure5`) to the stages that answer them.

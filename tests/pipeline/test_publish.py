@@ -115,8 +115,16 @@ def test_diffusers_draws_the_images_of_gcflow_sample(root, tmp_path, run):
     gcflow(
         root, "sample", run_folder(root, run) / "weights.safetensors", "--count", "8", "--seed", "3", "--out", "a.npy"
     )
+    # A torchvision of another build than torch, as that for GPUs beside a torch for CPUs, lacks its own operators.
     code = f"""
-import numpy, diffusers
+import numpy, torch
+try:
+    import torchvision
+except (ImportError, RuntimeError):
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{{name}}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import diffusers
 pipe = diffusers.DiffusionPipeline.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
 numpy.save({str(tmp_path / "b.npy")!r}, pipe(batch_size=8, seed=3, output_type="np").images)
 """

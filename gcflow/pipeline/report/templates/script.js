@@ -10,7 +10,9 @@
     for (const link of all(".top li a")) {
       if (link.hash === `#${section}`) {
         link.setAttribute("aria-current", "page");
-        link.scrollIntoView({ block: "nearest", inline: "center" });
+        // scrollIntoView would let the keyboard go on from here, and not from what was opened.
+        const list = link.closest("ul");
+        list.scrollLeft = link.offsetLeft - (list.clientWidth - link.offsetWidth) / 2;
       } else link.removeAttribute("aria-current");
     }
     document.title = view.id === "/" ? title : `${view.querySelector("h2").firstChild.textContent.trim()} – ${title}`;

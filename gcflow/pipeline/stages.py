@@ -28,6 +28,7 @@ from gcflow.pipeline.folders import (
     run_folder,
 )
 from gcflow.pipeline.ledger.plans import plans
+from gcflow.pipeline.ledger.summaries import held
 from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
 from gcflow.pipeline.schema import Identity
 
@@ -343,9 +344,13 @@ class Stages:
 
     @cached_property
     def evidence(self) -> list[str]:
-        """Every file that a test of the claims reads, with the seeds that seeds.yaml adds."""
-        known = (plan for dataset in self.datasets for plan in plans(self.params, dataset, added=True))
-        return list(dict.fromkeys(file for plan in known for file in plan.files))
+        """The files that tests of the claims read, with the seeds that seeds.yaml adds, and docs/evidence lacks."""
+        files: dict[str, object] = {}
+        for dataset in self.datasets:
+            known = held(self.params, dataset)
+            for plan in plans(self.params, dataset, added=True):
+                files |= known.lacks(plan)
+        return [*files]
 
     @cached_property
     def added(self) -> list[Stage]:

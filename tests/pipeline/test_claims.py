@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import statistics
 import warnings
 from collections import Counter
@@ -68,6 +69,7 @@ def theory_claim(statement):
     return {"place": statement, "claim": f"{statement} is true.", "test": "theory", "statement": statement}
 
 
+METHODS = {"ic", "gc", "gc-frozen", "denoiser-ic", "denoiser-gc"}
 ENTRIES = {
     "proved": theory_claim("Theorem 1"),
     "unchecked": theory_claim("Theorem 9"),
@@ -817,9 +819,23 @@ def test_a_round_keeps_what_was_measured_and_adds_the_seeds_that_undecided_claim
     ours, evidence = gather(params, "digits"), kept(params, "digits")
     assert evidence is not None
     assert (evidence.runs, evidence.transport) == (ours.runs, ours.transport)
-    for seed in added.seeds["digits"]["gc-frozen"]:
+    # It is what another clone goes on from: there the seeds that it lacks are measured, and nothing else.
+    first = (root / "docs/evidence/digits.jsonl").read_text()
+    shutil.rmtree(root / "results")
+    seeds = added.seeds["digits"]["gc-frozen"]
+    assert Stages(params).evidence == [
+        str(evaluation(root, f"digits/gc-frozen/{seed}").relative_to(root)) for seed in seeds
+    ]
+    for seed in seeds:
         dump(evaluation(root, f"digits/gc-frozen/{seed}"), metrics({20: [4.0], 40: [1.5 + 0.01 * seed]}))
     decide_round(Params(root / "params.yaml"), "all")
+    both = (root / "docs/evidence/digits.jsonl").read_text()
+    assert both.startswith(first)
+    assert [json.loads(line).get("run") for line in both.removeprefix(first).splitlines()] == [
+        None,
+        *(f"digits/gc-frozen/{seed}" for seed in seeds),
+    ]
+    assert Stages(Params(root / "params.yaml")).evidence == []
     # All decided: what was added is decided, too, and nothing more is asked for.
     assert Params(root / "params.yaml").added == added
     assert json.loads((root / "results/decided.json").read_text())["new"] == 0
@@ -835,7 +851,7 @@ def test_docs_evidence_decides_and_stands_beside_what_was_measured_here(root):
         assert (end["verdict"], end["here_seeds"], end["apart"]) == ("supported", len(SEEDS), apart)
         assert end["here"].startswith(f"{here}\u00a0% [")
     assert "points apart" in (root / "results/claims.md").read_text()
-    assert content["origins"]["digits"]["command"] == "snakemake --profile local decided"
+    assert content["origins"]["digits"][0]["command"] == "snakemake --profile local decided"
     assert "docs/evidence/digits.jsonl" in Stages(Params(root / "params.yaml")).claims().deps
     # Of other settings it decides nothing.
     changed = document()
@@ -847,6 +863,34 @@ def test_docs_evidence_decides_and_stands_beside_what_was_measured_here(root):
     (root / "docs/evidence/digits.jsonl").write_text("{")
     with pytest.raises(GcflowError, match=r"digits\.jsonl: not what snakemake --profile local decided writes"):
         kept(Params(root / "params.yaml"), "digits")
+
+
+@pytest.mark.parametrize(
+    ("change", "measured_anew"),
+    [
+        (lambda entry: entry["methods"]["gc-frozen"].update(mu=0.4), {"gc-frozen"}),
+        # A denoiser of GC, GC with a frozen predictor and the transport cost rest on a run of IC.
+        (
+            lambda entry: entry["methods"]["ic"].update(network={"dropout": 0.1}),
+            {"ic", "gc-frozen", "denoiser-gc", "transport.json"},
+        ),
+        (lambda entry: entry["evaluation"].update(samples=96), {"ic", "gc", "gc-frozen"}),
+        (lambda entry: entry["transport"].update(seed=5), {"transport.json"}),
+        (lambda entry: entry["process"].update(sigma_max=70.0), {*METHODS, "transport.json"}),
+        (lambda entry: entry["runs"]["ic"].update(label="IC"), set()),
+    ],
+)
+def test_what_rests_on_a_changed_setting_is_measured_anew_and_nothing_else(root, change, measured_anew):
+    decide_round(Params(root / "params.yaml"), "all")
+    (root / "seeds.yaml").unlink()
+    changed = document()
+    change(changed["datasets"]["digits"])
+    write_project(root, changed)
+    files = Stages(Params(root / "params.yaml")).evidence
+    assert {file.split("/")[2] for file in files} == measured_anew
+    decide_round(Params(root / "params.yaml"), "all")
+    (root / "seeds.yaml").unlink(missing_ok=True)
+    assert Stages(Params(root / "params.yaml")).evidence == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/claims.md"])

@@ -4,7 +4,7 @@
 rule decided:
     input:
         "claims.yaml",
-        STAGES.evidence,
+        lambda wildcards: STAGES.evidence,
     output:
         "results/decided.json",
     log:

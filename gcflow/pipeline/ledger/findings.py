@@ -92,23 +92,23 @@ class Finding:
 class Judgement(NamedTuple):
     """Every claim on every data set.
 
-    untested: plans with their reasons. origins: by data set, the head of what decided in docs/evidence. notes: why it
-    did not.
+    untested: plans with their reasons. origins: by data set, commits and commands of what decided in docs/evidence.
+    notes: why it did not.
     """
 
     settings: Claims
     datasets: list[str]
     findings: list[Finding]
     untested: list[Plan]
-    origins: dict[str, dict[str, Any]]
+    origins: dict[str, list[dict[str, Any]]]
     notes: dict[str, str]
 
 
 def judge(params: Params, scale: str) -> Judgement:
     """Tests every claim on every data set of a scale that has what it needs.
 
-    On this project's own results; where docs/evidence has more seeds of the same settings, on those, with what was
-    measured here beside them.
+    On this project's own results; where docs/evidence has them of the same settings, on that, with what was measured
+    here beside it.
 
     Raises:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
@@ -123,7 +123,7 @@ def judge(params: Params, scale: str) -> Judgement:
                 here = {found.plan.name: found for found in findings}
                 found, _ = findings_on(params, dataset, evidence)
                 findings = [replace(finding, here=here[finding.plan.name]) for finding in found]
-                judgement.origins[dataset] = evidence.origin
+                judgement.origins[dataset] = evidence.origins
         except GcflowError as error:
             judgement.notes[dataset] = str(error).removeprefix(f"{params.root}/")
         judgement.findings.extend(findings)

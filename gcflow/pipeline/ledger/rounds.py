@@ -8,7 +8,7 @@ from gcflow.files import write_json, write_text
 from gcflow.pipeline.folders import rounds_path
 from gcflow.pipeline.ledger.findings import claims_of, findings_on, seeds_wanted
 from gcflow.pipeline.ledger.plans import VERDICTS
-from gcflow.pipeline.ledger.summaries import gather, keep
+from gcflow.pipeline.ledger.summaries import gather, held, keep
 from gcflow.pipeline.params import SEEDS, Params
 from gcflow.pipeline.progress import say
 
@@ -19,9 +19,9 @@ HEADER = (
 
 
 def decide_round(params: Params, scale: str) -> None:
-    """Keeps what every seed of a scale says in docs/evidence, and adds to seeds.yaml what undecided claims want.
+    """Adds to docs/evidence what it lacks of a scale's seeds, and to seeds.yaml those that undecided claims want.
 
-    Nothing is added where every claim about runs is decided or has the most seeds that claims.yaml allows.
+    No seed is added where every claim about runs is decided or has the most seeds that claims.yaml allows.
 
     Raises:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
@@ -31,11 +31,12 @@ def decide_round(params: Params, scale: str) -> None:
     seeds = {dataset: {method: set(known) for method, known in methods.items()} for dataset, methods in old.items()}
     new = 0
     for dataset in params.at_scale(scale):
-        data = gather(params, dataset, added=True)
-        if not (data.runs or data.transport or data.checks):
+        found = gather(params, dataset, held(params, dataset))
+        if found.runs or found.transport or found.checks:
+            keep(params, dataset, found)
+        findings, _ = findings_on(params, dataset, held(params, dataset))
+        if not findings:
             continue
-        keep(params, dataset, data)
-        findings, _ = findings_on(params, dataset, data)
         verdicts[dataset] = dict(Counter(found.verdict for found in findings))
         for method, wanted in seeds_wanted(params, findings).items():
             seeds.setdefault(dataset, {}).setdefault(method, set()).update(wanted)

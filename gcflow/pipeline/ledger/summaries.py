@@ -5,38 +5,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gcflow.config import digest
+from gcflow.config import RunReference, digest
 from gcflow.errors import GcflowError
 from gcflow.files import expected_form, json_document, write_text
 from gcflow.pipeline.folders import evidence_path
 from gcflow.pipeline.job import code_of
-from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, plans
+from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, plans
 from gcflow.pipeline.ledger.run_statistics import summary
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import RunsClaim, TransportClaim
 
+METHODS = "methods."
 COMMAND = "snakemake --profile local decided"
 COSTS = ("coupling", "sigma", "batch", "cost", "saving", "saving_standard_error", "change", "change_standard_error")
-# Of a data set's entry, what its measurements depend on besides its methods.
-BLOCKS = (
-    *("data", "process", "network", "training", "features", "evaluation"),
-    *("transport", "discrepancy", "theory"),
-)
+# Of a data set's entry, what a measurement depends on besides methods.
+BLOCKS = {
+    "evaluate": ("data", "process", "network", "training", "features", "evaluation"),
+    "discrepancy": ("data", "process", "network", "training", "discrepancy"),
+    "transport": ("data", "process", "network", "training", "transport"),
+    "theory": ("data", "process", "network", "training", "theory"),
+}
+METHODS = "methods."
 
 
 @dataclass
 class Summaries:
     """Of a data set.
 
-    path: the file that has them; None where they were gathered. origin: commit and command that made it. runs: verb and
-    run to its summary. transport: the costs that claims are about, and numbers of samples. checks: of the theory.
+    path: the file that has them; None where they were gathered. origins: commits and commands that made it. stale: what
+    of params.yaml is not as it was when lines of the file were measured, which are left out. runs: verb and run to its
+    summary. transport: the costs that claims are about, and numbers of samples. checks: of the theory.
     """
 
     path: Path | None = None
-    origin: dict[str, Any] = field(default_factory=dict)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     runs: dict[tuple[str, Run], dict[str, Any]] = field(default_factory=dict)
     transport: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def lacks(self, plan: Plan) -> dict[str, tuple[str, Run | None]]:
+        """The files of a plan that say more than this: each with the command and the run that it is of."""
+        if isinstance(plan.claim, RunsClaim):
+            runs = (run for side in zip(*plan.runs, strict=True) for run in side)
+            verb = verb_of(plan.claim)
+            return {
+                file: (verb, run) for file, run in zip(plan.files, runs, strict=True) if (verb, run) not in self.runs
+            }
+        verb, known = (
+            ("transport", self.transport) if isinstance(plan.claim, TransportClaim) else ("theory", self.checks)
+        )
+        return {} if known else dict.fromkeys(plan.files, (verb, None))
 
 
 def verb_of(claim: RunsClaim) -> str:
@@ -44,78 +63,123 @@ def verb_of(claim: RunsClaim) -> str:
     return "discrepancy" if claim.statistic in DISCREPANCY_STATISTICS else "evaluate"
 
 
-def gather(params: Params, dataset: str, added: bool = False) -> Summaries:
-    """From the stages' files. added: of the seeds of seeds.yaml, too.
+def gather(params: Params, dataset: str, known: Summaries | None = None) -> Summaries:
+    """From the stages' files. known: of docs/evidence: what that lacks of all seeds, with those of seeds.yaml.
 
     Raises:
         GcflowError: a file is missing or damaged.
     """
-    found = Summaries()
-    for plan in plans(params, dataset, added):
-        files = [params.root / file for file in plan.files]
-        if isinstance(plan.claim, RunsClaim):
-            verb = verb_of(plan.claim)
-            for run, path in zip((run for side in zip(*plan.runs, strict=True) for run in side), files, strict=True):
-                if (verb, run) not in found.runs:
-                    with json_document(path, f"gcflow {verb} {run.name}") as document:
-                        records = document["records"] if verb == "discrepancy" else document
-                        found.runs[verb, run] = summary(verb, records, str(path))
-        elif files and isinstance(plan.claim, TransportClaim):
-            with json_document(files[0], f"gcflow transport {dataset}") as document:
+    found, files = Summaries(), dict[str, tuple[str, Run | None]]()
+    for plan in plans(params, dataset, added=known is not None):
+        files |= (known or found).lacks(plan)
+    for file, (verb, run) in files.items():
+        with json_document(params.root / file, f"gcflow {verb} {run.name if run else dataset}") as document:
+            if verb == "theory":
+                found.checks = list(document["checks"])
+            elif run is None:
                 records = [{key: r[key] for key in COSTS if key in r} for r in document["records"]]
                 found.transport = {"samples": document["samples"], "records": records}
-        elif files:
-            with json_document(files[0], f"gcflow theory {dataset}") as document:
-                found.checks = list(document["checks"])
+            else:
+                records = document["records"] if verb == "discrepancy" else document
+                found.runs[verb, run] = summary(verb, records, str(params.root / file))
     return found
 
 
 def keep(params: Params, dataset: str, found: Summaries) -> Path:
-    """Writes them into docs/evidence: a line for the whole, then one for each run, for the costs, for each check."""
-    lines: list[dict[str, Any]] = [
-        {"dataset": dataset, **code_of(params.root), "command": COMMAND, "settings": settings(params, dataset)}
-    ]
+    """Adds them to docs/evidence: a line of how they were made, one for each run, for the costs, for each check."""
+    head = {"dataset": dataset, **code_of(params.root), "command": COMMAND, "settings": settings(params, dataset)}
+    lines: list[dict[str, Any]] = [head]
     for (verb, run), numbers in sorted(found.runs.items(), key=lambda item: (item[0][1].method, item[0][1].seed)):
         lines.append({"run": run.name, verb: numbers})
     lines += [{"transport": found.transport}] if found.transport else []
     lines += [{"check": check} for check in found.checks]
     path = evidence_path(params.root, dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    before = path.read_text("utf-8") if path.exists() else ""
+    write_text(path, before + "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return path
+
+
+def held(params: Params, dataset: str) -> Summaries:
+    """What docs/evidence has of a data set, of the settings that params.yaml has now.
+
+    Raises:
+        GcflowError: the file is damaged.
+    """
+    path = evidence_path(params.root, dataset)
+    found, now = Summaries(path.relative_to(params.root)), settings(params, dataset)
+    if not path.exists():
+        return found
+    then: dict[str, str] = {}
+    with expected_form(path, COMMAND):
+        for line in map(json.loads, path.read_text("utf-8").splitlines()):
+            if "dataset" in line:
+                then = line["settings"]
+                found.origins.append({key: line[key] for key in ("command", "commit", "dirty")})
+                continue
+            run = None
+            if "run" in line:
+                of, method, seed = line.pop("run").split("/")
+                run = Run(of, method, int(seed))
+            ((what, value),) = line.items()
+            verb = "theory" if what == "check" else what
+            other = [key for key in _needed(params, dataset, verb, run) if then.get(key) != now.get(key)]
+            if other:
+                found.stale += [key for key in other if key not in found.stale]
+            elif run:
+                found.runs[verb, run] = value
+            elif verb == "theory":
+                found.checks.append(value)
+            else:
+                found.transport = value
+    return found
 
 
 def kept(params: Params, dataset: str) -> Summaries | None:
     """What docs/evidence has of a data set; None without it.
 
     Raises:
-        GcflowError: the file is damaged, or of other settings than params.yaml has now: it names which.
+        GcflowError: the file is damaged, or lacks what this project's own runs say: it names settings that are others.
     """
-    path = evidence_path(params.root, dataset)
-    if not path.exists():
+    found = held(params, dataset)
+    if not found.origins:
         return None
-    with expected_form(path, COMMAND):
-        head, *lines = map(json.loads, path.read_text("utf-8").splitlines())
-        found, now = Summaries(path.relative_to(params.root), head), settings(params, dataset)
-        if other := [key for key in now if head["settings"].get(key) != now[key]]:
-            what = f"other settings of {dataset} than {params.path.name} has now: {', '.join(other)}"
-            raise GcflowError(f"{found.path}: of {what}; renew it with {COMMAND}")
-        for line in lines:
-            if "run" in line:
-                of, method, seed = line.pop("run").split("/")
-                found.runs |= {(verb, Run(of, method, int(seed))): numbers for verb, numbers in line.items()}
-            elif "transport" in line:
-                found.transport = line["transport"]
-            else:
-                found.checks.append(line["check"])
+    lacking = [file for plan in plans(params, dataset) for file in found.lacks(plan)]
+    if lacking:
+        other = f"of other settings of {dataset} than {params.path.name} has now: {', '.join(found.stale)}"
+        raise GcflowError(f"{found.path}: {other if found.stale else f'lacks {lacking[0]}'}; renew it with {COMMAND}")
     return found
 
 
 def settings(params: Params, dataset: str) -> dict[str, str]:
     """Hashes of what the measurements of a data set depend on, by key of its entry in params.yaml."""
     raw, claims = params.document["datasets"][dataset], params.claims.entries.values() if params.claims else ()
-    runs = (claim for claim in claims if isinstance(claim, RunsClaim))
-    methods = dict.fromkeys(method for claim in runs for method in (claim.lower, claim.higher))
-    parts = {key: raw[key] for key in BLOCKS if raw.get(key) is not None}
-    parts |= {f"methods.{name}": raw["methods"][name] for name in methods if name in raw["methods"]}
+    compared = [method for claim in claims if isinstance(claim, RunsClaim) for method in (claim.lower, claim.higher)]
+    parts = {key: raw[key] for verb in BLOCKS for key in BLOCKS[verb] if raw.get(key) is not None}
+    for verb in ("transport", "theory"):
+        compared += _predictors(params, dataset, verb)
+    parts |= {f"{METHODS}{name}": raw["methods"][name] for name in _with_frozen(params, dataset, compared)}
     return {key: digest(part)[:12] for key, part in parts.items()}
+
+
+def _needed(params: Params, dataset: str, verb: str, run: Run | None) -> list[str]:
+    """The keys of `settings` that a measurement depends on."""
+    methods = [run.method] if run else _predictors(params, dataset, verb)
+    return [*BLOCKS[verb], *(f"{METHODS}{name}" for name in _with_frozen(params, dataset, methods))]
+
+
+def _predictors(params: Params, dataset: str, verb: str) -> list[str]:
+    reference = getattr(getattr(params.dataset(dataset), verb), "predictor", None)
+    return [reference.method] if reference else []
+
+
+def _with_frozen(params: Params, dataset: str, names: list[str]) -> list[str]:
+    """Those methods that a data set has, and whose weights they need."""
+    methods, found, open_ends = params.dataset(dataset).methods, list[str](), list(names)
+    while open_ends:
+        name = open_ends.pop(0)
+        if name in methods and name not in found:
+            found.append(name)
+            frozen = methods[name].frozen.values()
+            open_ends += [reference.method for reference in frozen if isinstance(reference, RunReference)]
+    return found

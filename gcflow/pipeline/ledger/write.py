@@ -108,19 +108,21 @@ def origin_words(judgement: Judgement, dataset: str) -> str:
     """What decided on a data set, where that is not this project's own results, or why docs/evidence did not."""
     if dataset in judgement.notes:
         return f"Decided by what was measured here alone. {judgement.notes[dataset]}"
-    origin = judgement.origins.get(dataset)
-    if origin is None:
+    if dataset not in judgement.origins:
         return ""
-    code = (
-        f"{origin['commit'][:12]}{', with uncommitted changes' if origin['dirty'] else ''}" if origin["commit"] else "?"
-    )
+    made = " and ".join(dict.fromkeys(_made(origin) for origin in judgement.origins[dataset]))
     counts = [len(f.evidence.seeds) for f in judgement.findings if f.plan.dataset == dataset and f.evidence]
     seeds = sorted(number for number in counts if number)
     over = f" over {seeds[0]} to {seeds[-1]} seeds" if seeds else ""
     return (
-        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by `{origin['command']}` at commit {code}; beside it "
+        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by {made}; beside it "
         "what was measured here, which points apart where its effect speaks against the verdict."
     )
+
+
+def _made(origin: dict[str, Any]) -> str:
+    commit = origin["commit"][:12] if origin["commit"] else "?"
+    return f"`{origin['command']}` at commit {commit}{', with uncommitted changes' if origin['dirty'] else ''}"
 
 
 def _introduction(judgement: Judgement) -> str:

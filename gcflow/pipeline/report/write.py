@@ -205,8 +205,9 @@ def _claims(params: Params) -> dict[str, Any] | None:
             "course": picture(course_path(params.root, "svg")),
         }
         origins: dict[tuple[Any, ...], list[str]] = {}
-        for dataset, origin in ledger["origins"].items():
-            origins.setdefault((origin["command"], origin["commit"], origin["dirty"]), []).append(dataset)
+        for dataset, heads in ledger["origins"].items():
+            for head in dict.fromkeys((head["command"], head["commit"], head["dirty"]) for head in heads):
+                origins.setdefault(head, []).append(dataset)
         shown = {
             "records": records,
             "untested": untested,

@@ -9,7 +9,7 @@ from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.scheduler import opened
 from gcflow.pipeline.stages import Stage
-from gcflow.pipeline.versions import Versions, check_repository, merge_sides, own_reason, run_dvc
+from gcflow.pipeline.versions import Versions, check_repository, commit, merge_sides, own_reason
 
 
 def record(params: Params, scale: str) -> None:
@@ -42,10 +42,8 @@ def record(params: Params, scale: str) -> None:
     if new:
         times = _times(params.root, new)
         known = _times(params.root, [s for s in stages if s.name not in versions.changed])
-        # Without names DVC writes dvc.lock once for all stages, with names once for each.
-        names = [] if len(new) == len(stages) else [stage.name for stage in new]
         try:
-            run_dvc(params, "commit", "--force", *names)
+            commit(params, new)
         finally:
             _restore(times, known)
     whole = [s.name for s in stages if s.name in jobs and (s in new or s.name not in versions.changed)]

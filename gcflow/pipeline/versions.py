@@ -37,6 +37,27 @@ def run_dvc(params: Params, *arguments: str) -> str:
     return result.stdout
 
 
+def commit(params: Params, stages: list[Stage]) -> None:
+    """`dvc commit --force` of some stages; DVC's own command writes dvc.lock once for each.
+
+    Raises:
+        GcflowError: it fails (its message is shown).
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo, lock_repo
+
+    names = {stage.name for stage in stages}
+    try:
+        with Repo(str(params.root)) as repo, lock_repo(repo):
+            chosen = [stage for stage in repo.index.stages if getattr(stage, "name", None) in names]
+            for stage in chosen:
+                stage.save()
+                stage.commit()
+            chosen[0].dvcfile.dump_stages(chosen, update_pipeline=False)
+    except (DvcException, OSError) as error:
+        raise GcflowError(f"dvc commit failed: {one_line(str(error))}") from None
+
+
 def check_repository(root: Path) -> None:
     """Raises GcflowError if DVC records nothing here: without git, as in a downloaded archive."""
     from dvc.exceptions import NotDvcRepoError

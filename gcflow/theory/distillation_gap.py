@@ -41,7 +41,7 @@ def _pseudo_huber(r: Tensor) -> Tensor:
 
 DISTANCES = (
     Power("the norm, α = 1", 1.0, 1.0, lambda r: r),
-    Power("norm^1.5, α = 1.5", 1.5, 1.0, lambda r: r**1.5),
+    Power("norm to the power 1.5, α = 1.5", 1.5, 1.0, lambda r: r**1.5),
     Power("squared norm, α = 2", 2.0, 1.0, torch.square),
     Power("pseudo-Huber, c = 1, α = 2", 2.0, 1 / (2 * HUBER_C), _pseudo_huber),
 )

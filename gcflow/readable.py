@@ -36,11 +36,6 @@ def _trimmed(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def short(value: float, digits: int = 3) -> str:
-    """`0.0012`, `1.23e+04` or `1e−07`: so many significant digits, as Python writes them; for plain text."""
-    return minus(f"{value:.{digits}g}")
-
-
 def scaled(value: float, unit: str) -> str:
     """`12.3 GFLOP`: three significant digits and the prefix that suits them, by powers of 1000."""
     power = 0

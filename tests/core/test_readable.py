@@ -2,7 +2,7 @@
 
 import pytest
 
-from gcflow.readable import clock, duration, number, one_line, plural, scaled, short, size
+from gcflow.readable import clock, duration, number, one_line, plural, scaled, size
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,5 @@ def test_a_clock_shows_hours_minutes_and_seconds():
 
 
 def test_words_are_plain_text():
-    assert [short(x) for x in (-0.00123, 12345.0)] == ["−0.00123", "1.23e+04"]
     assert [plural(1, "run"), plural(2, "process")] == ["1\u00a0run", "2\u00a0processes"]
     assert one_line("a\n  b\x1b[2Jc\u00a0d") == "a b [2Jc d"

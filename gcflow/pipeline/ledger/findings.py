@@ -14,7 +14,7 @@ from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
 from gcflow.pipeline.ledger.summaries import Summaries, gather, kept
 from gcflow.pipeline.params import CLAIMS, Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
-from gcflow.readable import NO_BREAK, minus, short
+from gcflow.readable import NO_BREAK, minus, number
 from gcflow.significance import MOST_SEEDS, Paired, holm, seeds_needed
 from gcflow.theory.check import Check
 
@@ -331,13 +331,14 @@ def _basis(evidence: Evidence, shown: str, settings: Claims) -> str:
     if found.count == 1:
         return f"One seed is common to both methods: {shown}, and nothing that tells how much of it is chance."
     if found.count is not None:
-        units, spread = f"{found.count} seeds, paired: mean", f"standard deviation {short(found.std or 0.0)}"
+        units, spread = f"{found.count} seeds, paired: mean", f"standard deviation {number(found.std or 0.0, 3)}"
     else:
-        units = " and ".join(f"{number} {UNITS[side]}" for side, number in evidence.replicates.items()) + ":"
-        spread = f"standard error {short(found.standard_error or 0.0)}"
+        units = " and ".join(f"{replicates} {UNITS[side]}" for side, replicates in evidence.replicates.items()) + ":"
+        spread = f"standard error {number(found.standard_error or 0.0, 3)}"
     interval = f" ({100 * settings.confidence:g} % interval, of all tests together)" if "[" in shown else ""
     return (
-        f"Over {units} difference of {evidence.scale} {short(found.effect)}, {spread}; as an effect {shown}{interval}."
+        f"Over {units} difference of {evidence.scale} {number(found.effect, 3)}, {spread}; "
+        f"as an effect {shown}{interval}."
     )
 
 
@@ -348,7 +349,7 @@ def _significance(evidence: Evidence, decision: Decision) -> str:
     p, adjusted = (f"p < {LEAST_P:g}" if p < LEAST_P else f"p = {p:.2g}" for p in (found.p, decision.p_adjusted))
     corrected = f"after Holm's correction for {decision.tests} tests {adjusted}."
     if isinstance(found, Paired):
-        return f"Anytime-valid t test: the largest e-value is {short(1 / found.p)} ({p}); {corrected}"
+        return f"Anytime-valid t test: the largest e-value is {number(1 / found.p, 3)} ({p}); {corrected}"
     test = "Welch's t test" if len(found.estimates) == 2 else "paired t test"
     return f"Two-sided {test}: {p}, {corrected}"
 
@@ -372,7 +373,7 @@ def _conclusion(evidence: Evidence, decision: Decision, settings: Claims) -> str
     elif (std := decision.assumed_std) is None:
         needed = f"at least {decision.seeds_needed} seeds are needed."
     else:
-        borrowed = f" and differences vary as in the other comparisons of this statistic, pooled: {short(std)}"
+        borrowed = f" and differences vary as in the other comparisons of this statistic, pooled: {number(std, 3)}"
         source = borrowed if evidence.comparison.count == 1 else ""
         needed = f"about {decision.seeds_needed} seeds would decide it, {terms}{source}."
     return f"Undecided: {needed}"
@@ -385,8 +386,8 @@ def checked(plan: Plan, checks: list[Check], path: Path | None = None) -> Findin
     worst, margin = max(equalities, default=None), min(bounds, default=None)
     held = sum(check.holds for check in checks)
     shown = f"{held} of {len(checks)} checks hold"
-    shown += "" if worst is None else f"; off by at most {short(worst, 2)} tolerances"
-    shown += "" if margin is None else f"; apart by at least {short(margin, 2)} tolerances"
+    shown += "" if worst is None else f"; off by at most {number(worst, 2)} tolerances"
+    shown += "" if margin is None else f"; apart by at least {number(margin, 2)} tolerances"
     return Finding(
         plan,
         "supported" if held == len(checks) else "contradicted",
@@ -408,6 +409,6 @@ def _lead(check: Check) -> float:
 def _check_words(check: Check) -> str:
     relation = {"=": "expected", "<": "expected less than", ">": "expected more than"}[check.relation]
     return (
-        f"{check.name}: measured {short(check.measured, 4)}, {relation} {short(check.expected, 4)}, tolerance "
-        f"{short(check.tolerance, 2)} ({check.reason}): {'holds' if check.holds else 'fails'}."
+        f"{check.name}: measured {number(check.measured, 4)}, {relation} {number(check.expected, 4)}, tolerance "
+        f"{number(check.tolerance, 2)} ({check.reason}): {'holds' if check.holds else 'fails'}."
     )

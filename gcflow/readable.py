@@ -18,8 +18,8 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """`0.0012`, `12 346`, `1234` or `1·10⁻⁷`: so many significant digits, no zeros at the end; a dash for none."""
+def number(value: float | None, digits: int = 4, zeros: bool = False) -> str:
+    """`0.0012`, `12 346`, `1234` or `1·10⁻⁷`: so many significant digits; a dash for none. zeros: also at the end."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -28,7 +28,7 @@ def number(value: float | None, digits: int = 4) -> str:
     exponent = int(power)
     if exponent in WRITTEN_OUT:
         text = f"{value:,.{max(0, digits - 1 - exponent)}f}".replace(",", NO_BREAK if exponent > 3 else "")
-        return minus(_trimmed(text))
+        return minus(text if zeros else _trimmed(text))
     return minus(f"{_trimmed(mantissa)}·10{str(exponent).translate(SUPERSCRIPTS)}")
 
 

@@ -203,7 +203,7 @@ def _headline(records: list[Record]) -> str:
         return "–"
     name, curve = next(iter(metrics.items()))
     metric = metric_name(name)
-    return f"{metric.heading} {number(metric.factor * means(curve)[max(curve)])}"
+    return f"{metric.heading} {number(metric.factor * means(curve)[max(curve)], zeros=True)}"
 
 
 def _final(records: list[Record]) -> list[list[str]]:

@@ -4,6 +4,7 @@ import re
 
 from markupsafe import Markup, escape
 
+TILDE = "\u0303"
 # A letter, or what is no letter's name, with a power or an index: a token, or several in brackets.
 SCRIPT = re.compile(r"(norm|[^\W\d_]\u0303?)([_^])(?:\(([^()]*)\)|([−\w.]+))")
 TOKEN = re.compile(r"[\d.]+|[^\W\d_]+|\S")
@@ -22,7 +23,9 @@ def formula(text: str) -> Markup:
             for token in TOKEN.findall(found[3] or found[4])
         )
         script = "".join(f'<{kind} mathvariant="normal">{token}</{kind}>' for token, kind in parts)
-        return f'<math><{tag}><mi mathvariant="normal">{found[1]}</mi><mrow>{script}</mrow></{tag}></math>'
+        base = f'<mi mathvariant="normal">{found[1].removesuffix(TILDE)}</mi>'
+        base = f'<mover accent="true">{base}<mo>~</mo></mover>' if TILDE in found[1] else base
+        return f"<math><{tag}>{base}<mrow>{script}</mrow></{tag}></math>"
 
     return Markup(SCRIPT.sub(scripted, str(escape(text))))
 

@@ -18,6 +18,10 @@ include: "workflow/rules/watch.smk"
 include: "workflow/rules/main.smk"
 
 
+# For workflow/report/workflow.rst.
+config["rule_graph"] = rule_graph(STAGES)
+
+
 rule all:
     default_target: True
     input:

@@ -9,6 +9,7 @@ from snakemake.logging import logger
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.rule_graph import rule_graph
 from gcflow.pipeline.scheduler import made_otherwise
 from gcflow.pipeline.stages import OF_RUNS, Stages, Subset
 

@@ -21,13 +21,13 @@ from scipy import stats
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.course import course_plot
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.findings import decide, effect_words, finding_of, findings_on, pairs_wanted
+from gcflow.pipeline.ledger.findings import decide, effect_words, finding_of, findings_on, judge, pairs_wanted
 from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
 from gcflow.pipeline.ledger.plans import VERDICTS, Plan, plans
 from gcflow.pipeline.ledger.rounds import decide_round
 from gcflow.pipeline.ledger.run_statistics import run_statistic, summary
 from gcflow.pipeline.ledger.summaries import gather, kept
-from gcflow.pipeline.ledger.write import write_ledger
+from gcflow.pipeline.ledger.write import ledger_document, markdown, write_ledger
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim
 from gcflow.pipeline.stages import Stages
@@ -202,11 +202,13 @@ def fill(root):
 
 
 def ledger(root, command=False):
-    """claims.json as `gcflow claims` writes it: the document, and its records by data set and name."""
+    """claims.json: the document, and its records by data set and name. command: which draws the pictures, too."""
     if command:
         gcflow(root, "claims")
     else:
-        write_ledger(Params(root / "params.yaml"), "all")
+        judgement = judge(Params(root / "params.yaml"), "all")
+        dump(root / "results/claims.json", ledger_document(judgement))
+        (root / "results/claims.md").write_text(markdown(judgement))
     content = json.loads((root / "results/claims.json").read_text())
     return content, {(record["dataset"], record["name"]): record for record in content["records"]}
 
@@ -728,14 +730,14 @@ def test_the_ledger_is_valid_json_and_the_same_when_written_again(root):
     broken = {"checks": [check("Theorem 1", "no tolerance", 1.0, 2.0, tolerance=0.0)]}
     dump(root / "results/mixture2d/theory.json", broken)
     files = [root / f"results/claims.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    ledger(root)
+    write_ledger(Params(root / "params.yaml"), "all")
     before = [path.read_bytes() for path in files]
 
     def refuse(constant):
         raise AssertionError(constant)
 
     json.loads(before[0], parse_constant=refuse)
-    ledger(root)
+    write_ledger(Params(root / "params.yaml"), "all")
     assert [path.read_bytes() for path in files] == before
 
 
@@ -766,7 +768,7 @@ def test_the_stage_depends_on_exactly_the_files_that_are_read(root, tmp_path_fac
     for dep in stage.deps:
         (bare / dep).parent.mkdir(parents=True, exist_ok=True)
         copy(root / dep, bare / dep)
-    ledger(bare)
+    write_ledger(Params(bare / "params.yaml"), "all")
     assert {str(path.relative_to(bare)) for path in bare.glob("results/claims*")} == set(stage.outs)
     for dep in stage.deps[:: len(stage.deps) // 4]:
         kept = (bare / dep).read_text()

@@ -25,7 +25,7 @@ def write_ledger(params: Params, scale: str) -> None:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
     judgement = judge(params, scale)
-    write_json(claims_path(params.root, "json"), _finite(ledger_document(judgement)))
+    write_json(claims_path(params.root, "json"), ledger_document(judgement))
     write_text(claims_path(params.root, "md"), markdown(judgement))
     canvas = forest_plot(judgement.findings, judgement.settings.confidence)
     course = course_plot(judgement.findings)
@@ -43,9 +43,12 @@ def write_ledger(params: Params, scale: str) -> None:
 
 
 def ledger_document(judgement: Judgement) -> dict[str, Any]:
-    """The content of claims.json: a record per tested claim and data set, and why the others were not tested."""
+    """The content of claims.json: a record per tested claim and data set, and why the others were not tested.
+
+    Numbers that JSON does not have are null.
+    """
     tests = Counter(found.plan.dataset for found in judgement.findings if found.evidence)
-    return {
+    document = {
         "confidence": judgement.settings.confidence,
         "correction": "Holm, over all statistical tests of a data set",
         "origins": judgement.origins,
@@ -56,6 +59,7 @@ def ledger_document(judgement: Judgement) -> dict[str, Any]:
             {"name": plan.name, "dataset": plan.dataset, "reason": plan.reason} for plan in judgement.untested
         ],
     }
+    return dict(_finite(document))
 
 
 def _finite(value: Any) -> Any:

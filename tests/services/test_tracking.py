@@ -39,6 +39,7 @@ from gcflow.errors import GcflowError, Preempted
 from gcflow.pipeline.folders import report_path
 from gcflow.pipeline.lock import RunLock, newest_lease
 from gcflow.pipeline.params import Params
+from gcflow.tools.track.mirror import without_password
 from gcflow.tools.track.runs import files_of
 
 RUN = "digits/ic/0"
@@ -606,6 +607,20 @@ def test_a_secret_anywhere_in_an_address_is_shown_nowhere(copied, sync, monkeypa
     assert receipt["pending"] == [RUN]
     assert "did not take 1 runs" in warning
     assert "s3c" not in warning + json.dumps(receipt)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("of postgresql://me:s3cr/s3c@ret@host/runs?sslpassword=s3cret ends", "of postgresql://host/runs ends"),
+        # As urllib3 says it: what is behind the host, alone.
+        ("Max retries exceeded with url: /?token=s3cret/api (Caused", "Max retries exceeded with url: / (Caused"),
+        ("with url: /api/2.0/runs?token=s3cret", "with url: /api/2.0/runs"),
+        ("Is it there? /tmp/mlflow.db is not.", "Is it there? /tmp/mlflow.db is not."),
+    ],
+)
+def test_what_is_said_of_an_address_is_shown_without_its_secrets(said, shown):
+    assert without_password(said) == shown
 
 
 def test_each_configuration_of_a_run_keeps_its_own_state(tmp_path, sync, sqlite_server):

@@ -1,6 +1,7 @@
 """What DVC thinks of each stage: what dvc.lock says of it, and where that differs from what lies there."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -47,6 +48,8 @@ def commit(params: Params, stages: list[Stage]) -> None:
     from dvc.repo import Repo, lock_repo
 
     names = {stage.name for stage in stages}
+    # It says which file it writes, and how git would track that.
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         with Repo(str(params.root)) as repo, lock_repo(repo):
             chosen = [stage for stage in repo.index.stages if getattr(stage, "name", None) in names]

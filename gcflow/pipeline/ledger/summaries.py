@@ -25,7 +25,6 @@ BLOCKS = {
     "transport": ("data", "process", "network", "training", "transport"),
     "theory": ("data", "process", "network", "training", "theory"),
 }
-METHODS = "methods."
 
 
 @dataclass

@@ -4,9 +4,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -349,6 +351,16 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0, pause: float
     while not condition():
         assert time.monotonic() < end, f"{condition} is not true after {seconds} s"
         time.sleep(pause)
+
+
+def free_port() -> int:
+    """One that no connection is given by chance: a server that is down finds its own again."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    # Tests side by side, and those of hypothesis, must not draw the same ones.
+    draw = random.SystemRandom()
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", draw.randrange(given // 2, given))) as free:
+            return int(free.getsockname()[1])
 
 
 def alive(pid: int) -> bool:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from projects import alive, wait_until
+from projects import alive, free_port, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 NODES = ("one", "two", "spare")
@@ -68,16 +68,6 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)} (apt-get install slurm-wlm munge)" if absent else None
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def job_number(job: dict[str, str]) -> int:
     """For sorting by time of submission."""
     return int(job["id"])
@@ -115,7 +105,7 @@ class Cluster:
             self.start_controller()
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            wait_until(self._idle, pause=0.1)
+            wait_until(lambda: self._states() == {"idle"}, pause=0.1)
         except BaseException:
             self.__exit__()
             raise
@@ -150,7 +140,7 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         host = socket.gethostname().partition(".")[0]
-        controller_port, *ports = _free_ports(1 + len(NODES))
+        controller_port, *ports = (free_port() for _ in range(1 + len(NODES)))
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} {SIZE}"
             for node, port in zip(NODES, ports, strict=True)
@@ -189,14 +179,17 @@ class Cluster:
         self.daemons.remove(controller)
 
     def start_controller(self) -> None:
+        """Returns when it answers."""
         self._start("slurmctld", "-D", "-i")
+        wait_until(lambda: bool(self._states()), pause=0.1)
 
-    def _idle(self) -> bool:
+    def _states(self) -> set[str]:
+        """Those of the nodes; none while the controller does not answer."""
         for daemon in self.daemons:
             assert daemon.poll() is None, f"{daemon.args} ended\n{self.logs()}"
         with suppress(subprocess.CalledProcessError):
-            return set(self.call("sinfo", "--noheader", "--Node", "--format=%T").split()) == {"idle"}
-        return False
+            return set(self.call("sinfo", "--noheader", "--Node", "--format=%T").split())
+        return set()
 
     def call(self, *command: str) -> str:
         """What a command of Slurm says."""

@@ -10,8 +10,7 @@ import urllib.request
 
 import pytest
 import yaml
-from mlflow_servers import free_port
-from projects import environment, tiny_params, write_project
+from projects import environment, free_port, tiny_params, write_project
 from workflows import ROOT, SCRIPTS, as_a_plan, commit, duplicate, run
 
 PAGES = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/paper-scale.md"))

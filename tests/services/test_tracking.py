@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from mlflow_servers import Found, Proxy, free_port, mlflow_server, postgres, postgres_programs
+from mlflow_servers import Found, Proxy, mlflow_server, postgres, postgres_programs
 from PIL import Image
 from projects import (
     SCRIPT,
@@ -23,6 +23,7 @@ from projects import (
     checkpoints,
     children,
     environment,
+    free_port,
     gcflow,
     limit_file_size,
     prepare_data,

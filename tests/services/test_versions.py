@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from projects import (
     contents,
     environment,
     error_line,
+    free_port,
     gcflow,
     tiny_params,
     train_here,
@@ -472,9 +472,7 @@ def sshd(tmp_path):
         Path("/run/sshd").mkdir(exist_ok=True)
     for name in ("host", "user"):
         run(tmp_path, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     lines = {
         "ListenAddress": "127.0.0.1",
         "Port": port,

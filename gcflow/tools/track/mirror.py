@@ -74,11 +74,11 @@ def shown_address(params: Params) -> str:
 
 
 def without_password(text: str) -> str:
-    """An address, or a sentence with addresses or parts of them in it, as it may be shown.
+    """An address, or a sentence with addresses in it, as it may be shown: passwords stand before `@` or after `?`.
 
-    Passwords stand before `@` or after `?`.
+    urllib3 tells of an address without its host: `url: /?token=…`.
     """
-    return re.sub(r"((?:://|(?<!\S)/)[^\s?]*)\?\S*", r"\1", re.sub(r"://\S*@", "://", text))
+    return re.sub(r"((?:://|\burl: /)[^\s?]*)\?\S*", r"\1", re.sub(r"://\S*@", "://", text))
 
 
 def one_line(error: BaseException) -> str:

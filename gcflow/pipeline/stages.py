@@ -28,7 +28,7 @@ from gcflow.pipeline.folders import (
     run_folder,
 )
 from gcflow.pipeline.ledger.plans import plans
-from gcflow.pipeline.ledger.summaries import held
+from gcflow.pipeline.ledger.summaries import present_evidence
 from gcflow.pipeline.params import CLAIMS, PAPER, Params, Run
 from gcflow.pipeline.schema import Identity
 
@@ -347,7 +347,7 @@ class Stages:
         """The files that tests of the claims read, with the seeds that seeds.yaml adds, and docs/evidence lacks."""
         files: dict[str, object] = {}
         for dataset in self.datasets:
-            known = held(self.params, dataset)
+            known = present_evidence(self.params, dataset)
             for plan in plans(self.params, dataset, added=True):
                 files |= known.lacks(plan)
         return [*files]

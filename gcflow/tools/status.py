@@ -20,7 +20,7 @@ from gcflow.config import digest, to_dict
 from gcflow.files import tensors_header
 from gcflow.pipeline.folders import data_folder, end_path, run_folder
 from gcflow.pipeline.graph import Graph
-from gcflow.pipeline.ledger.summaries import held
+from gcflow.pipeline.ledger.summaries import present_evidence
 from gcflow.pipeline.lock import Lease, newest_lease
 from gcflow.pipeline.measurements import metrics_path
 from gcflow.pipeline.params import Params, Run
@@ -222,7 +222,7 @@ def _round(params: Params) -> Iterator[str]:
     if params.added:
         own = set(params.runs())
         added = [run for run in params.runs(added=True) if run not in own]
-        known = {run for dataset in {run.dataset for run in added} for _, run in held(params, dataset).runs}
+        known = {run for dataset in {run.dataset for run in added} for _, run in present_evidence(params, dataset).runs}
         measured = sum(run in known or metrics_path(params.root, run).exists() for run in added)
         yield f"round {params.added.round} of added seeds with {measured} of {len(added)} runs measured"
 

@@ -26,7 +26,7 @@ from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
 from gcflow.pipeline.ledger.plans import VERDICTS, Plan, plans
 from gcflow.pipeline.ledger.rounds import decide_round
 from gcflow.pipeline.ledger.run_statistics import run_statistic, summary
-from gcflow.pipeline.ledger.summaries import gather, kept
+from gcflow.pipeline.ledger.summaries import complete_evidence, gather
 from gcflow.pipeline.ledger.write import ledger_document, markdown, write_ledger
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim
@@ -818,7 +818,7 @@ def test_a_round_keeps_what_was_measured_and_adds_the_seeds_that_undecided_claim
     # What is no claim's business does without them.
     assert [stage.name for stage in Stages(params)] == stages
     assert "results/digits/gc-frozen/seed6/evaluation/metrics.json" in Stages(params).evidence
-    ours, evidence = gather(params, "digits"), kept(params, "digits")
+    ours, evidence = gather(params, "digits"), complete_evidence(params, "digits")
     assert evidence is not None
     assert (evidence.runs, evidence.transport) == (ours.runs, ours.transport)
     # It is what another clone goes on from: there the seeds that it lacks are measured, and nothing else.
@@ -864,7 +864,7 @@ def test_docs_evidence_decides_and_stands_beside_what_was_measured_here(root):
     assert records["digits", "end"]["verdict"] != "supported"
     (root / "docs/evidence/digits.jsonl").write_text("{")
     with pytest.raises(GcflowError, match=r"digits\.jsonl: not what snakemake --profile local decided writes"):
-        kept(Params(root / "params.yaml"), "digits")
+        complete_evidence(Params(root / "params.yaml"), "digits")
 
 
 @pytest.mark.parametrize(
@@ -899,7 +899,7 @@ def test_what_rests_on_a_changed_setting_is_measured_anew_and_nothing_else(root,
 def test_docs_evidence_gives_the_repositorys_verdicts_again(page):
     params, counts = Params(ROOT / "params.yaml"), Counter()
     for dataset in params.at_scale("embedded"):
-        if (evidence := kept(params, dataset)) is not None:
+        if (evidence := complete_evidence(params, dataset)) is not None:
             counts.update(found.verdict for found in findings_on(params, dataset, evidence)[0])
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     assert f"**{words}**" in " ".join((ROOT / page).read_text().split())

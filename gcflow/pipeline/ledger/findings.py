@@ -11,7 +11,7 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import results_folder, run_folder
 from gcflow.pipeline.ledger.evidence import Evidence, compare_costs, compare_runs, statement_checks
 from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
-from gcflow.pipeline.ledger.summaries import Summaries, gather, kept
+from gcflow.pipeline.ledger.summaries import Summaries, complete_evidence, gather
 from gcflow.pipeline.params import CLAIMS, Params
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.readable import NO_BREAK, minus, number
@@ -119,7 +119,7 @@ def judge(params: Params, scale: str) -> Judgement:
         findings, untested = findings_on(params, dataset, gather(params, dataset))
         judgement.untested.extend(untested)
         try:
-            if (evidence := kept(params, dataset)) is not None:
+            if (evidence := complete_evidence(params, dataset)) is not None:
                 here = {found.plan.name: found for found in findings}
                 found, _ = findings_on(params, dataset, evidence)
                 findings = [replace(finding, here=here[finding.plan.name]) for finding in found]

@@ -8,7 +8,7 @@ from gcflow.files import write_json, write_text
 from gcflow.pipeline.folders import rounds_path
 from gcflow.pipeline.ledger.findings import claims_of, findings_on, seeds_wanted
 from gcflow.pipeline.ledger.plans import VERDICTS
-from gcflow.pipeline.ledger.summaries import gather, held, keep
+from gcflow.pipeline.ledger.summaries import append_evidence, gather, present_evidence
 from gcflow.pipeline.params import SEEDS, Params
 from gcflow.pipeline.progress import say
 
@@ -31,10 +31,10 @@ def decide_round(params: Params, scale: str) -> None:
     seeds = {dataset: {method: set(known) for method, known in methods.items()} for dataset, methods in old.items()}
     new = 0
     for dataset in params.at_scale(scale):
-        found = gather(params, dataset, held(params, dataset))
+        found = gather(params, dataset, present_evidence(params, dataset))
         if found.runs or found.transport or found.checks:
-            keep(params, dataset, found)
-        findings, _ = findings_on(params, dataset, held(params, dataset))
+            append_evidence(params, dataset, found)
+        findings, _ = findings_on(params, dataset, present_evidence(params, dataset))
         if not findings:
             continue
         verdicts[dataset] = dict(Counter(found.verdict for found in findings))

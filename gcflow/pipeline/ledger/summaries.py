@@ -84,7 +84,7 @@ def gather(params: Params, dataset: str, known: Summaries | None = None) -> Summ
     return found
 
 
-def keep(params: Params, dataset: str, found: Summaries) -> Path:
+def append_evidence(params: Params, dataset: str, found: Summaries) -> Path:
     """Adds them to docs/evidence: a line of how they were made, one for each run, for the costs, for each check."""
     head = {"dataset": dataset, **code_of(params.root), "command": COMMAND, "settings": settings(params, dataset)}
     lines: list[dict[str, Any]] = [head]
@@ -99,7 +99,7 @@ def keep(params: Params, dataset: str, found: Summaries) -> Path:
     return path
 
 
-def held(params: Params, dataset: str) -> Summaries:
+def present_evidence(params: Params, dataset: str) -> Summaries:
     """What docs/evidence has of a data set, of the settings that params.yaml has now.
 
     Raises:
@@ -134,13 +134,13 @@ def held(params: Params, dataset: str) -> Summaries:
     return found
 
 
-def kept(params: Params, dataset: str) -> Summaries | None:
+def complete_evidence(params: Params, dataset: str) -> Summaries | None:
     """What docs/evidence has of a data set; None without it.
 
     Raises:
         GcflowError: the file is damaged, or lacks what this project's own runs say: it names settings that are others.
     """
-    found = held(params, dataset)
+    found = present_evidence(params, dataset)
     if not found.origins:
         return None
     lacking = [file for plan in plans(params, dataset) for file in found.lacks(plan)]

@@ -114,19 +114,23 @@ def origin_words(judgement: Judgement, dataset: str) -> str:
         return f"Decided by what was measured here alone. {judgement.notes[dataset]}"
     if dataset not in judgement.origins:
         return ""
-    made = " and ".join(dict.fromkeys(_made(origin) for origin in judgement.origins[dataset]))
+    commits: dict[str, list[str]] = {}
+    for origin in judgement.origins[dataset]:
+        commits.setdefault(origin["command"], []).append(commit_words(origin))
+    made = " and ".join(f"`{command}` at {', '.join(dict.fromkeys(of))}" for command, of in commits.items())
     counts = [len(f.evidence.seeds) for f in judgement.findings if f.plan.dataset == dataset and f.evidence]
     seeds = sorted(number for number in counts if number)
-    over = f" over {seeds[0]} to {seeds[-1]} seeds" if seeds else ""
+    over = f" over {' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds" if seeds else ""
     return (
         f"Decided by docs/evidence/{dataset}.jsonl{over}, made by {made}; beside it "
         "what was measured here, which points apart where its effect speaks against the verdict."
     )
 
 
-def _made(origin: dict[str, Any]) -> str:
-    commit = origin["commit"][:12] if origin["commit"] else "?"
-    return f"`{origin['command']}` at commit {commit}{', with uncommitted changes' if origin['dirty'] else ''}"
+def commit_words(origin: dict[str, Any]) -> str:
+    """The commit at which a part of docs/evidence was made."""
+    commit = f"commit {origin['commit'][:12]}" if origin["commit"] else "an unknown commit"
+    return f"{commit} with uncommitted changes" if origin["dirty"] else commit
 
 
 def _introduction(judgement: Judgement) -> str:

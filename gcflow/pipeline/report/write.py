@@ -18,6 +18,7 @@ from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.figures import Caption, figure_kind
 from gcflow.pipeline.folders import claims_path, course_path, data_folder, figure_path, report_path, results_folder
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.ledger.write import commit_words
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report.recorded import embedded, made_by, or_without, picture, recorded
@@ -204,10 +205,10 @@ def _claims(params: Params) -> dict[str, Any] | None:
             "forest": picture(claims_path(params.root, "svg")),
             "course": picture(course_path(params.root, "svg")),
         }
-        origins: dict[tuple[Any, ...], list[str]] = {}
+        origins: dict[str, dict[str, list[str]]] = {}
         for dataset, heads in ledger["origins"].items():
-            for head in dict.fromkeys((head["command"], head["commit"], head["dirty"]) for head in heads):
-                origins.setdefault(head, []).append(dataset)
+            for command, commit in dict.fromkeys((head["command"], commit_words(head)) for head in heads):
+                origins.setdefault(command, {}).setdefault(commit, []).append(dataset)
         shown = {
             "records": records,
             "untested": untested,

@@ -488,6 +488,7 @@ def test_the_theory_shows_the_curves_of_its_checks(project, drawn):
 # Their files.
 
 
+@pytest.mark.slow
 def test_another_process_with_other_settings_of_matplotlib_writes_the_same_bytes(project, drawn, tmp_path):
     for name in FIGURES:
         drawn(name)

@@ -45,6 +45,7 @@ def got(job: Job) -> str:
     return job.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_each_of_four_jobs_has_a_gpu_of_its_own_and_a_fifth_that_of_one_that_was_killed(lease):
     jobs = [lease(1, "0,1,GPU-8f2c,3") for _ in range(4)]
     had = [got(job) for job in jobs]

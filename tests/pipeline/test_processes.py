@@ -241,7 +241,7 @@ def assert_two_processes_finish(root: Path, other: Path) -> None:
     assert_same_run(root, other, LONG_RUN)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_ends_the_launcher_and_the_other_and_a_restart_finishes(root, shared, victim):
     launcher, ranks = in_the_middle(root)
     os.kill(ranks[victim], signal.SIGKILL)
@@ -263,6 +263,7 @@ def test_a_process_that_hangs_while_the_other_is_killed_does_not_keep_the_launch
     assert_stopped_short(root)
 
 
+@pytest.mark.slow
 def test_processes_whose_launcher_is_killed_die_and_a_restart_finishes(root, shared):
     launcher, ranks = in_the_middle(root)
     launcher.send(signal.SIGKILL)
@@ -310,7 +311,7 @@ def test_two_processes_stopped_by_sigterm_to_their_launcher_continue_to_the_same
     assert_two_processes_finish(interrupted, shared(LONG_RUN))
 
 
-@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_another_number_of_processes_continues_to_the_same_bits(interrupted, shared, processes):
     step = newest(interrupted)
     process = Fork(interrupted, "train", LONG_RUN, "--processes", str(processes))

@@ -109,7 +109,13 @@ def test_every_kind_of_run_repeats_its_bits(trained):
     assert str(found).endswith(f"of the {found.kept} of which the state before is kept is found with a chance of 100%.")
 
 
-@pytest.mark.parametrize("name", ["ema.output.bias", "raw.output.bias", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ema.output.bias",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("raw.output.bias", "optimizer.0.exp_avg")),
+    ],
+)
 def test_one_number_that_was_altered_is_found(root, name):
     run, step = "digits/gc/0", int(kept(root, "digits/gc/0").stem.partition("-")[2])
     alter(root, run, name)

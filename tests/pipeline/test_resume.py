@@ -140,7 +140,8 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_identical(root, whole, me
     assert_ends_the_same(root, whole(run), run)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gc", "ot", "ect"])
 def test_a_run_of_two_processes_that_is_killed_again_and_again_ends_bit_identical(root, whole, method):
     run, moments = f"digits/{method}/0", random.Random(method)
     victims = ["launcher", "first", "second"]
@@ -372,6 +373,7 @@ def test_a_process_that_waits_obeys_its_time_budget_and_begins_nothing(root, fro
     assert line.endswith("time budget of 0.01 minutes spent while it waited; nothing was begun")
 
 
+@pytest.mark.slow
 def test_a_second_process_that_waits_finds_the_work_done(root, whole, frozen):
     second = waiting(root, frozen)
     frozen.send(signal.SIGCONT)

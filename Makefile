@@ -20,9 +20,8 @@ reproduce: .venv/complete  ## data, training, evaluation, tables, figures and re
 	@echo "The report: $(CURDIR)/results/report.html"
 
 .PHONY: test
-test: .venv/complete  ## lint, and the tests of all that needs no other program
-# Side by side, as tests wait at times. Not by the variable MAKE, which `make -n` would run.
-	@make --no-print-directory lint & pytest -n 2 --dist worksteal -m "not ($(OTHERS))" && wait $$!
+test: .venv/complete lint  ## lint, and the tests of all that needs no other program
+	pytest -n 2 --dist worksteal -m "not ($(OTHERS))"
 
 .PHONY: test-all
 test-all: test  ## then the longer ones: with Snakemake, DVC, MLflow servers, Slurm, SSH, a browser

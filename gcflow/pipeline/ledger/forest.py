@@ -22,7 +22,7 @@ LOOKS = {
 }
 # Ratios at the ends of the axis.
 LIMITS = (0.2, 5.0)
-TICKS = (0.25, 0.5, 1.0, 2.0, 4.0)
+TICKS = {0.25: "×¼", 0.5: "×½", 1.0: "×1", 2.0: "×2", 4.0: "×4"}
 ROW_HEIGHT = 0.185
 # Characters of a row's label.
 LABEL_WIDTH = 56
@@ -84,7 +84,7 @@ def _draw_part(axes: "Axes", rows: Rows, of_slopes: bool) -> None:
     axes.axvline(neutral, color="#555555", linewidth=0.8)
     axes.set(xscale="linear" if of_slopes else "log", xlim=limits, ylim=(max(tops[-1], 2) - 0.4, -0.6))
     if not of_slopes:
-        axes.set_xticks(TICKS, [f"×{tick:g}" for tick in TICKS], fontsize=8)
+        axes.set_xticks([*TICKS], TICKS.values(), fontsize=8)
         axes.set_xticks([], minor=True)
     axes.set_yticks(places, ["\n".join(label) for label, _ in rows])
     axes.grid(visible=False, axis="y")

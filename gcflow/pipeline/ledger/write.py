@@ -120,7 +120,7 @@ def origin_words(judgement: Judgement, dataset: str) -> str:
     made = " and ".join(f"`{command}` at {', '.join(dict.fromkeys(of))}" for command, of in commits.items())
     counts = [len(f.evidence.seeds) for f in judgement.findings if f.plan.dataset == dataset and f.evidence]
     seeds = sorted(number for number in counts if number)
-    over = f" over {' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds" if seeds else ""
+    over = f" over {seeds[0]}{f' to {seeds[-1]}' if seeds[-1] > seeds[0] else ''} seeds" if seeds else ""
     return (
         f"Decided by docs/evidence/{dataset}.jsonl{over}, made by {made}; beside it "
         "what was measured here, which points apart where its effect speaks against the verdict."

@@ -13,6 +13,8 @@ rule prepare:
         "results/{dataset}/logs/prepare.log",
     benchmark:
         "results/{dataset}/benchmarks/prepare.tsv"
+    # Before any training: the longest may be of this data.
+    priority: sys.maxsize
     resources:
         cpus_per_task=prepare_cpus,
         mem_mb=memory,

@@ -49,6 +49,13 @@ def train_processes(wildcards):
     return max(n for n in possible if n <= PROCESSES) if on_gpu(wildcards) else 1
 
 
+def train_priority(wildcards):
+    """The longest first, so that the short ones fill the end."""
+    run = Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+    training = PARAMS.run_config(run.name).training
+    return training.steps * training.batch
+
+
 def train_gpus(wildcards):
     """One for each process of a run."""
     return train_processes(wildcards) if on_gpu(wildcards) else 0

@@ -15,8 +15,7 @@ rule train:
         "results/{dataset}/logs/train-{method}-{seed}.log",
     benchmark:
         "results/{dataset}/benchmarks/train-{method}-{seed}.tsv"
-    # The longest jobs first, so that the short ones fill the end.
-    priority: 1
+    priority: train_priority
     threads: train_threads
     resources:
         gpu=train_gpus,
@@ -129,6 +128,7 @@ rule theory:
         "results/{dataset}/logs/theory.log",
     benchmark:
         "results/{dataset}/benchmarks/theory.tsv"
+    # Longer than all that follows the trainings.
     priority: 1
     params:
         slice=slice_of("theory"),

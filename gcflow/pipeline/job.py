@@ -46,6 +46,12 @@ def code_of(root: Path) -> dict[str, Any]:
     return {"commit": commit, "dirty": None if commit is None or changes is None else bool(changes)}
 
 
+def commit_words(commit: str | None, dirty: bool | None) -> str:
+    """What `code_of` found, to be read."""
+    words = f"commit {commit[:12]}" if commit else "an unknown commit"
+    return f"{words} with uncommitted changes" if dirty else words
+
+
 def device_name(device: str) -> str:
     """The model of the GPU or CPU that a torch device stands for, e.g. `NVIDIA H200`."""
     if device.startswith("cuda"):

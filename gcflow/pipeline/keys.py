@@ -15,6 +15,7 @@ from gcflow.files import write_text
 from gcflow.options import adapter
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.schema import Claims, Document
+from gcflow.readable import number
 
 FILES: dict[str, Any] = {"params": Document, "claims": Claims}
 
@@ -119,7 +120,7 @@ def _value(schema: dict[str, Any]) -> str:
         text = f"mapping of names to {_value(values)}" if isinstance(values, dict) else "mapping"
     else:
         limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-        ranges = " and ".join(f"{sign} {schema[limit]:g}" for limit, sign in limits.items() if limit in schema)
+        ranges = " and ".join(f"{sign} {number(schema[limit])}" for limit, sign in limits.items() if limit in schema)
         kind = schema.get("type", "anything")
         named = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}
         text = f"{named.get(kind, kind)} {ranges}".strip()

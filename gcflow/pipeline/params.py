@@ -1,7 +1,7 @@
 """params.yaml, the grid of runs, claims.yaml and seeds.yaml: validated as a whole before anything is scheduled."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -188,6 +188,16 @@ class Params:
         frozen = self.dataset(run.dataset).methods[run.method].frozen
         references = {role: value for role, value in frozen.items() if isinstance(value, RunReference)}
         return {role: self.resolve(value, run.dataset, run.seed) for role, value in references.items()}
+
+    def with_needed(self, runs: Iterable[Run]) -> set[Run]:
+        """The runs, and all whose weights they need, in turn."""
+        found, open_ends = set[Run](), list(runs)
+        while open_ends:
+            run = open_ends.pop()
+            if run not in found:
+                found.add(run)
+                open_ends += [needed for needed, _ in self.needed_runs(run).values()]
+        return found
 
     def needed_files(self, run: Run) -> dict[str, str]:
         """Role to the file, relative to the root, whose weights `run` needs in it."""

@@ -22,6 +22,7 @@ from gcflow.pipeline import markdown
 from gcflow.pipeline.dvc_stages import versioned, write_dvc_yaml
 from gcflow.pipeline.folders import data_folder, results_folder, run_folder
 from gcflow.pipeline.graph import Graph
+from gcflow.pipeline.job import commit_words
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report.recorded import recorded
@@ -147,8 +148,7 @@ class _Scale:
             }
         codes = {(job["gcflow"], job["commit"], job["dirty"]) for jobs in self.jobs.values() for job in jobs}
         self.code = ", ".join(
-            f"{version} (commit {commit or 'unknown'}{', with uncommitted changes' if dirty else ''})"
-            for version, commit, dirty in sorted(codes, key=str)
+            f"{version} ({commit_words(commit, dirty)})" for version, commit, dirty in sorted(codes, key=str)
         )
 
     def crate(self, page: Path, locked: dict[str, Any]) -> ROCrate:

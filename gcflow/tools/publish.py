@@ -84,8 +84,7 @@ def refusal(params: Params, dataset: str) -> str | None:
 
 def weights_of_others(params: Params, run: Run) -> set[str]:
     """Files of imported weights that a run, or one that it needs, starts from or looks at."""
-    needed = {run for run, _ in params.needed_runs(run).values()}
-    return {*params.needed_files(run).values()}.union(*(weights_of_others(params, other) for other in needed))
+    return {file for needed in params.with_needed([run]) for file in params.needed_files(needed).values()}
 
 
 def publish(params: Params, name: str, out: Path, despite_terms: bool = False) -> None:

@@ -6,13 +6,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcflow.config import RunReference
 from gcflow.errors import GcflowError
 from gcflow.pipeline.folders import results_folder, run_folder
 from gcflow.pipeline.ledger.evidence import Evidence, compare_costs, compare_runs, statement_checks
 from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
 from gcflow.pipeline.ledger.summaries import Summaries, complete_evidence, gather
-from gcflow.pipeline.params import CLAIMS, Params
+from gcflow.pipeline.params import CLAIMS, Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
 from gcflow.readable import NO_BREAK, minus, number
 from gcflow.significance import MOST_SEEDS, Paired, holm, seeds_needed
@@ -92,15 +91,14 @@ class Finding:
 class Judgement(NamedTuple):
     """Every claim on every data set.
 
-    untested: plans with their reasons. origins: by data set, commits and commands of what decided in docs/evidence.
-    notes: why it did not.
+    untested: plans with their reasons. commits: by data set, of what decided in docs/evidence. notes: why it did not.
     """
 
     settings: Claims
     datasets: list[str]
     findings: list[Finding]
     untested: list[Plan]
-    origins: dict[str, list[dict[str, Any]]]
+    commits: dict[str, list[str]]
     notes: dict[str, str]
 
 
@@ -123,7 +121,7 @@ def judge(params: Params, scale: str) -> Judgement:
                 here = {found.plan.name: found for found in findings}
                 found, _ = findings_on(params, dataset, evidence)
                 findings = [replace(finding, here=here[finding.plan.name]) for finding in found]
-                judgement.origins[dataset] = evidence.origins
+                judgement.commits[dataset] = list(dict.fromkeys(evidence.commits))
         except GcflowError as error:
             judgement.notes[dataset] = str(error).removeprefix(f"{params.root}/")
         judgement.findings.extend(findings)
@@ -233,28 +231,19 @@ def pairs_wanted(item: Evidence, decision: Decision, settings: Claims) -> int:
 
 def seeds_wanted(params: Params, findings: list[Finding]) -> dict[str, set[int]]:
     """By method the seeds that undecided claims on a data set want beyond those there are, with all that they need."""
-    wanted: dict[str, set[int]] = {}
+    wanted: set[Run] = set()
     for found in findings:
         if found.evidence and found.decision and found.evidence.comparison.count is not None:
             seeds = set(found.evidence.seeds)
             others = (seed for seed in count() if seed not in found.evidence.seeds)
             while len(seeds) < pairs_wanted(found.evidence, found.decision, claims_of(params)):
                 seeds.add(next(others))
-            for method in found.evidence.values:
-                wanted.setdefault(method, set()).update(seeds)
-    dataset = params.dataset(findings[0].plan.dataset) if findings else None
-    open_ends = [*wanted]
-    while dataset and open_ends:
-        method = open_ends.pop()
-        for reference in dataset.methods[method].frozen.values():
-            if isinstance(reference, RunReference):
-                seeds = wanted[method] if reference.seed is None else {reference.seed}
-                if not seeds <= wanted.setdefault(reference.method, set()):
-                    wanted[reference.method] |= seeds
-                    open_ends.append(reference.method)
-    name = findings[0].plan.dataset if findings else ""
-    new = {method: seeds.difference(params.seeds(name, method)) for method, seeds in wanted.items()}
-    return {method: seeds for method, seeds in new.items() if seeds}
+            wanted |= {Run(found.plan.dataset, method, seed) for method in found.evidence.values for seed in seeds}
+    new: dict[str, set[int]] = {}
+    for run in params.with_needed(wanted):
+        if run.seed not in params.seeds(run.dataset, run.method):
+            new.setdefault(run.method, set()).add(run.seed)
+    return new
 
 
 def finding_of(evidence: Evidence, decision: Decision, settings: Claims, path: Path | None = None) -> Finding:

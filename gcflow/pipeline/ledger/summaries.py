@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gcflow.config import RunReference, digest
+from gcflow.config import digest
 from gcflow.errors import GcflowError
 from gcflow.files import expected_form, json_document, write_text
 from gcflow.pipeline.folders import evidence_path
-from gcflow.pipeline.job import code_of
+from gcflow.pipeline.job import code_of, commit_words
 from gcflow.pipeline.ledger.plans import DISCREPANCY_STATISTICS, Plan, plans
 from gcflow.pipeline.ledger.run_statistics import summary
 from gcflow.pipeline.params import Params, Run
@@ -31,13 +31,13 @@ BLOCKS = {
 class Summaries:
     """Of a data set.
 
-    path: the file that has them; None where they were gathered. origins: commits and commands that made it. stale: what
-    of params.yaml is not as it was when lines of the file were measured, which are left out. runs: verb and run to its
-    summary. transport: the costs that claims are about, and numbers of samples. checks: of the theory.
+    path: the file that has them; None where they were gathered. commits: at which its parts were made, in words. stale:
+    what of params.yaml is not as it was when lines of the file were measured, which are left out. runs: verb and run to
+    its summary. transport: the costs that claims are about, and numbers of samples. checks: of the theory.
     """
 
     path: Path | None = None
-    origins: list[dict[str, Any]] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     runs: dict[tuple[str, Run], dict[str, Any]] = field(default_factory=dict)
     transport: dict[str, Any] = field(default_factory=dict)
@@ -114,7 +114,7 @@ def present_evidence(params: Params, dataset: str) -> Summaries:
         for line in map(json.loads, path.read_text("utf-8").splitlines()):
             if "dataset" in line:
                 then = line["settings"]
-                found.origins.append({key: line[key] for key in ("command", "commit", "dirty")})
+                found.commits.append(commit_words(line["commit"], line["dirty"]))
                 continue
             run = None
             if "run" in line:
@@ -141,7 +141,7 @@ def complete_evidence(params: Params, dataset: str) -> Summaries | None:
         GcflowError: the file is damaged, or lacks what this project's own runs say: it names settings that are others.
     """
     found = present_evidence(params, dataset)
-    if not found.origins:
+    if not found.commits:
         return None
     lacking = [file for plan in plans(params, dataset) for file in found.lacks(plan)]
     if lacking:
@@ -174,11 +174,6 @@ def _predictors(params: Params, dataset: str, verb: str) -> list[str]:
 
 def _with_frozen(params: Params, dataset: str, names: list[str]) -> list[str]:
     """Those methods that a data set has, and whose weights they need."""
-    methods, found, open_ends = params.dataset(dataset).methods, list[str](), list(names)
-    while open_ends:
-        name = open_ends.pop(0)
-        if name in methods and name not in found:
-            found.append(name)
-            frozen = methods[name].frozen.values()
-            open_ends += [reference.method for reference in frozen if isinstance(reference, RunReference)]
-    return found
+    methods = params.dataset(dataset).methods
+    runs = params.with_needed(Run(dataset, name, 0) for name in names if name in methods)
+    return sorted({run.method for run in runs})

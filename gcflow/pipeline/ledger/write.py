@@ -11,6 +11,7 @@ from gcflow.pipeline.ledger.course import course_plot
 from gcflow.pipeline.ledger.findings import Finding, Judgement, judge
 from gcflow.pipeline.ledger.forest import forest_plot
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.ledger.summaries import COMMAND
 from gcflow.pipeline.markdown import escaped, table
 from gcflow.pipeline.params import Params
 from gcflow.pipeline.progress import say
@@ -51,7 +52,7 @@ def ledger_document(judgement: Judgement) -> dict[str, Any]:
     document = {
         "confidence": judgement.settings.confidence,
         "correction": "Holm, over all statistical tests of a data set",
-        "origins": judgement.origins,
+        "commits": judgement.commits,
         "notes": judgement.notes,
         "tests": {dataset: tests[dataset] for dataset in judgement.datasets},
         "records": [found.record() for found in judgement.findings],
@@ -89,7 +90,7 @@ def markdown(judgement: Judgement) -> str:
         parts.append(f"## {dataset}")
         parts += [escaped(words) for words in [origin_words(judgement, dataset)] if words]
         if here:
-            beside = ["measured here"] if dataset in judgement.origins else []
+            beside = ["measured here"] if dataset in judgement.commits else []
             lines = [
                 [f.plan.claim.claim, f.plan.claim.place, f.test, f.shown, *_here(f)[: len(beside)], f.verdict]
                 for f in here
@@ -112,25 +113,16 @@ def origin_words(judgement: Judgement, dataset: str) -> str:
     """What decided on a data set, where that is not this project's own results, or why docs/evidence did not."""
     if dataset in judgement.notes:
         return f"Decided by what was measured here alone. {judgement.notes[dataset]}"
-    if dataset not in judgement.origins:
+    if dataset not in judgement.commits:
         return ""
-    commits: dict[str, list[str]] = {}
-    for origin in judgement.origins[dataset]:
-        commits.setdefault(origin["command"], []).append(commit_words(origin))
-    made = " and ".join(f"`{command}` at {', '.join(dict.fromkeys(of))}" for command, of in commits.items())
     counts = [len(f.evidence.seeds) for f in judgement.findings if f.plan.dataset == dataset and f.evidence]
     seeds = sorted(number for number in counts if number)
     over = f" over {seeds[0]}{f' to {seeds[-1]}' if seeds[-1] > seeds[0] else ''} seeds" if seeds else ""
     return (
-        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by {made}; beside it "
-        "what was measured here, which points apart where its effect speaks against the verdict."
+        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by `{COMMAND}` at "
+        f"{', '.join(judgement.commits[dataset])}; beside it what was measured here, which points apart where its "
+        "effect speaks against the verdict."
     )
-
-
-def commit_words(origin: dict[str, Any]) -> str:
-    """The commit at which a part of docs/evidence was made."""
-    commit = f"commit {origin['commit'][:12]}" if origin["commit"] else "an unknown commit"
-    return f"{commit} with uncommitted changes" if origin["dirty"] else commit
 
 
 def _introduction(judgement: Judgement) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gcflow.errors import GcflowError
 from gcflow.pipeline.features import metric_name
 from gcflow.pipeline.folders import run_folder
+from gcflow.pipeline.job import commit_words
 from gcflow.pipeline.measurements import Record, means, measured
 from gcflow.pipeline.params import Params, Run
 from gcflow.pipeline.report.charts import Chart, chart
@@ -176,8 +177,7 @@ def _seconds(lines: list[dict[str, Any]], batch: int) -> float:
 
 
 def _job(entry: dict[str, Any]) -> Job:
-    commit, dirty = entry["commit"], entry["dirty"]
-    code = f"{commit[:12]}{', with uncommitted changes' if dirty else ''}" if commit else "no git repository"
+    code = commit_words(entry["commit"], entry["dirty"])
     begun = datetime.fromisoformat(entry["begun"]).timestamp()
     environment = Environment(**{key: entry[key] for key in Environment._fields if key != "code"}, code=code)
     return Job(moment(begun), entry["step"], environment, entry["slurm_job"] or "–")

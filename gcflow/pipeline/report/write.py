@@ -18,7 +18,7 @@ from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.figures import Caption, figure_kind
 from gcflow.pipeline.folders import claims_path, course_path, data_folder, figure_path, report_path, results_folder
 from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
-from gcflow.pipeline.ledger.write import commit_words
+from gcflow.pipeline.ledger.summaries import COMMAND
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
 from gcflow.pipeline.report.recorded import embedded, made_by, or_without, picture, recorded
@@ -205,15 +205,16 @@ def _claims(params: Params) -> dict[str, Any] | None:
             "forest": picture(claims_path(params.root, "svg")),
             "course": picture(course_path(params.root, "svg")),
         }
-        origins: dict[str, dict[str, list[str]]] = {}
-        for dataset, heads in ledger["origins"].items():
-            for command, commit in dict.fromkeys((head["command"], commit_words(head)) for head in heads):
-                origins.setdefault(command, {}).setdefault(commit, []).append(dataset)
+        commits: dict[str, list[str]] = {}
+        for dataset, words in ledger["commits"].items():
+            for commit in words:
+                commits.setdefault(commit, []).append(dataset)
         shown = {
             "records": records,
             "untested": untested,
             "total": sum(counts.values(), Counter()),
-            "origins": origins,
+            "commits": commits,
+            "command": COMMAND,
             "notes": ledger["notes"],
             **pictures,
         }

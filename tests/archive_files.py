@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -13,12 +14,17 @@ from PIL import Image
 RANDOM = np.random.default_rng(1)
 
 
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image file of a kind that Pillow writes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 def photograph(height: int = 30, width: int = 24) -> bytes:
     """A JPEG."""
     small = Image.fromarray(RANDOM.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    file = io.BytesIO()
-    small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return file.getvalue()
+    return encoded(small.resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=90)
 
 
 def opened(content: bytes) -> Image.Image:

@@ -61,6 +61,16 @@ def double(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def random_images(*shape: int, seed: int = 0) -> Tensor:
+    """uint8."""
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def load(folder: Path, document: dict[str, Any]) -> Params:
+    """The grid of a project that is written for it."""
+    return Params(write_project(folder, document) / "params.yaml")
+
+
 def randomised(model: Any) -> Any:
     """The model, with weights at which every gradient counts."""
     for i, parameter in enumerate(model.parameters()):

@@ -1,12 +1,14 @@
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from builders import Outcome
 from hypothesis import settings
+from slurm_cluster import Cluster
 from workflows import finished_project
 
 from gcflow.cli import main
@@ -59,6 +61,26 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Outcome(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def root(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the project that a module has prepared, to damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "project"))
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the project in which a module has stopped a run, to damage."""
+    return Path(shutil.copytree(stopped, tmp_path / "interrupted"))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm of a module's own."""
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as booted:
+        yield booted
+    assert booted.processes() == []
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,12 @@ def tiny_params() -> dict[str, Any]:
     return fresh
 
 
+def dump(path: Path, content: Any) -> None:
+    """Writes JSON, and the folder around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
 def write_project(folder: Path, params: dict[str, Any] | None = None) -> Path:
     """Writes `params` (default: `tiny_params()`) as params.yaml of a project in `folder`, which it returns.
 

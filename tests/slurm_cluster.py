@@ -68,11 +68,6 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)} (apt-get install slurm-wlm munge)" if absent else None
 
 
-def job_number(job: dict[str, str]) -> int:
-    """For sorting by time of submission."""
-    return int(job["id"])
-
-
 def _number(job: dict[str, str]) -> int:
     return int(job["id"])
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from archive_files import (
     RANDOM,
+    encoded,
     opened,
     photograph,
     python2_batch,
@@ -277,22 +278,16 @@ def test_an_image_that_does_not_decode_is_named_or_skipped_and_listed(archives, 
 # A user's own images, as cameras, Windows and Kaggle leave them.
 
 
-def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def test_images_of_ones_own_are_as_a_viewer_shows_them_and_every_change_is_counted(archives):
     colours = RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image, exif = Image.fromarray(colours), Image.Exif()
     exif[0x0112] = 6  # Its top is at the right: a viewer turns it by a quarter, clockwise.
     clear = Image.fromarray(np.dstack([colours, np.zeros((8, 8), np.uint8)]))
     members = {
-        "a.png": file_of(image, "PNG", exif=exif),
-        "b.png": file_of(clear, "PNG"),
-        "c.png": file_of(image, "PNG", save_all=True, append_images=[clear.convert("RGB")]),
-        "d.avif": file_of(Image.new("RGB", (8, 8), (9, 99, 199)), "AVIF", quality=100),
+        "a.png": encoded(image, "PNG", exif=exif),
+        "b.png": encoded(clear, "PNG"),
+        "c.png": encoded(image, "PNG", save_all=True, append_images=[clear.convert("RGB")]),
+        "d.avif": encoded(Image.new("RGB", (8, 8), (9, 99, 199)), "AVIF", quality=100),
     }
     as_folder(archives / "mine", members)
     manifest, data = prepared(Folder("mine", 8), archives)
@@ -312,7 +307,7 @@ def test_images_of_ones_own_are_as_a_viewer_shows_them_and_every_change_is_count
 def test_official_images_stay_as_they_are_stored(archives):
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = file_of(opened(photograph(40, 50)), "JPEG", exif=exif)
+    turned = encoded(opened(photograph(40, 50)), "JPEG", exif=exif)
     as_folder(archives / "train", {"n01/a.JPEG": turned})
     manifest, data = prepared(Imagenet32(images=1), archives)
     assert np.array_equal(data.samples.numpy()[0], square(turned, 32, Image.Resampling.BILINEAR))

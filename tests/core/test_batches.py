@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import random_images
 from builders import run_config as any_run_config
 from scipy import stats
 
@@ -24,7 +25,7 @@ from gcflow.randomness import batch_indices
 from gcflow.training import initial_state, train
 
 CPU = torch.device("cpu")
-IMAGES = torch.randint(0, 256, (50, 1, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGES = random_images(50, 1, 3, 3)
 POINTS = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
 PROCESS = NoiseProcess(data_mean=0.1)
 STEPS = 9

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from builders import random_images
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,7 +109,7 @@ def test_features_and_probabilities_do_not_depend_on_how_many_images_are_classif
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
 def test_the_classifier_takes_images_of_any_even_sides_and_channels(shape):
-    images = torch.randint(0, 256, (5, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = random_images(5, *shape)
     assert ImageClassifier(shape, 7)(images).shape == (5, 7)
 
 

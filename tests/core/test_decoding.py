@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive_files import photograph
+from archive_files import encoded, photograph
 from PIL import Image
 
 from gcflow import preparation
@@ -18,12 +18,6 @@ RANDOM = np.random.default_rng(0)
 
 def pixels(height: int, width: int, channels: int = 3) -> np.ndarray:
     return RANDOM.integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 # Geometry.

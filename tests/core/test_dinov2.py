@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import dinov2_weights, randomised
+from builders import dinov2_weights, random_images, randomised
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -18,10 +18,6 @@ from gcflow.dinov2 import Dinov2, VisionTransformer
 from gcflow.errors import GcflowError
 from gcflow.extractors import resize_pillow
 from gcflow.files import sha256_of
-
-
-def noise(*shape, seed=0):
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def published_by_hugging_face(network, folder):
@@ -142,7 +138,7 @@ def pillow(images, side):
 
 @pytest.mark.parametrize("shape", [(8, 8), (32, 32), (64, 64), (28, 47), (224, 300), (411, 350), (1, 640), (7, 3)])
 def test_resized_pixels_are_pillows_to_the_bit(shape):
-    images = torch.cat([noise(2, 3, *shape), 255 * noise(1, 3, *shape, seed=1).remainder(2)])
+    images = torch.cat([random_images(2, 3, *shape), 255 * random_images(1, 3, *shape, seed=1).remainder(2)])
     resized = resize_pillow(images, 224)
     assert resized.dtype == torch.float32
     assert torch.equal(resized, pillow(images, 224).float())
@@ -153,14 +149,14 @@ def test_images_are_prepared_as_dgm_eval_does(tmp_path, monkeypatch):
     taken = []
     loaded = Dinov2.load(dinov2_weights(tmp_path / "w.pth"))
     monkeypatch.setattr(loaded, "network", lambda x: taken.append(x) or x[:, 0, 0, :5])
-    images = noise(3, 3, 32, 40)
+    images = random_images(3, 3, 32, 40)
     _, probabilities = loaded(images, "pillow")
     assert probabilities is None
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     mean, deviation = (np.array(values, dtype=np.float32)[:, None, None] for values in imagenet)
     expected = (pillow(images, 224).numpy().astype(np.float32) / np.float32(255) - mean) / deviation
     assert np.array_equal(taken[0].numpy(), expected)
-    grey = noise(1, 1, 32, 32)
+    grey = random_images(1, 1, 32, 32)
     loaded(grey, "clean")
     loaded(grey.expand(-1, 3, -1, -1), "clean")
     torch.testing.assert_close(taken[1], taken[2], rtol=0, atol=1e-6)
@@ -171,7 +167,7 @@ def test_a_file_of_the_hub_is_loaded_whatever_its_size_and_the_batch_does_not_ma
     loaded = Dinov2.load(path, sha256=sha256_of(path))
     assert (loaded.features, loaded.sha256) == (128, sha256_of(path))
     assert loaded.description == {"network": "class token of 3 blocks of width 128, float32"}
-    images = noise(3, 3, 16, 16)
+    images = random_images(3, 3, 16, 16)
     features, _ = loaded(images, "pillow")
     assert features.shape == (3, 128)
     assert features.std(0).max() > 1e-2

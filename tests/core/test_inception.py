@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import random_images
 from projects import ROOT
 from torch import nn
 
@@ -77,10 +78,6 @@ def network(folder, benchmark):
     return Inception.load(folder / benchmark.WEIGHTS_NAME)
 
 
-def noise(*shape, seed=0):
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("side", SHRUNK_OR_GROWN)
 @pytest.mark.parametrize("mode", ["clean", "legacy_pytorch"])
 def test_resized_pixels_are_clean_fids(side, mode, folder, benchmark, fid):
@@ -98,7 +95,7 @@ def test_resized_pixels_are_clean_fids(side, mode, folder, benchmark, fid):
 def test_clean_resizing_is_clean_fids_for_any_sides(shape, fid):
     from cleanfid.resize import build_resizer
 
-    images = noise(2, 3, *shape)
+    images = random_images(2, 3, *shape)
     theirs = np.stack([build_resizer("clean")(image) for image in images.permute(0, 2, 3, 1).numpy()])
     np.testing.assert_allclose(resize_clean(images).permute(0, 2, 3, 1), theirs, atol=1e-4)
 
@@ -175,7 +172,7 @@ def test_kid_is_clean_fids_on_the_same_subsets(counts, size, fid, monkeypatch):
 
 def test_probabilities_are_those_of_the_logits_without_bias(folder, benchmark):
     network = Inception.load(folder / benchmark.WEIGHTS_NAME)
-    images = noise(3, 3, 299, 299)
+    images = random_images(3, 3, 299, 299)
     network.network.output.bias.uniform_(-1, 1)
     features, probabilities = network(images, "legacy-tensorflow")
     assert features.shape == (3, network.features) == (3, 2048)
@@ -188,7 +185,7 @@ def test_probabilities_are_those_of_the_logits_without_bias(folder, benchmark):
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_the_batch_does_not_matter(resize, network, monkeypatch):
-    images = noise(3, 3, 20, 24)
+    images = random_images(3, 3, 20, 24)
     features, probabilities = network(images, resize)
     for batch in (1, 2):
         monkeypatch.setattr(network, "batch", batch)
@@ -199,7 +196,7 @@ def test_the_batch_does_not_matter(resize, network, monkeypatch):
 
 @pytest.mark.parametrize("resize", RESIZES)
 def test_grey_images_are_images_of_three_equal_channels(resize, network):
-    grey = noise(1, 1, 28, 28)
+    grey = random_images(1, 1, 28, 28)
     ours, expected = network(grey, resize), network(grey.repeat(1, 3, 1, 1), resize)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -239,7 +236,7 @@ def test_products_are_full_inside_and_what_they_were_afterwards(network, tf32_al
 
     monkeypatch.setattr(inception, "resize_clean", spy)
     with pytest.raises(InterruptedError):
-        network(noise(1, 3, 8, 8), "clean")
+        network(random_images(1, 3, 8, 8), "clean")
     assert seen == [(False, False)]
     assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
@@ -249,7 +246,7 @@ def test_products_are_full_inside_and_what_they_were_afterwards(network, tf32_al
 @pytest.mark.parametrize("resize", RESIZES)
 def test_a_gpu_gives_the_cpus_features(resize, network, folder, benchmark):
     on_gpu = Inception.load(folder / benchmark.WEIGHTS_NAME, "cuda")
-    images = noise(5, 3, 32, 32)
+    images = random_images(5, 3, 32, 32)
     for ours, expected in zip(on_gpu(images, resize), network(images, resize), strict=True):
         torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-5)
 
@@ -417,7 +414,7 @@ def test_of_the_256_values_of_a_real_pixel_63_lose_1_on_the_way_through_float32(
     given = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
     taken = ((given + np.float32(1)) / np.float32(2) * np.float32(255)).astype(np.uint8)
     assert float_round_trip(values).tolist() == taken.tolist()
-    images = noise(4, 3, 8, 8)
+    images = random_images(4, 3, 8, 8)
     assert torch.equal(float_round_trip(images), float_round_trip(values)[images.long()])
     assert torch.equal(REAL_PIXELS["stored"](images), images)
 

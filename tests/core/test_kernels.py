@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from builders import batch_of, randomised, run_config
+from builders import batch_of, random_images, randomised, run_config
 from torch import nn
 from torch.nn import functional
 
@@ -120,7 +120,7 @@ def test_values_and_gradients_are_those_of_float64(interpreted, way, silu, dtype
 
 def loss_and_gradients(config, shape, dtype, fused):
     """Of a step of a run whose weights all count; in float64 without kernels."""
-    data = torch.randint(0, 256, (16, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = random_images(16, *shape)
     state, batch = initial_state(config, shape), batch_of(config, data, 3)
     for model in (state.model, state.ema):
         randomised(model).to(dtype)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from builders import NCSN, batch_of, randomised
+from builders import NCSN, batch_of, random_images, randomised
 from builders import run_config as any_run_config
 
 from gcflow.config import (
@@ -24,7 +24,7 @@ from gcflow.training import Helpers, Observer, TrainingState, gradient_of_batch,
 from gcflow.weights import spec_of
 
 SHAPE = (1, 4, 4)
-IMAGES = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGES = random_images(20, *SHAPE)
 MLP = NetworkConfig("mlp", channels=16, blocks=1, dropout=0.25)
 UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2), attention=(2,), dropout=0.25)
 METHODS = ["ic", "gc-online", "ect", "denoiser"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import EDM, METHODS, MLP, NCSN, UNET, Loss, batch_of, randomised
+from builders import EDM, METHODS, MLP, NCSN, UNET, Loss, batch_of, random_images, randomised
 from builders import run_config as any_run_config
 from safetensors.torch import save_file
 
@@ -46,7 +46,7 @@ from gcflow.weights import (
 )
 
 SHAPE = (1, 4, 4)
-DATA = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+DATA = random_images(20, *SHAPE)
 PROCESS = NoiseProcess(data_mean=0.1)
 EXACT = empirical(to_model_space(DATA, PROCESS)).denoise
 run_config = partial(

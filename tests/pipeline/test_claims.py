@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from builders import refusal_of
 from matplotlib import image
-from projects import ROOT, error_line, gcflow, tiny_params, write_project
+from projects import ROOT, dump, error_line, gcflow, tiny_params, write_project
 from scipy import stats
 
 from gcflow.errors import GcflowError
@@ -109,11 +109,6 @@ def document(entries=None, confidence=0.95):
     digits["discrepancy"], mixture["theory"] = DISCREPANCY, THEORY
     params["claims"] = terms(confidence) | {"entries": entries or ENTRIES}
     return json.loads(json.dumps(params))
-
-
-def dump(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 def metrics(curve):

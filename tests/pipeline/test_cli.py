@@ -73,12 +73,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(prepared: Path, tmp_path: Path) -> Path:
-    """A copy of the prepared project, to damage."""
-    return Path(shutil.copytree(prepared, tmp_path / "project"))
-
-
 # Help.
 
 

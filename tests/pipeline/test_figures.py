@@ -16,7 +16,7 @@ import torch
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
-from projects import ROOT, contents, environment, prepare_data, tiny_params, write_project
+from projects import ROOT, contents, dump, environment, prepare_data, tiny_params, write_project
 
 from gcflow.errors import GcflowError
 from gcflow.pipeline import figures
@@ -64,11 +64,6 @@ def document():
         "paths": {"kind": "trajectories", "title": "Tiny paths"},
     }
     return whole
-
-
-def dump(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
 
 
 def read(path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import refusal_of
+from builders import load, refusal_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from projects import ROOT, tiny_params, write_project
@@ -58,10 +58,6 @@ def without(key: Key) -> dict[str, Any]:
 
 def dotted(key: Key) -> str:
     return ".".join(map(str, key))
-
-
-def load(folder: Path, document: dict[str, Any]) -> Params:
-    return Params(write_project(folder, document) / "params.yaml")
 
 
 def with_denoiser(changes: dict[str, Any]) -> dict[str, Any]:

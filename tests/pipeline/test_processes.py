@@ -71,11 +71,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "project"))
-
-
 @pytest.fixture(scope="module")
 def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A project in which one process has trained a run."""
@@ -300,11 +295,6 @@ def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert line.endswith(f"; saved at step {newest(root)} of {LONG}")
     assert_stopped_short(root)
     return root
-
-
-@pytest.fixture
-def interrupted(stopped: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(stopped, tmp_path / "interrupted"))
 
 
 def test_two_processes_stopped_by_sigterm_to_their_launcher_continue_to_the_same_bits(interrupted, shared):

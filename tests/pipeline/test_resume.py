@@ -69,11 +69,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "project"))
-
-
 def train(root: Path, run: str, processes: int = 1) -> str:
     """Trains a run to its end; what was said."""
     process = Fork(root, "train", run, *(TWO if processes == 2 else ()))
@@ -438,12 +433,6 @@ def stopped(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert process.wait() == 75
     assert len(checkpoints(root, RUN)) == 2
     return root
-
-
-@pytest.fixture
-def interrupted(stopped: Path, tmp_path: Path) -> Path:
-    """A copy of that project, to damage."""
-    return Path(shutil.copytree(stopped, tmp_path / "interrupted"))
 
 
 def flipped(position: Callable[[bytes], int]) -> Callable[[bytes], bytes]:

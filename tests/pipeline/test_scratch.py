@@ -63,12 +63,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(prepared: Path, tmp_path: Path) -> Path:
-    """A copy of the prepared project, to damage."""
-    return Path(shutil.copytree(prepared, tmp_path / "project"))
-
-
-@pytest.fixture
 def data(root: Path) -> Path:
     return root / "data" / "digits"
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
-from projects import tiny_params, write_project
+from builders import load
+from projects import tiny_params
 
 from gcflow.config import digest, to_dict
 from gcflow.errors import GcflowError
 from gcflow.pipeline.dvc_stages import RUNS, dvc_documents
-from gcflow.pipeline.params import Params, Run
+from gcflow.pipeline.params import Run
 from gcflow.pipeline.stages import Stages
 
 MU = {"objective": "consistency", "coupling": "gc", "predictor": "ema", "sweep": {"mu": [0.3, 0.5, 1.0]}}
@@ -21,10 +22,6 @@ def swept(method: dict[str, Any] | None = None, name: str = "gc") -> dict[str, A
     document = tiny_params()
     document["datasets"]["digits"]["methods"][name] = MU if method is None else method
     return document
-
-
-def load(folder, document):
-    return Params(write_project(folder, document) / "params.yaml")
 
 
 def by_hand() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from projects import (
     weights,
     write_project,
 )
-from slurm_cluster import Cluster, missing
+from slurm_cluster import missing
 from slurm_workflows import RUN, Workflow, tiny_unets
 
 from gcflow.pipeline.params import Params
@@ -38,13 +38,6 @@ SECONDS_LEFT = 20
 OUTLIVED, LOST = range(2)
 WITHIN, ACROSS = range(2)
 WEIGHTS = [f"results/{RUN}/seed{seed}/weights.safetensors" for seed in DISTURBED]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as booted:
-        yield booted
-    assert booted.processes() == []
 
 
 def hasten(cluster, job):

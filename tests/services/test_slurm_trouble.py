@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from projects import wait_until
-from slurm_cluster import Cluster, missing
+from slurm_cluster import missing
 from slurm_workflows import RUN, Workflow, tiny_unets
 
 ABSENT = missing()
@@ -17,13 +17,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(ABSENT is not None, reason=f
 WEIGHTS = f"results/{RUN}/seed0/weights.safetensors"
 # The plugin's own patience is over in a blink.
 SECONDS_WITHOUT_ANSWER = 15
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as booted:
-        yield booted
-    assert booted.processes() == []
 
 
 @pytest.fixture

@@ -533,7 +533,7 @@ def publish(
 ) -> None:
     params = _load(context)
     if len(run) > 1 or str(out) in {known.name for known in params.runs()}:
-        raise GcflowError("publish takes one run and a folder for it, or for a whole scale a folder alone")
+        raise GcflowError("expected a run and then a folder for it, or for a whole scale a folder alone")
     if run:
         from gcflow.tools.publish import publish as publish_run
 

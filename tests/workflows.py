@@ -74,7 +74,7 @@ def clone(folder: Path, params: dict[str, Any]) -> Path:
     for name in listed.stdout.splitlines():
         source, target = ROOT / name, folder / name
         # What was measured of the repository's own grid says nothing of this one.
-        if source.exists() and not name.startswith(("seeds.yaml", "docs/evidence/")):
+        if source.exists() and not name.startswith(("seeds.yaml", "dvc.lock", "docs/evidence/")):
             target.parent.mkdir(parents=True, exist_ok=True)
             copy(source, target, follow_symlinks=False)
     write_project(folder, params)

@@ -50,6 +50,11 @@ class Run:
         return f"{self.dataset}/{self.method}/{self.seed}"
 
 
+def named_run(reference: RunReference, dataset: str, seed: int) -> Run:
+    """The run that a reference means, seen from a run of `dataset` with `seed`."""
+    return Run(dataset, reference.method, seed if reference.seed is None else reference.seed)
+
+
 class Params:
     """The validated params.yaml: typed access, and the document, with its sweeps expanded, for slices of it.
 
@@ -185,19 +190,22 @@ class Params:
 
     def needed_runs(self, run: Run) -> dict[str, tuple[Run, int]]:
         """Role (`predictor`, `teacher`, `init`) to the run, and its snapshot step, whose weights `run` needs in it."""
-        frozen = self.dataset(run.dataset).methods[run.method].frozen
-        references = {role: value for role, value in frozen.items() if isinstance(value, RunReference)}
-        return {role: self.resolve(value, run.dataset, run.seed) for role, value in references.items()}
+        return {role: self.resolve(value, run.dataset, run.seed) for role, value in self._references(run).items()}
 
     def with_needed(self, runs: Iterable[Run]) -> set[Run]:
-        """The runs, and all whose weights they need, in turn."""
+        """The runs, whether or not their seeds are in the grid, and all whose weights they need, in turn."""
         found, open_ends = set[Run](), list(runs)
         while open_ends:
             run = open_ends.pop()
             if run not in found:
                 found.add(run)
-                open_ends += [needed for needed, _ in self.needed_runs(run).values()]
+                references = self._references(run).values()
+                open_ends += [named_run(reference, run.dataset, run.seed) for reference in references]
         return found
+
+    def _references(self, run: Run) -> dict[str, RunReference]:
+        frozen = self.dataset(run.dataset).methods[run.method].frozen
+        return {role: value for role, value in frozen.items() if isinstance(value, RunReference)}
 
     def needed_files(self, run: Run) -> dict[str, str]:
         """Role to the file, relative to the root, whose weights `run` needs in it."""
@@ -210,7 +218,7 @@ class Params:
 
     def resolve(self, reference: RunReference, dataset: str, seed: int) -> tuple[Run, int]:
         """The run and snapshot step that a reference means, seen from a run of `dataset` with `seed`."""
-        run = Run(dataset, reference.method, reference.seed if reference.seed is not None else seed)
+        run = named_run(reference, dataset, seed)
         training = self.run_config(run.name).training
         return run, reference.step if reference.step is not None else training.steps
 

@@ -174,6 +174,9 @@ def test_a_denoiser_of_predicted_endpoints_needs_the_run_or_the_file_of_its_pred
     params, run = load(folder, document), Run("digits", "denoiser-gc", 0)
     assert params.needed_runs(run) == {"predictor": (Run("digits", "gc-frozen", 0), 20)}
     assert params.depth(run) == 2
+    # Also of a seed that the grid has not, as those are that undecided claims ask for.
+    chain = {Run("digits", method, 7) for method in ("denoiser-gc", "gc-frozen", "ic")}
+    assert params.with_needed([Run("digits", "denoiser-gc", 7)]) == chain
     config = params.run_config(run.name)
     assert config.preconditioning == "edm"
     assert config.method == MethodConfig(

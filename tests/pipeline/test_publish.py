@@ -73,8 +73,8 @@ def test_what_cannot_be_published_is_refused_and_leaves_nothing(root, tmp_path):
         ((POINTS, tmp_path / "out"), "its samples are points"),
         ((RUN, tmp_path / "there"), "there is something already"),
         (("digits/ic/1", tmp_path / "out"), "no such file"),
-        ((RUN,), "one run and a folder for it"),
-        ((RUN, DENOISER, tmp_path / "out"), "one run and a folder for it"),
+        ((RUN,), "a run and then a folder for it"),
+        ((RUN, DENOISER, tmp_path / "out"), "a run and then a folder for it"),
     ):
         refused = gcflow(root, "publish", *arguments, check=False)
         assert refused.returncode == 2

@@ -48,7 +48,7 @@ def code_of(root: Path) -> dict[str, Any]:
 
 def commit_words(commit: str | None, dirty: bool | None) -> str:
     """What `code_of` found, to be read."""
-    words = f"commit {commit[:12]}" if commit else "an unknown commit"
+    words = commit[:12] if commit else "unknown"
     return f"{words} with uncommitted changes" if dirty else words
 
 

@@ -148,7 +148,7 @@ class _Scale:
             }
         codes = {(job["gcflow"], job["commit"], job["dirty"]) for jobs in self.jobs.values() for job in jobs}
         self.code = ", ".join(
-            f"{version} ({commit_words(commit, dirty)})" for version, commit, dirty in sorted(codes, key=str)
+            f"{version} (commit {commit_words(commit, dirty)})" for version, commit, dirty in sorted(codes, key=str)
         )
 
     def crate(self, page: Path, locked: dict[str, Any]) -> ROCrate:

@@ -119,7 +119,7 @@ def origin_words(judgement: Judgement, dataset: str) -> str:
     seeds = sorted(number for number in counts if number)
     over = f" over {seeds[0]}{f' to {seeds[-1]}' if seeds[-1] > seeds[0] else ''} seeds" if seeds else ""
     return (
-        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by `{COMMAND}` at "
+        f"Decided by docs/evidence/{dataset}.jsonl{over}, made by `{COMMAND}` at commit "
         f"{', '.join(judgement.commits[dataset])}; beside it what was measured here, which points apart where its "
         "effect speaks against the verdict."
     )

@@ -119,6 +119,8 @@ FIRST = next((stage for stage in STAGES if stage.kind == "table"), None)
 
 
 def first_runs(wildcards):
+    if FIRST is None:
+        return []
     entry = PARAMS.dataset(FIRST.dataset)
     methods = entry.tables[FIRST.item].methods
     runs = [

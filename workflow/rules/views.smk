@@ -97,19 +97,16 @@ for view, stages in VIEWS.items():
             "{rule}"
 
 
-if FIRST:
-
-    rule first:
-        input:
-            first_runs,
-        log:
-            "results/logs/first.log",
-        localrule: True
-        params:
-            dataset=FIRST.dataset,
-            table=FIRST.item,
-            scale=SCALE,
-        message:
-            "{rule}"
-        shell:
-            "(gcflow table {params.dataset} {params.table} && gcflow report --scale {params.scale}) 2>&1 | log_to {log}"
+rule first:
+    input:
+        first_runs,
+    log:
+        "results/logs/first.log",
+    localrule: True
+    params:
+        table=f"gcflow table {FIRST.dataset} {FIRST.item} && " if FIRST else "",
+        scale=SCALE,
+    message:
+        "{rule}"
+    shell:
+        "({params.table}gcflow report --scale {params.scale}) 2>&1 | log_to {log}"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from operator import itemgetter
@@ -42,6 +43,7 @@ from gcflow.pipeline.lock import RunLock, newest_lease
 from gcflow.pipeline.params import Params
 from gcflow.tools.track.mirror import without_password
 from gcflow.tools.track.runs import files_of
+from gcflow.tools.track.sync import limited
 
 RUN = "digits/ic/0"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -590,6 +592,24 @@ def test_a_password_in_the_address_is_shown_nowhere(copied, sync, break_server, 
     receipt = (folder / "results/tracking.json").read_text()
     assert list(json.loads(receipt)["sent"]) == [RUN]
     assert "s3cret" not in result.stdout + result.stderr + receipt
+
+
+def test_a_limit_that_comes_while_an_object_is_collected_comes_again(capsys):
+    class Slow:
+        def __del__(self):
+            time.sleep(0.3)
+            slept.append(1)
+
+    slept, things = [], [Slow()]
+
+    def hang():
+        things.clear()
+        time.sleep(30)
+
+    with pytest.raises(TimeoutError, match=r"no end after 0\.1 s"), limited(0.1):
+        hang()
+    assert slept == []
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -139,8 +140,14 @@ def limited(seconds: float) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise _Late
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    def lost(found: "sys.UnraisableHookArgs") -> None:
+        if found.exc_type is not _Late:
+            unraisable(found)
+
+    before, unraisable = signal.signal(signal.SIGALRM, end), sys.unraisablehook
+    # From then on every second: what is raised while an object is collected ends nothing.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    sys.unraisablehook = lost
     try:
         yield
     except _Late:
@@ -148,6 +155,7 @@ def limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = unraisable
 
 
 def studies(params: Params, scale: str) -> Iterator[Study]:

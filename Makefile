@@ -13,7 +13,7 @@ help:  ## list the targets
 reproduce: .venv/complete  ## data, training, evaluation, tables, figures and report at the embedded scale
 	@if ! { [ dvc.lock -nt results/tracking.json ] && snakemake --profile local -n all 2>&1 | grep '^Nothing to be done'; }; then \
 	  snakemake --profile local all $$([ -e results/report.html ] || echo first --prioritize first) && echo "The report: $(CURDIR)/results/report.html" && \
-	    gcflow track sync && { gcflow record || echo "All else is done."; } && set -o pipefail && \
+	    { gcflow record || echo "All else is done."; } && set -o pipefail && \
 	    snakemake --profile local --report results/workflow-report.html all 2>&1 | { grep -v '^Adding' || true; }; \
 	fi
 	@echo "The report: $(CURDIR)/results/report.html"

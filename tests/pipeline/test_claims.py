@@ -21,7 +21,15 @@ from scipy import stats
 from gcflow.errors import GcflowError
 from gcflow.pipeline.ledger.course import course_plot
 from gcflow.pipeline.ledger.evidence import Evidence
-from gcflow.pipeline.ledger.findings import decide, effect_words, finding_of, findings_on, judge, pairs_wanted
+from gcflow.pipeline.ledger.findings import (
+    decide,
+    effect_words,
+    finding_of,
+    findings_on,
+    judge,
+    methods_over_seeds,
+    pairs_wanted,
+)
 from gcflow.pipeline.ledger.forest import LIMITS, forest_plot
 from gcflow.pipeline.ledger.plans import VERDICTS, Plan, plans
 from gcflow.pipeline.ledger.rounds import decide_round
@@ -431,6 +439,22 @@ def test_the_ledger_holds_every_claim_on_every_data_set_once(judged):
     assert len(records) + len(untested) == len(content["records"]) + len(content["not_tested"])
     assert set(records) | untested == {(dataset, name) for dataset in ("digits", "mixture2d") for name in ENTRIES}
     assert not set(records) & untested
+
+
+def test_the_methods_stand_side_by_side_over_all_seeds(judged):
+    root, content, _ = judged
+    means = [1.05 * (1.6 + wiggle) for wiggle in WIGGLE]
+    # Of two generation seeds, of which one is a tenth higher.
+    within = math.sqrt(statistics.fmean((0.1 * (1.6 + wiggle)) ** 2 / 2 for wiggle in WIGGLE))
+    expected = [
+        ["method", "seeds", "classifier FD ↓"],
+        ["iCT-IC", "10", f"2.10 ± 0.00 ({0.2 / math.sqrt(2):.2f})"],
+        ["iCT-GC", "10", f"{statistics.fmean(means):.2f} ± {statistics.stdev(means):.2f} ({within:.2f})"],
+        ["iCT-GC, frozen", "1", "1.50 (0.00)"],
+    ]
+    assert content["methods"]["digits"] == expected
+    lines = (root / "results/claims.md").read_text().splitlines()
+    assert all(f"| {' | '.join(row)} |" in lines for row in expected)
 
 
 def test_a_claim_about_runs_holds_its_data_its_test_and_what_scipy_finds(judged):
@@ -892,12 +916,16 @@ def test_what_rests_on_a_changed_setting_is_measured_anew_and_nothing_else(root,
 
 @pytest.mark.parametrize("page", ["README.md", "docs/claims.md"])
 def test_docs_evidence_gives_the_repositorys_verdicts_again(page):
-    params, counts = Params(ROOT / "params.yaml"), Counter()
+    params, counts, text = Params(ROOT / "params.yaml"), Counter(), (ROOT / page).read_text()
     for dataset in params.at_scale("embedded"):
         if (evidence := complete_evidence(params, dataset)) is not None:
             counts.update(found.verdict for found in findings_on(params, dataset, evidence)[0])
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
-    assert f"**{words}**" in " ".join((ROOT / page).read_text().split())
+    assert f"**{words}**" in " ".join(text.split())
+    head, *rows = methods_over_seeds(params, "digits", complete_evidence(params, "digits"))
+    shown = text.partition(f"| {' | '.join(head)} |\n| --- | --- | --- |\n")[2].partition("\n\n")[0].splitlines()
+    assert len(shown) >= 5
+    assert set(shown) <= {f"| {' | '.join(row)} |" for row in rows}
 
 
 @pytest.mark.parametrize(

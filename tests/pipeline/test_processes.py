@@ -36,7 +36,7 @@ from gcflow.files import read_json
 from gcflow.pipeline.params import Params
 from gcflow.weights import load_tensors, spec_of
 
-STEPS, LONG, MIDDLE = 48, 240, 20
+STEPS, LONG, MIDDLE = 48, 120, 10
 BATCH, GRAIN = 16, 4
 TWO = ("--processes", "2")
 RUN, LONG_RUN = "digits/gc/0", "digits/long/0"

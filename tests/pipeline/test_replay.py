@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from projects import checkpoints, gcflow, prepare_data, run_folder, tiny_params, train_here, write_project
@@ -15,6 +16,13 @@ from gcflow.tools.replay import replay
 from gcflow.weights import content_hash, load_tensors, save_tensors
 
 RUNS = ("digits/denoiser/0", "digits/gc/0", "digits/cd/0", "digits/ect-gc/0", "digits/ic/0")
+
+
+@pytest.fixture(autouse=True)
+def within_this_process(request, monkeypatch):
+    """Processes of their own, which take seconds to begin, are for the longer tests."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("gcflow.tools.replay.ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def place(request) -> str:
     return request.getfixturevalue(request.param) if request.param else ""
 
 
-def grid(name: str, steps: int = 40, seeds: int = 1, every: int = 10, watch: float = 0.2) -> dict[str, Any]:
+def grid(name: str, steps: int = 40, seeds: int = 1, every: int = 10, watch: float = 1.0) -> dict[str, Any]:
     """A params.yaml with the runs of one method. every: steps between lines of metrics and between checkpoints."""
     params = tiny_params()
     params["tracking"] = {"experiment": name, "watch_every": watch}

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcflow.errors import GcflowError
+from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import results_folder, run_folder
 from gcflow.pipeline.ledger.evidence import Evidence, compare_costs, compare_runs, statement_checks
 from gcflow.pipeline.ledger.plans import Plan, Verdict, plans
 from gcflow.pipeline.ledger.summaries import Summaries, complete_evidence, gather
 from gcflow.pipeline.params import CLAIMS, Params, Run
 from gcflow.pipeline.schema import Claims, RunsClaim, TransportClaim
+from gcflow.pipeline.table import cell
 from gcflow.readable import NO_BREAK, minus, number
 from gcflow.significance import MOST_SEEDS, Paired, holm, seeds_needed
 from gcflow.theory.check import Check
@@ -92,6 +94,7 @@ class Judgement(NamedTuple):
     """Every claim on every data set.
 
     untested: plans with their reasons. commits: by data set, of what decided in docs/evidence. notes: why it did not.
+    methods: by data set a table of the methods over all seeds of what decided.
     """
 
     settings: Claims
@@ -100,6 +103,7 @@ class Judgement(NamedTuple):
     untested: list[Plan]
     commits: dict[str, list[str]]
     notes: dict[str, str]
+    methods: dict[str, list[list[str]]]
 
 
 def judge(params: Params, scale: str) -> Judgement:
@@ -112,9 +116,10 @@ def judge(params: Params, scale: str) -> Judgement:
         GcflowError: there is no claims.yaml, or a file that a test reads is missing or damaged.
     """
     claims = claims_of(params)
-    judgement = Judgement(claims, params.at_scale(scale), [], [], {}, {})
+    judgement = Judgement(claims, params.at_scale(scale), [], [], {}, {}, {})
     for dataset in judgement.datasets:
-        findings, untested = findings_on(params, dataset, gather(params, dataset))
+        decides = gather(params, dataset)
+        findings, untested = findings_on(params, dataset, decides)
         judgement.untested.extend(untested)
         try:
             if (evidence := complete_evidence(params, dataset)) is not None:
@@ -122,10 +127,24 @@ def judge(params: Params, scale: str) -> Judgement:
                 found, _ = findings_on(params, dataset, evidence)
                 findings = [replace(finding, here=here[finding.plan.name]) for finding in found]
                 judgement.commits[dataset] = list(dict.fromkeys(evidence.commits))
+                decides = evidence
         except GcflowError as error:
             judgement.notes[dataset] = str(error).removeprefix(f"{params.root}/")
         judgement.findings.extend(findings)
+        judgement.methods[dataset] = methods_over_seeds(params, dataset, decides)
     return judgement
+
+
+def methods_over_seeds(params: Params, dataset: str, data: Summaries) -> list[list[str]]:
+    """A table of the distance at the end of training of each method over all its seeds; empty where none is known."""
+    entry = params.dataset(dataset)
+    values: dict[str, list[list[float]]] = {}
+    for (verb, run), numbers in data.runs.items():
+        if verb == "evaluate":
+            values.setdefault(run.method, []).append([*numbers[max(numbers, key=int)].values()])
+    measured = {method: values[method] for method in entry.runs if method in values}
+    rows = [[entry.runs[method].label, str(len(found)), cell(found)] for method, found in measured.items()]
+    return [["method", "seeds", KINDS[entry.features.kind].distance.heading], *rows] if rows else []
 
 
 def claims_of(params: Params) -> Claims:

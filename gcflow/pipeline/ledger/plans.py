@@ -15,6 +15,10 @@ CURVE_STATISTICS = ("start", "area", "rise")
 Verdict = Literal["supported", "contradicted", "no difference", "undecided"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 MARKS: dict[str, str] = dict(zip(VERDICTS, "✓✗=?", strict=True))
+METHODS_NOTE = (
+    "The methods at the end of training, EMA weights, over all seeds that decide; ± is the standard deviation over "
+    "training seeds, in brackets over generation seeds of one run."
+)
 
 
 @dataclass(frozen=True)

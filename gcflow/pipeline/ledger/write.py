@@ -10,7 +10,7 @@ from gcflow.pipeline.folders import claims_path, course_path
 from gcflow.pipeline.ledger.course import course_plot
 from gcflow.pipeline.ledger.findings import Finding, Judgement, judge
 from gcflow.pipeline.ledger.forest import forest_plot
-from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.ledger.plans import MARKS, METHODS_NOTE, VERDICTS
 from gcflow.pipeline.ledger.summaries import COMMAND
 from gcflow.pipeline.markdown import escaped, table
 from gcflow.pipeline.params import Params
@@ -55,6 +55,7 @@ def ledger_document(judgement: Judgement) -> dict[str, Any]:
         "commits": judgement.commits,
         "notes": judgement.notes,
         "tests": {dataset: tests[dataset] for dataset in judgement.datasets},
+        "methods": judgement.methods,
         "records": [found.record() for found in judgement.findings],
         "not_tested": [
             {"name": plan.name, "dataset": plan.dataset, "reason": plan.reason} for plan in judgement.untested
@@ -96,6 +97,8 @@ def markdown(judgement: Judgement) -> str:
                 for f in here
             ]
             parts.append(table([["claim", "place", "test", "effect", *beside, "verdict"], *lines]))
+        if judgement.methods[dataset]:
+            parts += [METHODS_NOTE, table(judgement.methods[dataset])]
         parts += [escaped(f"**{found.plan.claim.claim}** {found.text} Data: {found.source}") for found in here]
         missing = [
             escaped(f"- {plan.claim.claim} ({plan.reason})") for plan in judgement.untested if plan.dataset == dataset

@@ -17,7 +17,7 @@ from gcflow.pipeline.drawing.image_files import tile
 from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.figures import Caption, figure_kind
 from gcflow.pipeline.folders import claims_path, course_path, data_folder, figure_path, report_path, results_folder
-from gcflow.pipeline.ledger.plans import MARKS, VERDICTS
+from gcflow.pipeline.ledger.plans import MARKS, METHODS_NOTE, VERDICTS
 from gcflow.pipeline.ledger.summaries import COMMAND
 from gcflow.pipeline.params import Params, PublishedValue
 from gcflow.pipeline.progress import say
@@ -216,6 +216,8 @@ def _claims(params: Params) -> dict[str, Any] | None:
             "commits": commits,
             "command": COMMAND,
             "notes": ledger["notes"],
+            "methods": {dataset: rows for dataset, rows in ledger["methods"].items() if rows},
+            "methods_note": METHODS_NOTE,
             **pictures,
         }
         counts = {dataset: found for dataset, found in counts.items() if found}

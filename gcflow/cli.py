@@ -1,11 +1,13 @@
 """The command line: one verb per stage. Heavy imports happen inside the verbs, so that --help is instant."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -129,6 +131,19 @@ def _failure() -> Path | None:
     return Path(folder, quote(" ".join(sys.argv[1:]), safe=" ")) if folder else None
 
 
+def _lacking(error: MemoryError | RuntimeError | CalledProcessError) -> str | None:
+    """What this machine has not, where an error of torch's or Triton's tells of that."""
+    text = str(error)
+    if re.search(r"(No working|Failed to find) C(\+\+)? compiler|C\+\+ compile error|'-fPIC'", text):
+        missing = "training.compile needs a C and a C++ compiler and Python's headers, which this machine has not"
+        return f"{missing}; install gcc, g++ and python3-dev, name others in CC and CXX, or choose none"
+    threads = "can't start new thread" in text
+    if isinstance(error, MemoryError) or "memory" in text or threads:
+        reason = text.partition("\n")[0] or "more than this machine has was asked for"
+        return f"out of {'threads or memory' if threads else 'memory'} ({reason}); ask for less at once"
+    return None
+
+
 def verb(
     help_text: str, example: str, group: click.Group | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
@@ -162,13 +177,10 @@ def verb(
                 named = f"{error.filename}: " if error.filename else ""
                 click.echo(f"gcflow: error: {named}{error.strerror or error}; nothing was overwritten", err=True)
                 sys.exit(2)
-            except (MemoryError, RuntimeError) as error:
-                threads = "can't start new thread" in str(error)
-                if isinstance(error, RuntimeError) and "memory" not in str(error) and not threads:
+            except (MemoryError, RuntimeError, CalledProcessError) as error:
+                if (lacking := _lacking(error)) is None:
                     raise
-                text = str(error).partition("\n")[0] or "more than this machine has was asked for"
-                lacking = "threads or memory" if threads else "memory"
-                click.echo(f"gcflow: error: out of {lacking} ({text}); ask for less at once", err=True)
+                click.echo(f"gcflow: error: {lacking}", err=True)
                 sys.exit(2)
 
         command: click.Command = (group or main).command(help=help_text, epilog=f"Example: {example}")(guarded)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -116,6 +117,23 @@ def device(choice: str) -> str:
     return f"{found}, {os.cpu_count()} cores"
 
 
+def compiler() -> str:
+    """A file with Python's headers, as Triton and torch.compile have it compiled."""
+    mend = "install gcc, g++ and python3-dev, or name other compilers in CC and CXX"
+    named = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if named is None:
+        raise GcflowError(f"none, and runs have training.compile; {mend}")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source.c"
+        source.write_text("#include <Python.h>\n", encoding="utf-8")
+        headers = f"-I{sysconfig.get_path('include')}"
+        try:
+            said(named, "-shared", "-fPIC", headers, str(source), "-o", str(source.with_suffix(".so")))
+        except (GcflowError, OSError) as error:
+            raise GcflowError(f"{named}: {one_line(error)}; {mend}") from None
+    return f"{named}, with Python's headers"
+
+
 def user() -> str:
     """A name, as Snakemake and DVC have it; a container that runs under any number may have none."""
     try:
@@ -218,6 +236,8 @@ class Asked:
         made = {out for job in jobs for out in job.outs}
         for file in sorted({file for run in runs for file in self.params.needed_files(run).values()} - made):
             yield Check(f"model {file}", partial(self.weights, self.params.root / file))
+        if any(self.params.run_config(run.name).training.compile != "none" for run in runs):
+            yield Check("compiler", compiler)
         yield Check("Snakemake", partial(self.snakemake, [job.outs[0] for job in jobs]))
         yield Check("MLflow", self.tracking, needed=False)
 

@@ -438,6 +438,16 @@ def test_what_cannot_be_imported_or_exported_is_refused_by_file(unets, here, tmp
     assert contents(root) == before
 
 
+@pytest.mark.slow
+def test_a_machine_without_a_compiler_says_so_in_one_line(tmp_path):
+    document = tiny_params()
+    document["datasets"]["digits"]["training"]["compile"] = "default"
+    root = prepare_data(write_project(tmp_path, document), "digits")
+    found = gcflow(root, "train", "digits/ic/0", check=False, env={"PATH": str(tmp_path)})
+    expected = "training.compile needs a C and a C++ compiler"
+    refused(Outcome(found.returncode, found.stdout, found.stderr), expected)
+
+
 # Stages.
 
 

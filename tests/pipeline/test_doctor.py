@@ -219,6 +219,22 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     return write
 
 
+def test_a_compiler_is_wanted_with_pythons_headers_and_by_runs_that_are_compiled_alone(programs, tmp_path, monkeypatch):
+    found = {name: shutil.which(name, path=os.defpath) for name in ("gcc", "clang")}
+    refused(doctor.compiler, "none", "CC")
+    programs("clang", "echo no such file: Python.h >&2; exit 1")
+    refused(doctor.compiler, "clang", "Python.h")
+    if real := found["gcc"]:
+        monkeypatch.setenv("PATH", os.defpath)
+        monkeypatch.setenv("CC", real)
+        assert doctor.compiler() == f"{real}, with Python's headers"
+    for mode, names in (("none", []), ("fused", ["compiler"])):
+        document = tiny_params()
+        document["datasets"]["digits"]["training"]["compile"] = mode
+        checks = asked(write_project(tmp_path / mode, document), "embedded").checks("all")
+        assert [check.name for check in checks if check.name == "compiler"] == names
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU")
 def test_a_gpu_that_torch_cannot_use_is_a_note(programs):
     programs("nvidia-smi", "echo Some GPU, 580.65")

@@ -25,14 +25,16 @@ settings.register_profile("short", deadline=None, max_examples=20)
 settings.load_profile("short")
 
 
-# Of the files that `make test-all` gives whole to one process, those that take longest, which begin first.
-LONGEST = ["slurm", "versions", "tracking", "extending", "readme", "slurm_trouble", "verify"]
+# `make test-all` gives files whole to one of four processes: at first one of the four that take longest and one of the
+# four after them, which are short beside the very longest; then the others.
+FIRST = ["versions", "tracking", "slurm", "extending", "pages", "workflow", "own_images", "readme"]
+THEN = ["slurm_trouble", "resume", "verify"]
 
 
 def pytest_collection_modifyitems(items):
     """Marks what needs other programs: `services`, a project that Snakemake has finished, a browser, an SSH server."""
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    place = {f"test_{name}.py": number for number, name in enumerate((*FIRST, *THEN))}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         if item.path.parent.name == "services" or "finished" in item.fixturenames:
             item.add_marker("service")

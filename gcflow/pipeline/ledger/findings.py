@@ -70,10 +70,17 @@ class Finding:
             return abs(effect) > self.here.decision.margin
         return effect > 0 if self.verdict == "supported" else effect < 0
 
+    @property
+    def shown_here(self) -> str:
+        """What was measured here, beside the verdict of docs/evidence; empty where that did not decide."""
+        if self.here is None:
+            return ""
+        return "the same" if self.here.shown == self.shown else self.here.shown
+
     def record(self) -> dict[str, Any]:
         """As claims.json has it."""
         terms = asdict(self.plan.claim)
-        here = {"here": self.here.shown, "here_seeds": len(self.here.numbers.get("seeds", []))} if self.here else {}
+        here = {"here": self.shown_here, "here_seeds": len(self.here.numbers.get("seeds", []))} if self.here else {}
         return {
             "name": self.plan.name,
             "place": terms.pop("place"),

@@ -34,7 +34,7 @@ def write_ledger(params: Params, scale: str) -> None:
         save_figure(canvas, claims_path(params.root, suffix))
         save_figure(course, course_path(params.root, suffix))
     for found in judgement.findings:
-        here = f"; here {found.here.shown}{', which points apart' if found.apart else ''}" if found.here else ""
+        here = f"; here {found.shown_here}{', which points apart' if found.apart else ''}" if found.here else ""
         say(f"  {f'{found.plan.dataset}/{found.plan.name}':<42} {found.verdict:<13}  {found.shown}{here}")
     for note in judgement.notes.values():
         say(f"  {note}")
@@ -109,7 +109,7 @@ def markdown(judgement: Judgement) -> str:
 
 
 def _here(found: Finding) -> list[str]:
-    return [f"{found.here.shown}{'; points apart' if found.apart else ''}" if found.here else UNTESTED]
+    return [f"{found.shown_here}{'; points apart' if found.apart else ''}" if found.here else UNTESTED]
 
 
 def origin_words(judgement: Judgement, dataset: str) -> str:

@@ -303,7 +303,7 @@ def test_convergence_shows_mean_and_deviation_over_seeds_of_ema_samples(project,
     (axes,) = canvas.axes
     edges = iter(bands(axes))
     fd = "classifier-fd {} [squared feature distance]"
-    for label, method, seeds in (("iCT-IC (2 seeds)", "ic", (0, 1)), ("iCT-GC (1 seed)", "gc", (0,))):
+    for label, method, seeds in (("iCT-IC (2\u00a0seeds)", "ic", (0, 1)), ("iCT-GC (1\u00a0seed)", "gc", (0,))):
         curves = []
         for seed in seeds:
             records = read(project / f"results/digits/{method}/seed{seed}/evaluation/metrics.json")
@@ -344,8 +344,7 @@ def test_discrepancy_shows_each_estimate_over_seeds(project, drawn):
     canvas, table = drawn("digits/discrepancy")
     (axes,) = canvas.axes
     documents = [read(project / f"results/digits/denoiser/seed{seed}/discrepancy.json") for seed in (0, 1)]
-    labels = {"denoiser": "Denoiser (2 seeds)", "exact": "Denoiser, exact"}
-    labels |= {"upper-bound": "Denoiser, bound by the predictor (2 seeds)"}
+    labels = {"denoiser": "Denoiser", "exact": "Denoiser, exact", "upper-bound": "Denoiser, bound by the predictor"}
     for (estimate, label), edge in zip(labels.items(), bands(axes), strict=True):
         curves = [[r["value"] for r in found["records"] if r["estimate"] == estimate] for found in documents]
         mean, std = np.mean(curves, axis=0), np.std(curves, axis=0, ddof=1)
@@ -355,6 +354,7 @@ def test_discrepancy_shows_each_estimate_over_seeds(project, drawn):
         names = ("discrepancy mean [squared noise units]", "discrepancy std over seeds [squared noise units]")
         same((rows[SIGMA["digits"]], *(rows[name] for name in names)), SIGMAS, mean, std)
     assert len(table) == 9
+    assert "mean over 2 seeds each, bands: " in canvas.legends[0].get_title().get_text()
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mixture2d"])

@@ -9,6 +9,7 @@ from gcflow.errors import GcflowError
 from gcflow.pipeline.drawing.canvas import Row, draw_curve
 from gcflow.pipeline.drawing.looks import Line, Look
 from gcflow.pipeline.params import Params
+from gcflow.readable import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 def seeds_in_words(rows: list[Row]) -> str:
     """What curves of `over_seeds` are, and their bands where there are some."""
-    if all(row["seeds"] == 1 for row in rows):
+    numbers = {row["seeds"] for row in rows}
+    if numbers == {1}:
         return "one seed each"
-    return "mean over seeds, bands: ± one standard deviation over seeds"
+    of = f"{numbers.pop()} seeds each" if len(numbers) == 1 else "seeds"
+    return f"mean over {of}, bands: ± one standard deviation over seeds"
 
 
 def over_seeds(curves: dict[Path, dict[float, float]], **described: Any) -> list[Row]:
@@ -39,9 +42,10 @@ def over_seeds(curves: dict[Path, dict[float, float]], **described: Any) -> list
     return rows
 
 
-def counted(label: str, seeds: int) -> str:
-    """A curve's label with its number of seeds."""
-    return f"{label} ({seeds} seed{'s' if seeds > 1 else ''})"
+def counted(curve: list[Row], rows: list[Row]) -> str:
+    """A curve's label, with its number of seeds where a curve of the figure has another."""
+    label, seeds = str(curve[0]["label"]), curve[0]["seeds"]
+    return label if all(row["seeds"] == seeds for row in rows) else f"{label} ({plural(seeds, 'seed')})"
 
 
 def draw_rows(

@@ -45,7 +45,7 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
     ends = [(FLOOR, GREY, max(row["x"] for row in rows), floor)]
     for method, look in looks(figure.methods).items():
         own = [row for row in rows if row["method"] == method]
-        label = counted(own[0]["label"], own[0]["seeds"])
+        label = counted(own, rows)
         draw_rows(axes, look, own, label)
         ends.append((label, look.colour, own[-1]["x"], own[-1]["mean"]))
     counts = " or ".join(str(count) for count in sorted({row["evaluations"] for row in rows}))

@@ -54,7 +54,7 @@ def draw(params: Params, dataset: str, figure: Figure) -> Drawing:
         for estimate, (line, _) in ESTIMATES.items():
             own = [row for row in rows if (row["method"], row["estimate"]) == (method, estimate)]
             if own:
-                label = own[0]["label"] if estimate == "exact" else counted(own[0]["label"], own[0]["seeds"])
+                label = own[0]["label"] if estimate == "exact" else counted(own, rows)
                 draw_rows(axes, look, own, label, line, estimate == "denoiser")
     axes.set(xscale="log", yscale="log")
     # Below some noise the exact velocity knows each sample: its fall to 0 is not worth most of the axis.

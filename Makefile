@@ -25,7 +25,7 @@ test: .venv/complete lint  ## lint, and the tests of all that needs no other pro
 .PHONY: test-all
 test-all: test  ## then the longer ones: with Snakemake, DVC, MLflow servers, Slurm, SSH, a browser
 	# Each file whole to one process, as it shares finished workflows, in the order of tests/conftest.py. They wait a lot.
-	pytest -n 4 --dist loadfile --no-loadscope-reorder -m "$(OTHERS)"
+	pytest -n 5 --dist loadfile --no-loadscope-reorder -m "$(OTHERS)"
 
 .PHONY: lint
 lint: .venv/complete  ## ruff, mypy, snakefmt, snakemake --lint

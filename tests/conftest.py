@@ -25,15 +25,14 @@ settings.register_profile("short", deadline=None, max_examples=20)
 settings.load_profile("short")
 
 
-# `make test-all` gives files whole to one of four processes: at first one of the four that take longest and one of the
-# four after them, which are short beside the very longest; then the others.
-FIRST = ["versions", "tracking", "slurm", "extending", "pages", "workflow", "own_images", "readme"]
-THEN = ["slurm_trouble", "resume", "verify"]
+# `make test-all` gives files whole to one of five processes: first one of those that take longest and one of the next
+# five, which are short beside the very longest; then the others as they come.
+FIRST = ["versions", "tracking", "slurm", "slurm_trouble", "extending", "pages", "verify", "own_images", "readme"]
 
 
 def pytest_collection_modifyitems(items):
     """Marks what needs other programs: `services`, a project that Snakemake has finished, a browser, an SSH server."""
-    place = {f"test_{name}.py": number for number, name in enumerate((*FIRST, *THEN))}
+    place = {f"test_{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         if item.path.parent.name == "services" or "finished" in item.fixturenames:

@@ -40,7 +40,7 @@ def mlflow_server(folder: Path, store: str | None = None) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, env=environment(QUIET), stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: process.poll() is not None or _answers(f"{address}/health"), seconds=600, pause=0.1)
+        wait_until(lambda: process.poll() is not None or _answers(f"{address}/health"), pause=0.1)
         assert process.poll() is None, (folder / "server.log").read_text()
         yield address
     finally:

@@ -351,8 +351,8 @@ class Fork:
         return code
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0, pause: float = 0.005) -> None:
-    """Waits for a condition; a failure if it does not come true."""
+def wait_until(condition: Callable[[], Any], seconds: float = 600.0, pause: float = 0.02) -> None:
+    """Waits for a condition, on a machine that may do much else; a failure if it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{condition} is not true after {seconds} s"

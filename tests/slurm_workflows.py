@@ -175,7 +175,7 @@ class Trainer:
                     return any(json.loads(line)["step"] > step for line in path.read_text().splitlines())
             return False
 
-        wait_until(training, seconds=600)
+        wait_until(training)
         # Half-written, or just replaced: the next look will do.
         pid = 0
 

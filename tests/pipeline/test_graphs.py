@@ -55,7 +55,7 @@ def test_both_have_the_same_stages_commands_dependencies_parameters_and_outputs(
     write_dvc_yaml(params, scale)
     ours, theirs, stages = snakemake_graph(folder, scale), dvc_stages(folder), list(Stages(params, scale))
     assert set(theirs) == {stage.name for stage in stages}
-    assert len(theirs) > {"embedded": 100, "rehearsal": 10, "paper": 150}[scale]
+    assert len(theirs) > {"embedded": 90, "rehearsal": 10, "paper": 150}[scale]
     made = {"claims.yaml", "paper.yaml"}
     for stage in stages:
         inputs, outputs, values, announced = ours.pop(stage.command)

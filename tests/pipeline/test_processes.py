@@ -327,14 +327,15 @@ def test_another_device_is_told_when_a_run_goes_on(interrupted, shared):
 @pytest.mark.slow
 def test_many_kills_with_another_number_of_processes_each_change_no_bit(root, shared):
     draws = random.Random(0)
-    for _ in range(10):
-        wanted, processes = newest(root) + draws.randint(1, 20), draws.choice(("1", "2", "4"))
+    for _ in range(8):
+        wanted, processes = newest(root) + draws.randint(1, 10), draws.choice(("1", "2", "4"))
         launcher = Fork(root, "train", LONG_RUN, "--processes", processes)
         wait_until(lambda wanted=wanted, launcher=launcher: newest(root) >= wanted or launcher.exitcode is not None)
+        if launcher.exitcode is not None:
+            break
         launcher.send(signal.SIGKILL)
         assert_nothing_runs_in(root)
-        if launcher.wait() == 0:
-            break
+        launcher.wait()
     process = Fork(root, "train", LONG_RUN, "--processes", "4")
     assert process.wait() == 0, process.output
     assert_same_run(root, shared(LONG_RUN), LONG_RUN)

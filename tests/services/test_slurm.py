@@ -68,7 +68,7 @@ def outlive(workflow, first):
     workflow.start(*WEIGHTS[:2])
     # Or it would be at its end before its node is lost.
     other = workflow.trainer(LOST)
-    wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1], seconds=600)
+    wait_until(lambda: "waits for process" in workflow.attempts("train/digits_ic_0")[-1])
     lone, saved = first.alive, checkpoints(workflow.folder, f"{RUN}/{OUTLIVED}")
     first.go_on()
     return SimpleNamespace(job=job, pid=first.pid, lone=lone, saved=saved, other=other)
@@ -78,11 +78,11 @@ def lose_node(workflow, trainer):
     """A node is drained, which leaves its job alone, and then lost; it comes back later."""
     cluster, job = workflow.cluster, workflow.job(LOST)
     others = [other["id"] for other in workflow.jobs(f"train digits_ic_{OUTLIVED}")]
-    wait_until(lambda: {cluster.describe(other)["JobState"] for other in others} == {"COMPLETED"}, 600, pause=0.5)
+    wait_until(lambda: {cluster.describe(other)["JobState"] for other in others} == {"COMPLETED"}, pause=0.5)
     cluster.call("scontrol", "update", "NodeName=spare", "State=DRAIN", "Reason=test")
     drained = cluster.describe(job)["JobState"], trainer.alive
     cluster.call("scontrol", "update", "NodeName=spare", "State=DOWN", "Reason=test")
-    wait_until(lambda: cluster.describe(job)["JobState"] == "PENDING", seconds=60, pause=0.2)
+    wait_until(lambda: cluster.describe(job)["JobState"] == "PENDING", pause=0.2)
     # A node that comes back while the lost job still runs on it is drained by Slurm.
     wait_until(lambda: not trainer.alive and not cluster.has_steps(job), pause=0.2)
     cluster.call("scontrol", "update", "NodeName=spare", "State=RESUME")

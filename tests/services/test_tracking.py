@@ -47,8 +47,6 @@ from gcflow.tools.track.sync import limited
 
 RUN = "digits/ic/0"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-# Seconds, on a machine that does much else.
-PATIENCE = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,7 @@ def watching(folder: Path, env: dict[str, str] | None = None) -> Iterator[subpro
     try:
         yield watch
         watch.stdin.close()
-        assert watch.wait(timeout=PATIENCE) == 0, said(folder)
+        assert watch.wait(timeout=600) == 0, said(folder)
     finally:
         watch.stdin.close()
         watch.kill()
@@ -168,7 +166,7 @@ def held(folder: Path, env: dict[str, str] | None = None) -> Iterator[subprocess
     """A process that trains the run, stopped after its first checkpoint."""
     job = start(folder, "train", RUN, env=env)
     try:
-        wait_until(lambda: checkpoints(folder, RUN), seconds=PATIENCE)
+        wait_until(lambda: checkpoints(folder, RUN))
         job.send_signal(signal.SIGSTOP)
         yield job
     finally:
@@ -390,7 +388,7 @@ def test_a_sync_waits_for_a_watch_that_a_server_holds_up(copied, break_server, s
     folder, proxy = copied("hangs"), break_server("hangs")
     env = address_of(proxy.address) | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
     with watching(folder, env) as watch:
-        wait_until(lambda: proxy.held, seconds=PATIENCE)
+        wait_until(lambda: proxy.held)
         process = start(folder, "track", "sync", env=env)
         assert process.stderr.readline() == f"MLflow: waits for process {watch.pid} on {os.uname().nodename}\n"
         assert proxy.held == 1
@@ -404,12 +402,12 @@ def test_a_sync_waits_for_a_watch_that_a_server_holds_up(copied, break_server, s
 def test_a_server_that_comes_back_while_a_run_is_trained_has_all_of_it(tmp_path, break_server, sqlite_server):
     folder, proxy = project(tmp_path / "back", steps=2000, every=100), break_server("refuses")
     with watching(folder, address_of(proxy.address)), held(folder) as job:
-        wait_until(lambda: said(folder), seconds=PATIENCE)
+        wait_until(lambda: said(folder))
         asked = proxy.asked
-        wait_until(lambda: proxy.asked > asked + 6, seconds=PATIENCE)
+        wait_until(lambda: proxy.asked > asked + 6)
         assert len(said(folder)) == 1, "it is said once and not at every pass"
         proxy.heal()
-        wait_until(lambda: statuses(folder, sqlite_server) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
+        wait_until(lambda: statuses(folder, sqlite_server) == ["RUNNING"], pause=0.2)
         job.send_signal(signal.SIGCONT)
         words = job.communicate()[1]
         assert job.returncode == 0, words
@@ -464,8 +462,8 @@ def test_a_run_that_is_killed_and_resumed_is_one_run_with_one_history(tmp_path):
     folder = project(tmp_path / "killed", steps=2000, every=20)
     with watching(folder):
         with held(folder):
-            wait_until(lambda: statuses(folder) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
-        wait_until(lambda: statuses(folder) == ["KILLED"], seconds=PATIENCE, pause=0.2)
+            wait_until(lambda: statuses(folder) == ["RUNNING"], pause=0.2)
+        wait_until(lambda: statuses(folder) == ["KILLED"], pause=0.2)
         killed = found(folder).run(RUN)
         covered = int(checkpoints(folder, RUN)[-1].stem.partition("-")[2])
         assert found(folder).history(RUN) == on_disk(folder, up_to=covered)
@@ -488,15 +486,15 @@ def test_a_watch_that_is_told_to_end_sends_what_is_new_first(copied, sqlite_serv
     folder = copied(f"ends-{end}")
     change(folder, tracking={"watch_every": 10_000.0})
     with watching(folder, address_of(sqlite_server)) as watch:
-        wait_until(lambda: statuses(folder, sqlite_server) == ["FINISHED"], seconds=PATIENCE, pause=0.1)
+        wait_until(lambda: statuses(folder, sqlite_server) == ["FINISHED"], pause=0.1)
         lock = folder / "results/logs/tracking"
-        wait_until(lambda: newest_lease(lock).released, seconds=PATIENCE)
+        wait_until(lambda: newest_lease(lock).released)
         write_evaluation(folder, ("ema",))
         if end is None:
             watch.stdin.close()
         else:
             watch.send_signal(end)
-        assert watch.wait(timeout=PATIENCE) == 0
+        assert watch.wait(timeout=600) == 0
     assert found(folder, sqlite_server).history(RUN)["classifier-fd/ema-1-evals"] == [(40, 2.0)]
     assert not said(folder)
 
@@ -542,16 +540,16 @@ def test_a_workflow_starts_and_ends_one_watch_whatever_ends_it(tmp_path):
     with (folder / "output").open("wb") as output:
         workflow = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_until(lambda: statuses(folder) == ["RUNNING"], seconds=PATIENCE, pause=0.2)
+        wait_until(lambda: statuses(folder) == ["RUNNING"], pause=0.2)
         (watch,) = watches(folder)
         assert watch in children(workflow.pid)
     finally:
         os.killpg(workflow.pid, signal.SIGKILL)
         workflow.wait()
-    wait_until(lambda: not watches(folder), seconds=PATIENCE)
+    wait_until(lambda: not watches(folder))
     snakemake(folder, "--unlock")
     snakemake(folder, "results/digits/features/classifier.safetensors")
-    wait_until(lambda: not watches(folder), seconds=PATIENCE)
+    wait_until(lambda: not watches(folder))
     assert statuses(folder) == ["KILLED"]
     assert (folder / log).read_text() == ""
 
@@ -584,7 +582,7 @@ def test_a_password_in_the_address_is_shown_nowhere(copied, sync, break_server, 
         assert "s3cret" not in warning + json.dumps(receipt)
     with_password = address_of(proxy.address.replace("//", "//me:s3cret@"))
     with watching(folder, with_password):
-        wait_until(lambda: said(folder), seconds=PATIENCE)
+        wait_until(lambda: said(folder))
         proxy.heal()
     assert "did not take" in (folder / "watch.log").read_text()
     assert "s3cret" not in (folder / "watch.log").read_text()

@@ -535,7 +535,7 @@ def test_dvc_repro_goes_on_with_a_training_that_was_killed_and_snakemake_adopts_
     folder = clone(tmp_path / "project", points_only(steps=1500))
     dvc(folder, "repro", "--single-item", "prepare-mixture2d")
     process = Fork(folder, "train", "mixture2d/ic/0")
-    wait_until(lambda: checkpoints(folder, "mixture2d/ic/0"), seconds=120)
+    wait_until(lambda: checkpoints(folder, "mixture2d/ic/0"))
     process.send(signal.SIGKILL)
     process.wait()
     assert not (folder / "results/mixture2d/ic/seed0/config.json").exists()
@@ -566,7 +566,7 @@ def test_the_documented_command_removes_the_checkpoints_of_published_runs_and_of
     write_project(folder, params)
     known = set(checkpoints(folder, "digits/gc/0"))
     process = Fork(folder, "train", "digits/gc/0")
-    wait_until(lambda: len(checkpoints(folder, "digits/gc/0")) > len(known), seconds=120)
+    wait_until(lambda: len(checkpoints(folder, "digits/gc/0")) > len(known))
     process.send(signal.SIGKILL)
     process.wait()
     interrupted = set(checkpoints(folder, "digits/gc/0")) - known

@@ -329,8 +329,9 @@ def _percent(ratio: float) -> str:
     percentage = 100 * (ratio - 1)
     if abs(percentage) < ROUNDING:
         return f"0{NO_BREAK}%"
-    decimals = max(1, -math.floor(math.log10(abs(percentage)))) if abs(percentage) < 10 else 0
-    return minus(f"{percentage:+.{decimals}f}{NO_BREAK}%")
+    size = abs(percentage)
+    text = number(size, 1) if size < 1 else f"{size:.{1 if size < 10 else 0}f}"
+    return f"{'+' if percentage > 0 else minus('-')}{text}{NO_BREAK}%"
 
 
 def _files(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import click
 
-from gcflow.errors import GcflowError, Transient
+from gcflow.errors import GcflowError, MissingFile, Transient
 
 if TYPE_CHECKING:
     from gcflow.config import Preconditioning, Weights
@@ -131,6 +131,20 @@ def _failure() -> Path | None:
     return Path(folder, quote(" ".join(sys.argv[1:]), safe=" ")) if folder else None
 
 
+def _with_maker(error: MissingFile) -> MissingFile:
+    """The same with the command of the stage that makes the file, if one of the grid does."""
+    from gcflow.pipeline.params import Params
+    from gcflow.pipeline.stages import Stages
+
+    with suppress(GcflowError, ValueError):
+        params = Params(click.get_current_context().obj)
+        name = error.path.resolve().relative_to(params.root.resolve())
+        for stage in Stages(params):
+            if any(name.is_relative_to(out) for out in stage.outs):
+                return MissingFile(error.path, stage.command)
+    return error
+
+
 def _lacking(error: MemoryError | RuntimeError | CalledProcessError) -> str | None:
     """What this machine has not, where an error of torch's or Triton's tells of that."""
     text = str(error)
@@ -164,10 +178,11 @@ def verb(
                     click.get_current_context().with_resource(leased(gpus))
                 function(*args, **kwargs)
             except GcflowError as error:
+                text = str(_with_maker(error) if isinstance(error, MissingFile) else error)
                 if failure and not isinstance(error, Transient):
                     with suppress(OSError):
-                        failure.write_text(f"{error.exit_code} {error}", encoding="utf-8")
-                for line in str(error).splitlines() if error.heard else []:
+                        failure.write_text(f"{error.exit_code} {text}", encoding="utf-8")
+                for line in text.splitlines() if error.heard else []:
                     click.echo(f"gcflow: error: {line}", err=True)
                 sys.exit(error.exit_code)
             except BrokenPipeError:

@@ -1,5 +1,7 @@
 """The one exception that means "the user can fix this"."""
 
+from pathlib import Path
+
 
 class GcflowError(Exception):
     """Bad input or a bad environment: the message names the file, key or value and what to do.
@@ -10,6 +12,14 @@ class GcflowError(Exception):
 
     exit_code = 2
     heard = True
+
+
+class MissingFile(GcflowError):
+    """A file that some stage makes is not there yet. command: what makes it, where that is known."""
+
+    def __init__(self, path: Path, command: str | None = None) -> None:
+        super().__init__(f"{path}: no such file; run {command or 'the stage that makes it'}")
+        self.path = path
 
 
 class Transient(GcflowError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, MissingFile
 from gcflow.readable import one_line
 
 
@@ -89,16 +89,17 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path, made_by: str = "the stage that makes it") -> Any:
+def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        GcflowError: it is missing or not JSON.
+        MissingFile: it is not there.
+        GcflowError: it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run {made_by}") from None
+        raise MissingFile(path) from None
     except ValueError as error:
         raise GcflowError(f"{path}: not valid JSON ({error}); delete it to make it again") from None
 
@@ -114,13 +115,15 @@ def expected_form(path: Path, made_by: str = "its stage") -> Iterator[None]:
 
 
 @contextmanager
-def json_document(path: Path, made_by: str | None = None) -> Iterator[Any]:
+def json_document(path: Path) -> Iterator[Any]:
     """The content of a JSON file, for a block in which another form of it is an error that names it.
 
-    made_by: the command, for messages. Raises GcflowError also if the file is missing or not JSON.
+    Raises:
+        MissingFile: it is not there.
+        GcflowError: it is not JSON.
     """
-    document = read_json(path, made_by or "the stage that makes it")
-    with expected_form(path, made_by or "its stage"):
+    document = read_json(path)
+    with expected_form(path):
         yield document
 
 
@@ -129,13 +132,14 @@ def opened_tensors(path: Path, framework: str) -> Iterator[Any]:
     """A safetensors file, open for reading; `framework` is `pt` or `np` (which does without torch).
 
     Raises:
-        GcflowError: the file is missing or damaged.
+        MissingFile: it is not there.
+        GcflowError: it is damaged.
     """
     try:
         with safe_open(path, framework=framework) as file:
             yield file
     except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
+        raise MissingFile(path) from None
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise GcflowError(f"{path}: not a readable safetensors file ({error}); make or fetch it again") from None
 

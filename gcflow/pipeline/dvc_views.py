@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gcflow.errors import GcflowError
+from gcflow.errors import GcflowError, MissingFile
 from gcflow.files import write_json, write_text
 from gcflow.pipeline.features import KINDS
 from gcflow.pipeline.folders import curve_path, run_folder, summary_path
@@ -31,7 +31,7 @@ def loss_curve(path: Path) -> list[Row]:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         logged = [(int(line["step"]), float(line["loss"])) for line in lines]
     except FileNotFoundError:
-        raise GcflowError(f"{path}: no such file; run the stage that makes it") from None
+        raise MissingFile(path) from None
     except (ValueError, KeyError, TypeError):
         logged = []
     if not logged:

@@ -438,6 +438,22 @@ def test_what_cannot_be_imported_or_exported_is_refused_by_file(unets, here, tmp
     assert contents(root) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "command"),
+    [
+        (
+            "evaluate digits/ic/0",
+            "digits/features/reference-classifier.safetensors",
+            "gcflow reference digits classifier",
+        ),
+        ("figure digits transport-cost", "digits/transport.json", "gcflow transport digits"),
+        ("figure mixture2d samples", "mixture2d/ic/seed0/evaluation/samples.npy", "gcflow evaluate mixture2d/ic/0"),
+    ],
+)
+def test_a_file_that_is_not_there_yet_is_named_with_the_command_that_makes_it(here, root, words, file, command):
+    refused(here(root, *words.split()), f"results/{file}: no such file; run {command}")
+
+
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_says_so_in_one_line(tmp_path):
     document = tiny_params()

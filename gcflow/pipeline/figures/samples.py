@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcflow.errors import GcflowError
+from gcflow.errors import MissingFile
 from gcflow.files import expected_form
 from gcflow.pipeline.drawing.canvas import PAGE_WIDTH, PLANE, POINT, Drawing, Row, new_figure
 from gcflow.pipeline.drawing.looks import GREY, looks
@@ -37,7 +37,7 @@ def _grid(path: Path, shape: tuple[int, ...], count: int) -> "np.ndarray":
     import numpy as np
 
     if not path.exists():
-        raise GcflowError(f"{path}: no such file; run gcflow evaluate first")
+        raise MissingFile(path)
     with expected_form(path):
         values: np.ndarray = np.load(path)
         if values.shape[1:] != shape or len(values) > count:

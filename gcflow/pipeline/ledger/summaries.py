@@ -72,7 +72,7 @@ def gather(params: Params, dataset: str, known: Summaries | None = None) -> Summ
     for plan in plans(params, dataset, added=known is not None):
         files |= (known or found).lacks(plan)
     for file, (verb, run) in files.items():
-        with json_document(params.root / file, f"gcflow {verb} {run.name if run else dataset}") as document:
+        with json_document(params.root / file) as document:
             if verb == "theory":
                 found.checks = list(document["checks"])
             elif run is None:

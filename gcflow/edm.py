@@ -300,40 +300,23 @@ def _from_state_dict(path: Path, data: bytes, preconditioning: Preconditioning |
         return _imported(named, preconditioning, NoiseProcess(), keep, source)
 
 
-def read_edm_pickle(path: Path, keep_embeddings: bool = False) -> ImportedModel:
-    """The EMA network of a public EDM checkpoint (`edm-cifar10-32x32-uncond-vp.pkl`, `network-snapshot-*.pkl`).
+def read_model(
+    path: Path, preconditioning: Preconditioning | None = None, keep_embeddings: bool = False
+) -> ImportedModel:
+    """The EMA network of a public EDM checkpoint, or the plain state dict of a SongUNet; which, its content tells.
 
     Nothing in the file is run. By default the class and augmentation embeddings are left out, which keeps
-    D(x, sigma) without labels; `notes` says so.
+    D(x, sigma) without labels; `notes` says so. A state dict does not tell sigma_data: it is taken to be EDM's 0.5.
 
     Args:
-        path: the pickle.
+        path: a pickle of EDM (`edm-cifar10-32x32-uncond-vp.pkl`, `network-snapshot-*.pkl`), or a state dict
+            (`model.` before each name or not) of torch.save or safetensors.
+        preconditioning: of the model; needed for a state dict, which does not tell.
         keep_embeddings: keep `map_label` and `map_augment`.
 
     Raises:
         GcflowError: the file is missing, damaged, asks for anything that no EDM model needs, or holds another network
-            than a SongUNet in the EDM, VP or VE preconditioning.
-    """
-    data = _read_bytes(path)
-    if _format(data) != "pickle":
-        raise GcflowError(f"{path}: holds a {_format(data)} file, no pickle of EDM; import it as a state dict")
-    return _from_pickle(path, data, None, keep_embeddings)
-
-
-def read_model(
-    path: Path, preconditioning: Preconditioning | None = None, keep_embeddings: bool = False
-) -> ImportedModel:
-    """A public EDM checkpoint, or the plain state dict of a SongUNet; which, its content tells.
-
-    A state dict does not tell sigma_data, either: it is taken to be EDM's 0.5.
-
-    Args:
-        path: a pickle of EDM, or a state dict (`model.` before each name or not) of torch.save or safetensors.
-        preconditioning: of the model; needed for a state dict, which does not tell.
-        keep_embeddings: keep `map_label` and `map_augment`; see `read_edm_pickle`.
-
-    Raises:
-        GcflowError: the file is missing, damaged or refused, or its preconditioning is unknown or another one.
+            than a SongUNet in the EDM, VP or VE preconditioning; or its preconditioning is unknown or another one.
     """
     data = _read_bytes(path)
     read = _from_pickle if _format(data) == "pickle" else _from_state_dict
@@ -351,7 +334,7 @@ def import_edm(
         path: see `read_model`.
         out: the safetensors file to write.
         preconditioning: see `read_model`.
-        keep_embeddings: see `read_edm_pickle`.
+        keep_embeddings: see `read_model`.
 
     Raises:
         GcflowError: the model cannot be read, or `out` not written.

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from gcflow import edm_pickle
 from gcflow.config import NetworkConfig, NoiseProcess, from_dict
-from gcflow.edm import export_state_dict, import_edm, infer_network, read_edm_pickle, read_model
+from gcflow.edm import export_state_dict, import_edm, infer_network, read_model
 from gcflow.errors import GcflowError
 from gcflow.weights import ModelSpec, load_tensors, save_tensors
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_becomes_the_same_denoiser(architecture, preconditioning, t
 def test_nothing_is_imported_and_no_module_source_is_run(tmp_path, plain):
     before = set(sys.modules)
     assert SOURCE.encode() in plain
-    read_edm_pickle(write(tmp_path / "edm.pkl", plain))
+    read_model(write(tmp_path / "edm.pkl", plain))
     assert set(sys.modules) == before
 
 
@@ -312,7 +312,7 @@ def test_older_numpy_protocols_and_locations_are_read_too(tmp_path, plain):
                 return old, value.__reduce__()[1]
             return NotImplemented
 
-    expected = read_edm_pickle(write(tmp_path / "edm.pkl", plain)).tensors
+    expected = read_model(write(tmp_path / "edm.pkl", plain)).tensors
     for protocol in (3, 4, 5):
         buffer = io.BytesIO()
         with edm_modules(**{"numpy.core.multiarray": {"scalar": old}}):
@@ -323,7 +323,7 @@ def test_older_numpy_protocols_and_locations_are_read_too(tmp_path, plain):
         on_gpu = content.replace(b"\x03\x00\x00\x00cpu", b"\x03\x00\x00\x00npu")
         assert on_gpu != content
         for variant in (content, on_gpu):
-            tensors = read_edm_pickle(write(tmp_path / "old.pkl", variant)).tensors
+            tensors = read_model(write(tmp_path / "old.pkl", variant)).tensors
             assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
@@ -331,7 +331,7 @@ def test_older_numpy_protocols_and_locations_are_read_too(tmp_path, plain):
 def test_other_precisions_become_float32(dtype, tmp_path):
     document = checkpoint(dtype=dtype)
     document["ema"].model.half() if dtype == torch.float16 else None
-    tensors = read_edm_pickle(write(tmp_path / "edm.pkl", document)).tensors
+    tensors = read_model(write(tmp_path / "edm.pkl", document)).tensors
     for name, tensor in document["ema"].model.state_dict().items():
         assert tensors[name].dtype == torch.float32
         assert torch.equal(tensors[name], tensor.float())
@@ -343,7 +343,7 @@ def test_views_of_storages_become_tensors_of_their_own(tmp_path):
     shared = torch.randn(32 * 40)
     layer._parameters["weight"] = torch.nn.Parameter(shared[8:].as_strided((32, 32), (1, 32)))
     layer._parameters["bias"] = torch.nn.Parameter(shared[-32:])
-    tensors = read_edm_pickle(write(tmp_path / "edm.pkl", document)).tensors
+    tensors = read_model(write(tmp_path / "edm.pkl", document)).tensors
     assert torch.equal(tensors["map_layer1.weight"], layer.weight)
     assert torch.equal(tensors["map_layer1.bias"], shared[-32:])
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
@@ -362,7 +362,7 @@ def test_tied_tensors_of_a_state_dict_become_tensors_of_their_own(tmp_path):
 def test_buffers_that_a_state_dict_leaves_out_are_left_out(tmp_path):
     document = checkpoint()
     document["ema"].model.enc["8x8_conv"].register_buffer("cache", torch.zeros(3), persistent=False)
-    assert "enc.8x8_conv.cache" not in read_edm_pickle(write(tmp_path / "edm.pkl", document)).tensors
+    assert "enc.8x8_conv.cache" not in read_model(write(tmp_path / "edm.pkl", document)).tensors
 
 
 @pytest.mark.parametrize("architecture", VARIANTS)
@@ -384,7 +384,7 @@ def test_the_network_is_inferred_from_names_and_shapes(architecture, multipliers
     blocks = blocks[0] if len(set(blocks)) == 1 else blocks
     expected = NetworkConfig(architecture, 8, blocks, multipliers, attention)
     assert infer_network(tensors) == (expected, (3, 16, 16))
-    assert read_edm_pickle(write(tmp_path / "edm.pkl", document)).spec.network == expected
+    assert read_model(write(tmp_path / "edm.pkl", document)).spec.network == expected
 
 
 @pytest.mark.parametrize("architecture", VARIANTS)
@@ -392,7 +392,7 @@ def test_the_network_is_inferred_from_names_and_shapes(architecture, multipliers
 def test_embeddings_are_left_out_without_changing_the_output(architecture, labels, augment, tmp_path):
     document = checkpoint(**VARIANTS[architecture], labels=labels, augment=augment)
     path = write(tmp_path / "edm.pkl", document)
-    kept, bare = read_edm_pickle(path, keep_embeddings=True), read_edm_pickle(path)
+    kept, bare = read_model(path, keep_embeddings=True), read_model(path)
     assert (kept.spec.network.label_dim, kept.spec.network.augment_dim) == (labels, augment)
     assert (kept.source["label_dim"], kept.source["augment_dim"]) == (labels, augment)
     assert kept.notes == ()
@@ -479,7 +479,6 @@ def test_plain_state_dicts_are_read(prefix, how, tmp_path):
     assert all(torch.equal(model.tensors[name], tensor) for name, tensor in tensors.items())
     assert read_model(path, "consistency").spec.network.label_dim == 0
     assert "give --preconditioning" in refusal(lambda: read_model(path))
-    assert "no pickle of EDM; import it as a state dict" in refusal(lambda: read_edm_pickle(path))
 
 
 def test_a_preconditioning_that_is_not_the_checkpoints_is_refused(tmp_path, plain):
@@ -541,7 +540,7 @@ def test_calls_are_refused_by_name_and_not_run(call, where, tmp_path, sentinel):
     path = write(tmp_path / "edm.pkl", document)
     function = evil.call[0]
     asked = f"{pickle.whichmodule(function, function.__qualname__)}.{function.__qualname__}"
-    assert refusal(lambda: read_edm_pickle(path)) == (
+    assert refusal(lambda: read_model(path)) == (
         f"{path}: refused: it asks to run {asked}, which no EDM model needs; nothing of it was run"
     )
 
@@ -579,7 +578,7 @@ def test_the_malicious_content_of_these_tests_would_run(tmp_path):
 )
 def test_other_names_are_refused(module, name, tmp_path, sentinel):
     path = write(tmp_path / "edm.pkl", request(module, name, f"touch {sentinel}"))
-    assert "refused: it asks to run " in refusal(lambda: read_edm_pickle(path))
+    assert "refused: it asks to run " in refusal(lambda: read_model(path))
 
 
 OPCODES = {
@@ -604,7 +603,7 @@ def test_opcodes_that_reach_beyond_the_file_are_refused(opcode, tmp_path):
         # Now the unpickler finds the function without asking for its name.
         pickle.loads(b"\x80\x02\x82\xf7.")
     try:
-        message = refusal(lambda: read_edm_pickle(path))
+        message = refusal(lambda: read_model(path))
     finally:
         if opcode.startswith("EXT"):
             copyreg.remove_extension("builtins", "print", 0xF7)
@@ -620,7 +619,7 @@ def test_a_persistent_object_of_pickle_is_refused(tmp_path):
     with edm_modules():
         Pickler(buffer, 4).dump(checkpoint())
     path = write(tmp_path / "edm.pkl", buffer.getvalue())
-    assert "opcode BINPERSID" in refusal(lambda: read_edm_pickle(path))
+    assert "opcode BINPERSID" in refusal(lambda: read_model(path))
     # Were the opcode let through, the reference would still lead nowhere.
     with pytest.raises(edm_pickle.Refusal):
         edm_pickle._InertUnpickler(buffer).persistent_load("outside")
@@ -644,11 +643,11 @@ def test_what_is_allowed_cannot_be_changed_from_inside(state, tmp_path, plain):
     classes = {cls: dict(vars(cls)) for cls in (edm_pickle._Dict, edm_pickle._Container)}
     for module, name in edm_pickle.ANSWERS:
         path = write(tmp_path / "edm.pkl", b"\x80\x04" + f"c{module}\n{name}\n".encode() + state + b"b.")
-        refusal(lambda p=path: read_edm_pickle(p))
+        refusal(lambda p=path: read_model(p))
     assert {key: (type(value), getattr(value, "_answer", None)) for key, value in edm_pickle.ANSWERS.items()} == before
     assert {key: dict(vars(type(value))) for key, value in edm_pickle.ANSWERS.items()} == attributes
     assert {cls: dict(vars(cls)) for cls in classes} == classes
-    read_edm_pickle(write(tmp_path / "plain.pkl", plain))
+    read_model(write(tmp_path / "plain.pkl", plain))
 
 
 def parameter(content, offset=0, size=(8,), stride=(1,)):
@@ -680,13 +679,13 @@ def test_storages_are_read_without_running_what_is_in_them(tmp_path, sentinel):
     for content in (pickle.dumps(evil), saved.getvalue(), legacy.getvalue(), b"", b"\x80\x02", os.urandom(100)):
         path = write(tmp_path / "edm.pkl", with_bias(parameter(content)))
         expected = "refused: the storage of enc.8x8_conv.bias is damaged, or holds more than numbers"
-        assert expected in refusal(lambda p=path: read_edm_pickle(p))
+        assert expected in refusal(lambda p=path: read_model(p))
     whole = storage_bytes(torch.arange(8.0))
-    tensors = read_edm_pickle(write(tmp_path / "edm.pkl", with_bias(parameter(whole)))).tensors
+    tensors = read_model(write(tmp_path / "edm.pkl", with_bias(parameter(whole)))).tensors
     assert torch.equal(tensors["enc.8x8_conv.bias"], torch.arange(8.0))
     for length in range(0, len(whole), 7):
         path = write(tmp_path / "edm.pkl", with_bias(parameter(whole[:length])))
-        assert "enc.8x8_conv.bias is damaged" in refusal(lambda p=path: read_edm_pickle(p))
+        assert "enc.8x8_conv.bias is damaged" in refusal(lambda p=path: read_model(p))
 
 
 @pytest.mark.parametrize(
@@ -700,7 +699,7 @@ def test_storages_are_read_without_running_what_is_in_them(tmp_path, sentinel):
 )
 def test_storages_of_anything_but_floating_point_numbers_are_refused(content, tmp_path):
     path = write(tmp_path / "edm.pkl", with_bias(parameter(content)))
-    assert "the storage of enc.8x8_conv.bias" in refusal(lambda: read_edm_pickle(path))
+    assert "the storage of enc.8x8_conv.bias" in refusal(lambda: read_model(path))
 
 
 @pytest.mark.parametrize(
@@ -730,17 +729,17 @@ def test_storages_of_anything_but_floating_point_numbers_are_refused(content, tm
 def test_views_outside_their_storage_are_refused(offset, size, stride, tmp_path):
     content = storage_bytes(torch.arange(8.0))
     path = write(tmp_path / "edm.pkl", with_bias(parameter(content, offset, size, stride)))
-    assert "refused: enc.8x8_conv.bias reaches outside its storage" in refusal(lambda: read_edm_pickle(path))
+    assert "refused: enc.8x8_conv.bias reaches outside its storage" in refusal(lambda: read_model(path))
 
 
 def test_modules_within_themselves_and_in_two_places_are_refused(tmp_path):
     document = checkpoint()
     document["ema"].model.enc._modules["8x8_block0"]._modules["norm0"]._modules["enc"] = document["ema"].model.enc
-    assert "is in two places" in refusal(lambda: read_edm_pickle(write(tmp_path / "edm.pkl", document)))
+    assert "is in two places" in refusal(lambda: read_model(write(tmp_path / "edm.pkl", document)))
     document = checkpoint()
     enc = document["ema"].model.enc
     enc["copy"] = enc["8x8_block0"]
-    assert "is in two places" in refusal(lambda: read_edm_pickle(write(tmp_path / "edm.pkl", document)))
+    assert "is in two places" in refusal(lambda: read_model(write(tmp_path / "edm.pkl", document)))
 
 
 def change(document, dotted, value):
@@ -919,11 +918,11 @@ def test_damaged_checkpoints_never_raise_anything_else(tmp_path_factory, plain, 
 
 def test_a_memo_index_far_beyond_the_file_costs_no_memory(tmp_path):
     path = write(tmp_path / "edm.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")
-    assert "is not a whole pickle of an EDM network" in refusal(lambda: read_edm_pickle(path))
+    assert "is not a whole pickle of an EDM network" in refusal(lambda: read_model(path))
 
 
 def test_missing_files_and_folders_are_refused_in_one_line(tmp_path):
-    assert refusal(lambda: read_edm_pickle(tmp_path / "a.pkl")) == (
+    assert refusal(lambda: read_model(tmp_path / "a.pkl")) == (
         f"{tmp_path / 'a.pkl'}: no such file; download the checkpoint first"
     )
     assert "cannot be read (Is a directory)" in refusal(lambda: read_model(tmp_path))
@@ -932,14 +931,14 @@ def test_missing_files_and_folders_are_refused_in_one_line(tmp_path):
 def test_numpy_values_must_be_plain_numbers(tmp_path):
     for value in (numpy.float16(2), numpy.int64(-3), numpy.bool_(True), numpy.uint8(7), numpy.dtype(">f8").type(1.5)):
         document = change(checkpoint(), "ema.model.label_dropout", value)
-        read_edm_pickle(write(tmp_path / "edm.pkl", document))
+        read_model(write(tmp_path / "edm.pkl", document))
     for value in (numpy.complex64(1), numpy.str_("a"), numpy.datetime64(1, "s")):
         document = change(checkpoint(), "ema.model.label_dropout", value)
-        assert "numpy" in refusal(lambda d=document: read_edm_pickle(write(tmp_path / "edm.pkl", d)))
+        assert "numpy" in refusal(lambda d=document: read_model(write(tmp_path / "edm.pkl", d)))
     # sigma_data of either byte order arrives as it was.
     scalar = numpy.float64(0.25).__reduce__()[0]
     for order in "<>":
         kind = numpy.dtype(f"{order}f8")
         evil = Evil(scalar, kind, numpy.array(0.25, kind).tobytes())
-        model = read_edm_pickle(write(tmp_path / "edm.pkl", change(checkpoint(), "ema.sigma_data", evil)))
+        model = read_model(write(tmp_path / "edm.pkl", change(checkpoint(), "ema.sigma_data", evil)))
         assert model.spec.process.sigma_data == 0.25

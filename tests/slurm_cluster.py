@@ -164,6 +164,7 @@ class Cluster:
             self.daemons.append(
                 subprocess.Popen(
                     command,
+                    cwd=self.folder,
                     env=self.environment,
                     stdout=output,
                     stderr=output,

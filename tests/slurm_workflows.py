@@ -75,9 +75,10 @@ class Workflow:
         """Has its processes run a shell script of their own first where they mean a program."""
         program = self.folder / ".programs" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f'#!/bin/sh\n{lines}\nPATH={self.environment["PATH"]} exec {name} "$@"\n')
+        others = self.environment["PATH"].removeprefix(f"{program.parent}:")
+        program.write_text(f'#!/bin/sh\n{lines}\nPATH={others} exec {name} "$@"\n')
         program.chmod(0o755)
-        self.environment["PATH"] = f"{program.parent}:{self.environment['PATH']}"
+        self.environment["PATH"] = f"{program.parent}:{others}"
 
     def start(self, *targets: str) -> None:
         """Submits what the targets need."""

@@ -78,11 +78,13 @@ def test_bad_input_is_told_by_snakemake_and_its_retries_only_repeat_it(workflow)
 
 @pytest.fixture
 def outage(workflow, cluster, tmp_path):
-    """Two spells without an answer, of `squeue` and of the controller; who hangs up or interrupts in the midst."""
+    """Two spells without an answer, of two commands and of the controller; who hangs up or interrupts in the midst."""
     patient, hung_up, interrupted = (workflow(name) for name in ("patient", "hung-up", "interrupted"))
     flag = tmp_path / "no-answer"
     for one in (patient, hung_up, interrupted):
         one.shadow("squeue", f"[ -e {flag} ] && exit 1")
+        # Without it the plugin takes `sacct` for what `squeue` cannot tell.
+        one.shadow("scontrol", f'[ "$*" = "show config" ] && [ -e {flag} ] && exit 1')
         one.start(WEIGHTS)
     trainers = [one.trainer(0) for one in (patient, hung_up, interrupted)]
 

@@ -64,6 +64,14 @@ def ask_slurm(executor):
             raise WorkflowError(f"Slurm refuses {test}\n{asked.stderr.strip()}")
 
 
+def keep_min_job_age():
+    """The plugin asks for it at every look, and turns to `sacct` for a week where Slurm does not answer just then."""
+    import snakemake_executor_plugin_slurm as plugin
+
+    age = plugin.get_min_job_age()
+    plugin.get_min_job_age = lambda: age
+
+
 def cancel_jobs(executor):
     """By the name of all jobs of this start: the plugin's list of them is empty while Slurm does not answer it."""
     scancel = ["scancel", f"--name={executor.run_uuid}"]
@@ -94,6 +102,7 @@ onstart:
     begin()
     if executor := slurm():
         ask_slurm(executor)
+        keep_min_job_age()
         executor.cancel_jobs = lambda active_jobs: cancel_jobs(executor)
     begin_watch()
 

@@ -145,7 +145,7 @@ def _with_maker(error: MissingFile) -> MissingFile:
     return error
 
 
-def _lacking(error: MemoryError | RuntimeError | CalledProcessError) -> str | None:
+def _lack_told_by(error: MemoryError | RuntimeError | CalledProcessError) -> str | None:
     """What this machine has not, where an error of torch's or Triton's tells of that."""
     text = str(error)
     if re.search(r"(No working|Failed to find) C(\+\+)? compiler|C\+\+ compile error|'-fPIC'", text):
@@ -193,7 +193,7 @@ def verb(
                 click.echo(f"gcflow: error: {named}{error.strerror or error}; nothing was overwritten", err=True)
                 sys.exit(2)
             except (MemoryError, RuntimeError, CalledProcessError) as error:
-                if (lacking := _lacking(error)) is None:
+                if (lacking := _lack_told_by(error)) is None:
                     raise
                 click.echo(f"gcflow: error: {lacking}", err=True)
                 sys.exit(2)

@@ -16,7 +16,7 @@ import torch
 from gcflow.batches import Batches
 from gcflow.distributed import World
 from gcflow.pipeline.params import Params
-from gcflow.training import Helpers, gradient_of_batch, initial_state, make_loss
+from gcflow.training import Helpers, gradient_of_batch, initial_state, make_gradient, make_loss
 
 BATCH, GRAIN, STEPS, ROUNDS = 16, 8, 1, 6
 OVERRIDES = {"training": {"batch": BATCH, "grain": GRAIN, "cpu_threads": 2, "precision": "float32"}}
@@ -32,14 +32,15 @@ def main() -> None:
     loss_of, parameters = make_loss(config, state, Helpers()), list(state.model.parameters())
     data = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8)
     with Batches(config, data, torch.device("cpu"), World()) as batches:
-        batch = batches[0]
+        grains = batches[0]
+    gradient_of = make_gradient(loss_of, training, state.flat)
 
     def tree() -> None:
-        gradient_of_batch(loss_of, batch, training, state.flat, World())
+        gradient_of_batch(gradient_of, grains, training, World())
 
     def plain() -> None:
-        for part in batch.split(GRAIN):
-            (loss_of(part) * (GRAIN / BATCH)).backward()
+        for grain in grains:
+            (loss_of(grain) * (GRAIN / BATCH)).backward()
 
     def seconds(step: Callable[[], None]) -> float:
         begun = time.perf_counter()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig
-from gcflow.couplings import Coupling
+from gcflow.couplings import Coupling, choose
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
 from gcflow.objectives import Batch, in_words
+from gcflow.precision import share_multiple
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices, coupling_uniforms, generator
 
@@ -109,7 +110,7 @@ def draw_levels(config: RunConfig, step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Batches:
-    """The share of one process in the batches of a run.
+    """The share of one process in the batches of a run, in grains.
 
     Args:
         config: the run.
@@ -122,8 +123,8 @@ class Batches:
     def __init__(self, config: RunConfig, data: Tensor, device: torch.device, world: World) -> None:
         self.config, self.data, self.device = config, data, device
         self.batch = config.training.batch
-        grain, own = self.batch // config.training.grains, world.share(config.training.grains)
-        self.rank_slice = slice(own.start * grain, own.stop * grain)
+        self.grain, own = self.batch // config.training.grains, world.share(config.training.grains)
+        self.rank_slice = slice(own.start * self.grain, own.stop * self.grain)
         self.coupling = config.method.coupling
         self.side_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         steps = config.training.steps
@@ -167,19 +168,19 @@ class Batches:
         keys = dropout_keys(self.config.seed, step, self.batch, purpose)
         return keys[self.rank_slice].to(self.device, non_blocking=True)
 
-    def __getitem__(self, step: int) -> Batch:
-        """This process's samples at `step`, on the device; no wait for the device."""
-        config, own = self.config, self.rank_slice
+    def __getitem__(self, step: int) -> list[Batch]:
+        """This process's grains at `step`; no wait for the device."""
         noise = self._noise(step)
         if self.assignments is not None:
             noise = noise[self.assignments[step].to(self.device, non_blocking=True)]
-        low, high, take_gc = draw_levels(config, step)
-        return Batch(
-            data=to_model_space(self._samples(step), config.process),
-            noise=noise[own],
-            low=low[own].to(self.device, non_blocking=True),
-            high=high[own].to(self.device, non_blocking=True),
-            take_gc=take_gc[own],
-            dropout=self._dropout(step, "dropout"),
-            predictor_dropout=self._dropout(step, "predictor-dropout"),
+        low, high, take_gc = (drawn[self.rank_slice] for drawn in draw_levels(self.config, step))
+        multiple = share_multiple(self.config.training)
+        chosen = [choose(part, multiple).to(self.device, non_blocking=True) for part in take_gc.split(self.grain)]
+        share = (
+            to_model_space(self._samples(step), self.config.process),
+            noise[self.rank_slice],
+            *(drawn.to(self.device, non_blocking=True) for drawn in (low, high, take_gc)),
+            self._dropout(step, "dropout"),
+            self._dropout(step, "predictor-dropout"),
         )
+        return [Batch(*parts) for parts in zip(*(drawn.split(self.grain) for drawn in share), chosen, strict=True)]

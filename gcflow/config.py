@@ -100,10 +100,10 @@ class TrainingConfig(Options):
         "loss, optimizer and EMA are float32 always",
     )
     channels_last: bool = Field(default=True, description="memory layout of convolutions")
-    compile: Literal["none", "fused", "default", "reduce-overhead", "max-autotune"] = Field(
+    compile: Literal["none", "fused", "graph", "default"] = Field(
         default="none",
         description="`fused`: on a GPU a U-Net's norms are Triton kernels, with the sums before and SiLU and dropout "
-        "after them; the others are modes of torch.compile, of which `reduce-overhead` uses CUDA graphs",
+        "after them; `graph`: all kernels of a grain are one CUDA graph besides; `default`: torch.compile",
     )
     cpu_threads: int = Field(default=1, ge=1, le=1024, description="threads of each process on the CPU")
     schedule: Annotated[Schedule, register.schedule] = Field(
@@ -115,6 +115,11 @@ class TrainingConfig(Options):
         require(fits, "grain", self.grain, f"a divisor of batch, {self.batch}")
         few = self.steps // self.snapshot_every <= MOST_SNAPSHOTS
         require(few, "snapshot_every", self.snapshot_every, f"so many steps that there are at most {MOST_SNAPSHOTS}")
+
+    @property
+    def fused(self) -> bool:
+        """Whether a U-Net's norms are Triton kernels on a GPU."""
+        return self.compile in ("fused", "graph")
 
     @property
     def grains(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from gcflow import register
 from gcflow.lazy_torch import torch
 from gcflow.options import Options
+from gcflow.preconditioning import per_sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +26,33 @@ class CouplingContext:
     """A coupling's view of a run, besides data and noise, when it predicts endpoints.
 
     sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
-    take_gc: [B] bool on the CPU, which samples take a predicted endpoint: each with probability mu.
+    take_gc: [B] bool, which samples take a predicted endpoint: each with probability mu.
+    chosen: int64 [B'], of which samples an endpoint is to be predicted; see `choose`.
     predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
-    multiple: B' is rounded up to a multiple of this, so that a compiled predictor sees few shapes.
     dropout: int32 [B], keys of a predictor in training, whose third argument are those of its samples; else None.
     """
 
     sigma_low: Tensor
     take_gc: Tensor
+    chosen: Tensor
     predict: EndpointPredictor
-    multiple: int = 1
     dropout: Tensor | None = None
+
+
+def choose(take_gc: Tensor, multiple: int = 1) -> Tensor:
+    """Of which samples an endpoint is predicted: of those that take one, and of others up to a multiple.
+
+    A compiled or captured predictor sees few shapes so.
+
+    Args:
+        take_gc: bool [B], on the CPU, so that their number is known without a wait for the device.
+        multiple: at least 1; at the most B are chosen.
+
+    Returns:
+        int64 [B'], all different.
+    """
+    count = -(-int(take_gc.sum()) // multiple) * multiple
+    return take_gc.argsort(descending=True, stable=True)[:count]
 
 
 @register.coupling.contract
@@ -95,18 +112,17 @@ def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tenso
     """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low).
 
     The prediction (the paper's Eqs. 13 to 15; mixed with independent pairs Eq. 21, Algorithm 1) is computed only for
-    those samples; their noise is kept.
+    the `chosen` samples; their noise is kept.
     """
-    chosen = context.take_gc.nonzero().squeeze(1)
+    chosen = context.chosen
     if len(chosen) == 0:
         return x
-    count = len(chosen)
-    chosen = torch.cat([chosen, chosen[-1:].expand(-count % context.multiple)]).to(x.device, non_blocking=True)
-    sigma = context.sigma_low[chosen]
-    noisy = x[chosen] + sigma.reshape(-1, *[1] * (x.ndim - 1)) * z[chosen]
-    endpoints = x.clone()
+    data, sigma = x[chosen], context.sigma_low[chosen]
+    noisy = data + per_sample(sigma, x) * z[chosen]
     keys = () if context.dropout is None else (context.dropout[chosen],)
-    endpoints[chosen[:count]] = context.predict(noisy, sigma, *keys)[:count]
+    predicted = context.predict(noisy, sigma, *keys)
+    endpoints = x.clone()
+    endpoints[chosen] = torch.where(per_sample(context.take_gc[chosen], x), predicted, data)
     return endpoints
 
 

@@ -25,12 +25,13 @@ Model = Callable[..., "Tensor"]
 
 
 class Batch(NamedTuple):
-    """Samples of one step and all that was drawn for them.
+    """Samples of one grain of a step and all that was drawn for them, on the device.
 
     data: [B, ...], in model space. noise: z [B, ...], already paired with the data by the coupling's assignment.
-    low, high: noise levels of the two points, [B]. take_gc: [B] bool on the CPU, whether the endpoint is predicted.
+    low, high: noise levels of the two points, [B]. take_gc: [B] bool, whether the endpoint is predicted.
     dropout: keys of student and teacher, int32 [B]. predictor_dropout: those of the online endpoint predictor, which is
     in training as in the paper's authors' code; the EMA and frozen weights predict without dropout.
+    chosen: int64 [B'], of which samples an endpoint is predicted; see `gcflow.couplings.choose`.
     """
 
     data: Tensor
@@ -40,12 +41,7 @@ class Batch(NamedTuple):
     take_gc: Tensor
     dropout: Tensor
     predictor_dropout: Tensor
-
-    def split(self, size: int | None) -> list[Batch]:
-        """Grains of `size` samples; the batch itself for None."""
-        if size is None:
-            return [self]
-        return [Batch(*parts) for parts in zip(*(torch.split(tensor, size) for tensor in self), strict=True)]
+    chosen: Tensor
 
 
 def in_words(found: object) -> str:
@@ -61,7 +57,7 @@ class ObjectiveContext:
 
     student: the model in training, (x [B, ...], sigma [B], dropout keys) to endpoints; its pass has a gradient.
     teacher: the same model, for passes without; to be called under `torch.no_grad`.
-    coupling, predict, multiple: see `gcflow.couplings.CouplingContext`.
+    coupling, predict: see `gcflow.couplings.CouplingContext`.
     predictor_drops: whether `predict` takes dropout keys.
     denoiser: the teacher of a distillation, D(x [B, ...], sigma [B]); otherwise None.
     distance: D(x, y) per sample, [B, ...] and [B, ...] to [B].
@@ -76,7 +72,6 @@ class ObjectiveContext:
     process: NoiseProcess
     denoiser: Denoiser | None = None
     predictor_drops: bool = False
-    multiple: int = 1
 
     def endpoints(self, batch: Batch) -> Tensor:
         """The clean endpoints, [B, ...], without gradient: the data, or what the coupling puts in their place.
@@ -90,7 +85,7 @@ class ObjectiveContext:
             return batch.data
         with torch.no_grad():
             keys = batch.predictor_dropout if self.predictor_drops else None
-            context = CouplingContext(batch.low, batch.take_gc, self.predict, self.multiple, keys)
+            context = CouplingContext(batch.low, batch.take_gc, batch.chosen, self.predict, keys)
             found: object = self.coupling.endpoints(batch.data, batch.noise, context)
         if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
             problem = f"endpoints gives {in_words(found)}; expected {in_words(batch.data)}"

@@ -27,7 +27,7 @@ def tune(model: PreconditionedNetwork, training: TrainingConfig) -> Precondition
         model.autocast = torch.bfloat16
     if training.channels_last:
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if training.compile == "fused":
+    if training.fused:
         fuse(model)
     elif training.compile != "none":
         # Student, teacher and predictor of a grain, and of each share of GC in it.
@@ -46,17 +46,11 @@ def fuse(model: PreconditionedNetwork) -> None:
 
     norms = [module for module in model.modules() if isinstance(module, GroupNorm) and module.weight.is_cuda]
     if norms and find_spec("triton") is None:
-        raise GcflowError("training.compile is fused, which needs triton: pip install triton, or choose none")
+        raise GcflowError("training.compile is fused or graph, which needs triton: pip install triton, or choose none")
     for norm in norms:
         norm.fused = True
 
 
-def begin_step(training: TrainingConfig) -> None:
-    """Tells CUDA graphs, where compilation uses them, that the outputs of the step before are no longer needed."""
-    if training.compile in ("reduce-overhead", "max-autotune"):
-        torch.compiler.cudagraph_mark_step_begin()
-
-
 def share_multiple(training: TrainingConfig) -> int:
-    """The multiple to which predictions in a grain are rounded up: few shapes, when compiled."""
+    """The multiple to which predictions in a grain are rounded up: few shapes, when compiled or captured."""
     return 1 if training.compile in ("none", "fused") else -(-(training.grain or training.batch) // COMPILED_SHAPES)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gcflow.batches import Batches
-from gcflow.config import (
-    Cadence,
-    RunConfig,
-    TrainingConfig,
-)
+from gcflow.config import Cadence, RunConfig, TrainingConfig
+from gcflow.cuda_graphs import Gradient, Replayed, cuda_graph
 from gcflow.distances import distance_for
 from gcflow.distributed import World, halves
 from gcflow.errors import GcflowError, NonFiniteLoss, Preempted
@@ -24,7 +22,7 @@ from gcflow.model import PreconditionedNetwork
 from gcflow.objectives import Batch, ObjectiveContext, in_words
 from gcflow.optimizers import ema_decay, learning_rate, make_optimizer, update_ema
 from gcflow.oracles import Denoiser
-from gcflow.precision import begin_step, set_precision, share_multiple, tune
+from gcflow.precision import set_precision, tune
 from gcflow.weights import content_hash, load_weights, spec_of
 
 Loss = Callable[[Batch], Tensor]
@@ -165,7 +163,6 @@ def objective_context(config: RunConfig, state: TrainingState, helpers: Helpers)
         process=config.process,
         denoiser=denoiser,
         predictor_drops=named == "online",
-        multiple=share_multiple(training),
     )
 
 
@@ -239,31 +236,45 @@ def add_up(gradient_of: Callable[[int], Tensor], grains: range) -> Tensor:
     return first.add_(second)
 
 
+def make_gradient(loss_of: Loss, training: TrainingConfig, flat: FlatParameters) -> Callable[[Batch], Gradient]:
+    """A grain's part of the batch's mean loss, and its gradient in the layout of `flat`, as a function of the grain.
+
+    Args:
+        loss_of: the mean loss of a grain.
+        training: which says how large the batch is.
+        flat: the model's weights.
+    """
+
+    def gradient_of(grain: Batch) -> Gradient:
+        loss = loss_of(grain) * (len(grain.data) / training.batch)
+        return Gradient(loss.detach(), flat.gather(torch.autograd.grad(loss, flat.parameters, materialize_grads=True)))
+
+    return gradient_of
+
+
 def gradient_of_batch(
-    loss_of: Loss, batch: Batch, training: TrainingConfig, flat: FlatParameters, world: World
+    gradient_of: Callable[[Batch], Gradient], grains: list[Batch], training: TrainingConfig, world: World
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the global batch's mean loss, the same bits in every process.
 
     Args:
-        loss_of: the mean loss of a grain.
-        batch: this process's share of the global one.
-        training: which says what a grain is.
-        flat: the model's weights.
+        gradient_of: see `make_gradient`.
+        grains: those of this process.
+        training: which says how many there are in all.
         world: this process's place.
 
     Returns:
-        The gradient in the layout of `flat`, and this process's grains' parts of the mean loss, float64 [grains].
+        The gradient, and this process's grains' parts of the mean loss, float64 [grains].
     """
-    own, parts = world.share(training.grains), batch.split(training.grain)
-    losses = torch.zeros(len(own), dtype=torch.float64, device=batch.data.device)
+    own = world.share(training.grains)
+    losses = torch.zeros(len(own), dtype=torch.float64, device=grains[0].data.device)
 
-    def gradient_of(grain: int) -> Tensor:
-        part = parts[grain - own.start]
-        loss = loss_of(part) * (len(part.data) / training.batch)
-        losses[grain - own.start] = loss.detach()
-        return flat.gather(torch.autograd.grad(loss, flat.parameters, materialize_grads=True))
+    def gradient_of_grain(grain: int) -> Tensor:
+        place = grain - own.start
+        losses[place], gradient = gradient_of(grains[place])
+        return gradient
 
-    gradient = add_up(gradient_of, own)
+    gradient = add_up(gradient_of_grain, own)
     world.add_up_(gradient)
     return gradient, losses
 
@@ -325,7 +336,9 @@ def train(
     training = config.training
     set_precision(training)
     device, own = state.loss_sums.device, world.share(training.grains)
-    loss_of = make_loss(config, state, helpers or Helpers())
+    gradient_of = make_gradient(make_loss(config, state, helpers or Helpers()), training, state.flat)
+    if training.compile == "graph" and device.type == "cuda":
+        gradient_of = Replayed(gradient_of, partial(cuda_graph, torch.cuda.graph_pool_handle()))
     snapshots = set(training.snapshot_steps)
     window_start, window_images = time.perf_counter(), 0
 
@@ -340,8 +353,7 @@ def train(
                 raise Preempted(f"{config.name}: {reason}; saved at step {state.step} of {training.steps}")
 
             step = state.step
-            begin_step(training)
-            gradient, losses = gradient_of_batch(loss_of, batches[step], training, state.flat, world)
+            gradient, losses = gradient_of_batch(gradient_of, batches[step], training, world)
             last = step + 1 == training.steps
             logging = (step + 1) % cadence.log_every == 0 or last
             rate, gradient_norm = update(state, training, gradient, logging)

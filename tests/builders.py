@@ -1,6 +1,6 @@
 """What tests of the core are made of: draws, a run's configuration, its batches, its loss, one line of refusal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +104,21 @@ def run_config(
     return RunConfig("toy", name, seed, process, network, TrainingConfig(**settings), how)
 
 
-def batch_of(config: RunConfig, data: Tensor, step: int = 0) -> Batch:
-    """A step's batch of a run on the CPU."""
+def grains_of(config: RunConfig, data: Tensor, step: int = 0) -> list[Batch]:
+    """A step's grains of a run on the CPU."""
     with Batches(config, data, torch.device("cpu"), World()) as batches:
         return batches[step]
+
+
+def joined(grains: Iterable[Batch]) -> Batch:
+    """Several grains end to end; `chosen` counts in each from 0."""
+    return Batch(*(torch.cat(parts) for parts in zip(*grains, strict=True)))
+
+
+def batch_of(config: RunConfig, data: Tensor, step: int = 0) -> Batch:
+    """A step's whole batch of a run on the CPU."""
+    (batch,) = grains_of(replace(config, training=replace(config.training, grain=None)), data, step)
+    return batch
 
 
 def must_not_be_called(x: Tensor, sigma: Tensor) -> Tensor:
@@ -124,7 +135,6 @@ class Loss:
         predict: Any = must_not_be_called,
         denoiser: Any = None,
         teacher: Any = None,
-        multiple: int = 1,
     ) -> None:
         self.objective = config.method.objective
         self.context = ObjectiveContext(
@@ -136,7 +146,6 @@ class Loss:
             process=config.process,
             denoiser=denoiser,
             predictor_drops=config.method.predictor == "online",
-            multiple=multiple,
         )
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -186,7 +186,7 @@ def evaluate_run(params: Params, name: str, device: str = "cpu") -> None:
         evaluator = Evaluator(name, settings, references, dataset.shape, precision, progress)
         for (step, weights), group in groupby(plan, key=itemgetter(0, 1)):
             model = load_run_model(snapshot(folder, step), config, weights, device)
-            if config.training.compile == "fused":
+            if config.training.fused:
                 fuse(model)
             for _, _, sampler, seed in group:
                 key = f"{step}/{weights}/{sampler.name}/{sampler.evaluations}/{seed}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import random_images
+from builders import batch_of, grains_of, joined, random_images
 from builders import run_config as any_run_config
 from scipy import stats
 
@@ -39,7 +39,7 @@ def batches_of(config, data=IMAGES, steps=range(STEPS), world=None, streamed=Fal
         if streamed:
             assert batches.streamed is None
             batches.streamed = Prefetcher(batches._read, config.training.steps)
-        return [batches[step] for step in steps]
+        return [joined(batches[step]) for step in steps]
 
 
 def assert_equal(first, second):
@@ -93,7 +93,7 @@ def test_steps_and_seeds_have_their_own_draws(method):
         batches_of(run_config(method), steps=[4, 5]),
         batches_of(run_config(method, seed=1), steps=[4]),
     )
-    fields = set(Batch._fields) - (set() if "gc" in method else {"take_gc"})
+    fields = set(Batch._fields) - (set() if "gc" in method else {"take_gc", "chosen"})
     for name in fields:
         assert not torch.equal(getattr(first, name), getattr(later, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
@@ -107,6 +107,17 @@ def test_noise_is_standard_normal_and_tells_nothing_of_data_levels_and_takers():
     for part in (batch.data[:, 0], batch.high, batch.take_gc.float(), batch.noise[:, 1], batch.dropout.float()):
         correlation = stats.spearmanr(batch.noise[:, 0].numpy(), part.numpy()).statistic
         assert abs(correlation) < 4 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("grain", [1, 2, 4, 8, None])
+def test_grains_are_the_batch_cut_in_order_and_choose_their_own_samples(grain):
+    config = run_config("gc-online", grain=grain)
+    whole, grains = batch_of(config, IMAGES, 3), grains_of(config, IMAGES, 3)
+    assert [len(part.data) for part in grains] == [grain or 16] * (16 // (grain or 16))
+    for name in Batch._fields[:-1]:
+        assert torch.equal(torch.cat([getattr(part, name) for part in grains]), getattr(whole, name))
+    for part in grains:
+        assert part.chosen.tolist() == [i for i, takes in enumerate(part.take_gc) if takes]
 
 
 # Optimal transport.
@@ -132,7 +143,7 @@ def test_the_shares_of_several_processes_make_up_the_batch_of_one_to_the_bit(met
     shares = [batches_of(run_config(method), world=World(rank, size)) for rank in range(size)]
     for step in range(STEPS):
         assert all(len(share[step].data) == 16 // size for share in shares)
-        assert_equal(Batch(*(torch.cat(parts) for parts in zip(*(s[step] for s in shares), strict=True))), whole[step])
+        assert_equal(joined(share[step] for share in shares), whole[step])
 
 
 @pytest.mark.parametrize(("grains", "size", "possible"), [(16, 3, "1, 2, 4, 8, 16"), (6, 8, "1, 2, 4"), (1, 2, "1")])
@@ -172,7 +183,7 @@ def test_data_on_another_device_are_streamed_and_make_the_same_batches(data):
     with Batches(config, elsewhere, CPU, World()) as batches:
         assert batches.streamed is not None
         for step, expected in enumerate(batches_of(config, data)):
-            assert_equal(batches[step], expected)
+            assert_equal(joined(batches[step]), expected)
 
 
 @pytest.mark.parametrize("world", [World(), World(1, 2)])
@@ -306,7 +317,7 @@ def test_an_error_in_the_thread_reaches_the_caller_at_its_step_and_the_thread_en
     data[order[16 * 4 + 5]] = math.nan
     with Batches(run_config("ot"), data, CPU, World()) as batches:
         for step in range(4):
-            assert batches[step].noise.isfinite().all()
+            assert joined(batches[step]).noise.isfinite().all()
         with pytest.raises(ValueError, match="invalid numeric"):
             _ = batches[4]
     assert ahead_threads() == before

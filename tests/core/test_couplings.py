@@ -19,7 +19,7 @@ from gcflow.config import (
     MethodConfig,
     NoiseProcess,
 )
-from gcflow.couplings import CouplingContext, generator_augmented, optimal_assignment
+from gcflow.couplings import CouplingContext, choose, generator_augmented, optimal_assignment
 from gcflow.model import PreconditionedNetwork
 from gcflow.weights import spec_of
 
@@ -45,9 +45,9 @@ def gc(mu, mu_from_step=None):
 IC = MethodConfig(objective="consistency", coupling="ic")
 
 
-def objective(config, predict, model=None, multiple=1):
+def objective(config, predict, model=None):
     model = model or nn.Identity()
-    return Loss(config, model, predict, multiple=multiple)
+    return Loss(config, model, predict)
 
 
 def squared_costs(x, z):
@@ -95,8 +95,9 @@ def test_optimal_transport_costs_what_linear_programming_finds():
 
 def test_generator_augmentation_without_takers_is_the_independent_coupling_and_predicts_nothing():
     x, z = gaussian(0, 5, 2), gaussian(1, 5, 2)
+    takers = torch.zeros(5, dtype=torch.bool)
     for multiple in (1, 4):
-        nobody = CouplingContext(torch.ones(5), torch.zeros(5, dtype=torch.bool), must_not_be_called, multiple)
+        nobody = CouplingContext(torch.ones(5), takers, choose(takers, multiple), must_not_be_called)
         assert torch.equal(generator_augmented(x, z, nobody), x)
 
 
@@ -107,7 +108,8 @@ def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level
     before = x.clone(), z.clone()
     low = torch.arange(1.0, count + 1)
     predictor = Predictor()
-    endpoint = generator_augmented(x, z, CouplingContext(low, torch.tensor(takers), predictor))
+    taking = torch.tensor(takers)
+    endpoint = generator_augmented(x, z, CouplingContext(low, taking, choose(taking), predictor))
     assert torch.equal(x, before[0])
     assert torch.equal(z, before[1])
     chosen = [i for i, taken in enumerate(takers) if taken]
@@ -128,24 +130,24 @@ def test_rounding_up_the_number_of_predictions_changes_no_endpoint(takers, multi
     count, taking = len(takers), torch.tensor(takers)
     x, z, low = gaussian(0, count, 3), gaussian(1, count, 3), torch.arange(1.0, count + 1)
     exact, rounded = Predictor(), Predictor()
-    expected = generator_augmented(x, z, CouplingContext(low, taking, exact))
-    endpoint = generator_augmented(x, z, CouplingContext(low, taking, rounded, multiple))
+    expected = generator_augmented(x, z, CouplingContext(low, taking, choose(taking), exact))
+    endpoint = generator_augmented(x, z, CouplingContext(low, taking, choose(taking, multiple), rounded))
     assert torch.equal(endpoint, expected)
     if any(takers):
         ((seen, sigma),) = rounded.calls
-        assert len(seen) == len(sigma) == -(-sum(takers) // multiple) * multiple
+        assert len(seen) == len(sigma) == min(-(-sum(takers) // multiple) * multiple, count)
         torch.testing.assert_close(seen[: sum(takers)], exact.calls[0][0])
 
 
 def test_a_taker_has_the_endpoint_of_its_own_prediction_however_many_are_added_after_it():
-    """Rows added to fill up a pass are predicted too; theirs must not replace the sample's own by a rounding more."""
+    """Samples added to fill up a pass are predicted too; theirs must not become an endpoint."""
 
     def numbered(x, sigma):
         return torch.arange(float(len(x)))[:, None].expand_as(x)
 
     for takers in range(1, 9):
         taking = torch.arange(10) < takers
-        context = CouplingContext(torch.ones(10), taking, numbered, multiple=8)
+        context = CouplingContext(torch.ones(10), taking, choose(taking, 8), numbered)
         endpoints = generator_augmented(torch.full((10, 2), -1.0), torch.zeros(10, 2), context)
         assert endpoints[:, 0].tolist() == [*range(takers), *[-1] * (10 - takers)]
 

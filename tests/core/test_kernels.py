@@ -156,7 +156,7 @@ def test_on_the_cpu_a_fused_run_is_the_plain_one_and_a_gpu_without_triton_is_tol
     assert torch.equal(plain.model(x, sigma), fused.model(x, sigma))
     monkeypatch.setattr("gcflow.precision.find_spec", lambda name: None)
     monkeypatch.setattr(nn.Parameter, "is_cuda", True)
-    with pytest.raises(GcflowError, match="compile is fused, which needs triton"):
+    with pytest.raises(GcflowError, match="compile is fused or graph, which needs triton"):
         fuse(plain.model)
 
 

@@ -19,9 +19,9 @@ from gcflow.config import (
     NoiseProcess,
     RunReference,
 )
+from gcflow.couplings import choose
 from gcflow.dropout import Dropout, dropout_keys
 from gcflow.model import PreconditionedNetwork
-from gcflow.objectives import Batch
 from gcflow.weights import spec_of
 
 IC = MethodConfig(objective="consistency")
@@ -484,22 +484,7 @@ def test_a_predictor_of_a_denoiser_is_asked_for_a_multiple_of_samples_without_ch
         asked.append(len(x))
         return gaussian_flow(x, sigma)
 
-    losses = [Loss(config, LinearModel(gain), predict, multiple=multiple)(batch).item() for multiple in (1, 8)]
+    batches = [batch._replace(chosen=choose(batch.take_gc, multiple)) for multiple in (1, 8)]
+    losses = [Loss(config, LinearModel(gain), predict)(batch).item() for batch in batches]
     assert asked == [batch.take_gc.sum(), -(-batch.take_gc.sum() // 8) * 8]
     assert losses[0] == losses[1]
-
-
-# Grains.
-
-
-@pytest.mark.parametrize("size", [1, 3, 4, 10])
-def test_grains_are_the_batch_cut_in_order(size):
-    batch = drawn(run_config(GC), gaussian(0, 10, 2))
-    parts = batch.split(size)
-    lengths = [len(part.data) for part in parts]
-    assert sum(lengths) == 10
-    assert set(lengths[:-1]) <= {size}
-    assert 0 < lengths[-1] <= size
-    for name in Batch._fields:
-        joined = torch.cat([getattr(part, name) for part in parts])
-        assert torch.equal(joined, getattr(batch, name))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import EDM, METHODS, MLP, NCSN, UNET, Loss, batch_of, random_images, randomised
+from builders import EDM, METHODS, MLP, NCSN, UNET, Loss, batch_of, grains_of, random_images, randomised
 from builders import run_config as any_run_config
 from safetensors.torch import save_file
 
@@ -33,7 +33,16 @@ from gcflow.precision import tune
 from gcflow.preconditioning import to_model_space
 from gcflow.randomness import batch_indices
 from gcflow.sampling import consistency_sample
-from gcflow.training import Helpers, Observer, gradient_of_batch, initial_state, make_loss, objective_context, train
+from gcflow.training import (
+    Helpers,
+    Observer,
+    gradient_of_batch,
+    initial_state,
+    make_gradient,
+    make_loss,
+    objective_context,
+    train,
+)
 from gcflow.weights import (
     ModelSpec,
     load_model,
@@ -577,8 +586,9 @@ def gradients(config, grain):
     """Loss and gradients of a batch at random weights."""
     state = start(config)
     randomised(state.model)
-    loss_of, training = make_loss(config, state, helpers(config)), replace(config.training, grain=grain)
-    gradient, losses = gradient_of_batch(loss_of, batch_of(config, DATA, 7), training, state.flat, World())
+    config = replace(config, training=replace(config.training, grain=grain))
+    gradient_of = make_gradient(make_loss(config, state, helpers(config)), config.training, state.flat)
+    gradient, losses = gradient_of_batch(gradient_of, grains_of(config, DATA, 7), config.training, World())
     return losses.sum(), state.flat.parts(gradient)
 
 

@@ -375,7 +375,7 @@ TRAINING = {
     "grain": st.sampled_from([None, 1]),
     "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
     "channels_last": st.booleans(),
-    "compile": st.sampled_from(["none", "fused", "default", "reduce-overhead", "max-autotune"]),
+    "compile": st.sampled_from(["none", "fused", "graph", "default"]),
     "cpu_threads": st.integers(1, 64),
     "schedule": ICT | ECT | EDM,
 }

@@ -398,7 +398,7 @@ def test_endpoints_that_are_not_like_the_data_are_refused(folder, gives, found):
 
     config.method.__dict__["coupling"] = Wrong(epsilon=0.02)
     x, levels = gaussian(0, 16, 2), torch.ones(16)
-    batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int())
+    batch = Batch(x, x, levels, 2 * levels, levels.bool(), levels.int(), levels.int(), torch.arange(16))
     with pytest.raises(GcflowError) as caught:
         Loss(config, lambda x, sigma, keys: x, lambda x, sigma: x)(batch)
     assert str(caught.value) == f"coupling sinkhorn: endpoints gives {found}; expected float32 [16, 2] on cpu"
@@ -454,7 +454,7 @@ def test_continuous_time_is_the_limit_of_pairs_that_close_in(examples):
     x, z = gaussian(1, 30, 2).double(), gaussian(2, 30, 2).double()
     sigma = draw_levels(config, 4)[0].double()
     keys, gap = torch.zeros(30).int(), 1e-5
-    batch = Batch(x, z, sigma, sigma, keys.bool(), keys, keys)
+    batch = Batch(x, z, sigma, sigma, keys.bool(), keys, keys, torch.arange(0))
     Loss(config, model, None)(batch).backward()
     ours = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
@@ -500,7 +500,7 @@ def test_an_objective_that_gives_no_scalar_is_refused(examples, monkeypatch, giv
     x, zeros = gaussian(0, 16, 2), torch.zeros(16)
     loss = make_loss(config, initial_state(config, (2,)), Helpers())
     with pytest.raises(GcflowError) as caught:
-        loss(Batch(x, x, zeros, zeros, zeros.bool(), zeros.int(), zeros.int()))
+        loss(Batch(x, x, zeros, zeros, zeros.bool(), zeros.int(), zeros.int(), torch.arange(0)))
     assert str(caught.value) == f"objective continuous: mean_loss gives {found}; expected a scalar"
 
 

@@ -1,0 +1,88 @@
+"""All kernels of a grain as one launch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gcflow.errors import GcflowError
+from gcflow.objectives import Batch
+
+
+class Gradient(NamedTuple):
+    """Of a grain. loss: its part of the batch's mean loss, a scalar. gradient: of that, [number of weights]."""
+
+    loss: Tensor
+    gradient: Tensor
+
+
+class Captured(NamedTuple):
+    """A call that can be done again. replay: does it, with what `inputs` hold by then; `outputs` is where it writes."""
+
+    inputs: Batch
+    replay: Callable[[], object]
+    outputs: Gradient
+
+
+Capture = Callable[[Callable[[], Gradient]], tuple[Callable[[], object], Gradient]]
+
+
+def cuda_graph(pool: Any, work: Callable[[], Gradient]) -> tuple[Callable[[], object], Gradient]:
+    """Captures the kernels that `work` launches: what launches them again, and the tensors that they write.
+
+    Args:
+        pool: of `torch.cuda.graph_pool_handle`. Graphs share its memory, but for what they give.
+        work: what is captured, after a first call that is not.
+
+    Raises:
+        GcflowError: it waits for the device, or does what else no CUDA graph can hold.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # What is compiled or loaded at a first call cannot be captured.
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Only this thread must keep to what a capture allows: pairings are computed beside it.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            outputs = work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+        raise GcflowError(
+            f"a grain of this run is no CUDA graph ({problem}); choose training.compile fused in place of graph"
+        ) from error
+    return graph.replay, outputs
+
+
+class Replayed:
+    """A function of a grain, captured once for each number of predicted endpoints and replayed from then on.
+
+    The grains of a run have one size; of another, of which an endpoint is predicted, there are few numbers:
+    see `gcflow.precision.share_multiple`.
+
+    Args:
+        work: a function of the grain's tensors, and of weights that stay where they are in memory.
+        capture: how; see `cuda_graph`.
+    """
+
+    def __init__(self, work: Callable[[Batch], Gradient], capture: Capture) -> None:
+        self.work, self.capture = work, capture
+        self.captured: dict[int, Captured] = {}
+
+    def __call__(self, grain: Batch) -> Gradient:
+        """What `work` gives, in tensors of its own."""
+        count = len(grain.chosen)
+        if count not in self.captured:
+            inputs = Batch(*(tensor.clone() for tensor in grain))
+            self.captured[count] = Captured(inputs, *self.capture(partial(self.work, inputs)))
+        inputs, replay, outputs = self.captured[count]
+        for held, given in zip(inputs, grain, strict=True):
+            held.copy_(given)
+        replay()
+        return Gradient(*(tensor.clone() for tensor in outputs))

@@ -1,6 +1,7 @@
 """How fast a GPU trains and evaluates the paper's CIFAR-10 network, and what bounds it.
 
 python benchmarks/gpu.py [--only SECTION ...] [--budget SECONDS] [--out FOLDER] [--size tiny|paper] [--inception FILE]
+                         [--images FILE]
 
 Sections run in the order of `SECTIONS`, the most important first, each in its own guard. Every row is printed and
 written to FOLDER/gpu.json as soon as it is measured, with the configuration that it was measured on. Without CUDA a
@@ -26,6 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -35,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gcflow import register
 from gcflow.batches import Batches, resident
 from gcflow.config import (
+    Cadence,
     EctSchedule,
     MethodConfig,
     NetworkConfig,
@@ -52,18 +55,17 @@ from gcflow.inception import PIXELS, Inception, write_surrogate
 from gcflow.metrics import FeatureStatistics, frechet_distance
 from gcflow.model import PreconditionedNetwork
 from gcflow.networks import Network
-from gcflow.objectives import Batch
-from gcflow.optimizers import update_ema
 from gcflow.precision import set_precision, tune
 from gcflow.sampling import Sampler, generate
 from gcflow.songunet import Convolution, xavier_uniform
-from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_loss, train
+from gcflow.training import Helpers, Observer, TrainingState, initial_state, make_step, train
 from gcflow.weights import spec_of
 
 Row = dict[str, Any]
 MU = 0.5
 ROUNDS, REPEATS = 7, 4
-EMA_DECAY = 0.9999
+# Steps of a run, of which a few are taken.
+MANY = 1000
 
 
 class OneConvolution(nn.Module):
@@ -95,7 +97,7 @@ class Size(NamedTuple):
 
     network: without dropout. compiled: the network of compiled steps. shape: of one image. images: random ones,
     resident on the device. batch: of a training step. samples: images to generate, `generated` at once. matrix: side of
-    the square matrices whose product gives the peak.
+    the square matrices whose product gives the peak. compared: steps of runs whose losses are compared.
     """
 
     network: Network
@@ -106,23 +108,28 @@ class Size(NamedTuple):
     samples: int
     generated: int
     matrix: int
+    compared: int
 
 
 UNET = NetworkConfig("ddpm++", channels=128, blocks=3, multipliers=(1, 2, 2))
 SMALL_UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2))
 SIZES = {
-    "paper": Size(UNET, UNET, shape=(3, 32, 32), images=50_000, batch=512, samples=50_000, generated=500, matrix=8192),
-    "tiny": Size(SMALL_UNET, SingleLayer(), shape=(3, 8, 8), images=64, batch=4, samples=32, generated=16, matrix=256),
+    "paper": Size(UNET, UNET, (3, 32, 32), 50_000, 512, samples=50_000, generated=500, matrix=8192, compared=300),
+    "tiny": Size(SMALL_UNET, SingleLayer(), (3, 8, 8), 64, 4, samples=32, generated=16, matrix=256, compared=10),
 }
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every section is given. data: uint8 [n, C, H, W]. inception: file of the network, None for its surrogate."""
+    """What every section is given.
+
+    data: uint8 [n, C, H, W]. images: what they are. inception: file of the network, None for its surrogate.
+    """
 
     device: str
     size: Size
     data: Tensor
+    images: str
     inception: Path | None = None
 
     @property
@@ -176,7 +183,7 @@ def recipe(size: Size, method: str = "ic", dropout: float = 0.0, part: int = 1, 
         training: options of `TrainingConfig` that differ.
     """
     grain, batch = max(1, size.batch // part), size.batch // 4 if method == "ect" else size.batch
-    options = {"steps": 1, "snapshot_every": 1, "batch": batch, "grain": min(grain, batch), "learning_rate": 1e-4}
+    options = {"steps": MANY, "snapshot_every": MANY, "batch": batch, "grain": min(grain, batch), "learning_rate": 1e-4}
     options |= (ECT if method == "ect" else {}) | training
     network: Any = size.compiled if training.get("compile") == "default" else size.network
     return RunConfig(
@@ -230,19 +237,20 @@ def choose_convolutions(fastest: bool) -> None:
 
 
 class Trainer:
-    """A run whose steps are timed in the loop of `gcflow train`."""
+    """A run whose steps, those of `gcflow train`, are timed. `batches` have to be closed."""
 
     def __init__(self, bench: Bench, config: RunConfig) -> None:
         self.bench, self.config = bench, config
         self.state = initial_state(config, bench.size.shape, bench.device)
         teacher = untrained(bench, config) if config.method.objective.distils else None
-        self.helpers = Helpers(teacher=teacher)
+        set_precision(config.training)
+        self.batches = Batches(config, bench.data, torch.device(bench.device), World())
+        self.step = make_step(config, self.batches, self.state, Helpers(teacher=teacher), World())
 
     def steps(self, count: int) -> None:
         """`count` steps of training."""
-        end = self.state.step + count
-        training = replace(self.config.training, steps=end, snapshot_every=end)
-        train(replace(self.config, training=training), self.bench.data, self.state, helpers=self.helpers)
+        for _ in range(count):
+            self.step(False)
 
     def passes(self) -> None:
         """The passes of the networks in a step, and nothing else."""
@@ -266,14 +274,15 @@ def untrained(bench: Bench, config: RunConfig) -> PreconditionedNetwork:
 
 
 def training(bench: Bench, config: RunConfig, steps: int = 2, rounds: int = 3) -> Iterator[Row]:
-    """Steps of the loop as it is: `rounds` of `steps`, after two to warm up."""
+    """Steps as training takes them: `rounds` of `steps`, after three to warm up."""
     bench.forget_peak_memory()
     start = time.perf_counter()
     trainer = Trainer(bench, config)
-    bench.seconds(partial(trainer.steps, 1))
-    first = time.perf_counter() - start
-    trainer.steps(1)
-    times = [bench.seconds(partial(trainer.steps, steps)) / steps for _ in range(rounds)]
+    with trainer.batches:
+        bench.seconds(partial(trainer.steps, 1))
+        first = time.perf_counter() - start
+        trainer.steps(2)
+        times = [bench.seconds(partial(trainer.steps, steps)) / steps for _ in range(rounds)]
     memory = bench.peak_memory()
     bench.seconds(trainer.passes)
     passes = statistics.median(bench.seconds(trainer.passes) for _ in range(rounds))
@@ -284,13 +293,13 @@ def training(bench: Bench, config: RunConfig, steps: int = 2, rounds: int = 3) -
     }
 
 
-def speed(bench: Bench, config: RunConfig, times: list[float], note: str = "") -> Row:
+def speed(bench: Bench, config: RunConfig, times: list[float]) -> Row:
     """The row of a training step that took `times`, in seconds."""
     step = statistics.median(times)
     images = config.training.batch / step
     operations = flop_of_pass(without_dropout(config.network), bench.size.shape)
     return {
-        "what": described(config) + note,
+        "what": described(config),
         "seconds_per_step": step,
         "images_per_second": images,
         "flop_per_second": images * passes_per_image(config) * operations,
@@ -302,11 +311,12 @@ def speed(bench: Bench, config: RunConfig, times: list[float], note: str = "") -
 def kernels(bench: Bench, config: RunConfig) -> Iterator[Row]:
     """The ten kernels, or on the CPU operators, that a step spends most of its time in."""
     trainer = Trainer(bench, config)
-    trainer.steps(2)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
-    with profile(activities=activities) as found:
-        trainer.steps(1)
-        bench.synchronize()
+    with trainer.batches:
+        trainer.steps(2)
+        with profile(activities=activities) as found:
+            trainer.steps(1)
+            bench.synchronize()
     time_of = "self_device_time_total" if bench.cuda else "self_cpu_time_total"
     device = torch.autograd.DeviceType.CUDA if bench.cuda else torch.autograd.DeviceType.CPU
     events = [event for event in found.key_averages() if event.device_type == device]
@@ -612,63 +622,61 @@ def convolutions(bench: Bench) -> Iterator[Row]:
         }
 
 
-def bare_step(config: RunConfig, state: TrainingState, batch: Batch) -> Callable[[], Tensor]:
-    """A training step on one batch without the loop's host work; gives the loss, on the device."""
-    loss_of, flat = make_loss(config, state, Helpers()), state.flat
-
-    def step() -> Tensor:
-        loss = loss_of(batch)
-        flat.tensor.grad = flat.gather(torch.autograd.grad(loss, flat.parameters))
-        state.optimizer.step()
-        update_ema(state.flat_ema.tensor, flat.tensor, EMA_DECAY)
-        return loss.detach()
-
-    return step
-
-
-def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same step as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return loss
-
-    return replay
-
-
 def graphs(bench: Bench) -> Iterator[Row]:
-    """A step of one grain of IC without the loop, launched kernel by kernel, and as one CUDA graph."""
-    for part in (4, 8):
-        config = recipe(bench.size, compile="fused", precision="bfloat16", batch=bench.size.batch // part, part=part)
-        set_precision(config.training)
-        state = initial_state(config, bench.size.shape, bench.device)
-        with Batches(config, bench.data, torch.device(bench.device), World()) as batches:
-            step = bare_step(config, state, batches[0])
-        for way, work in ((", without the loop", step), (", one CUDA graph", captured(step))):
-            bench.seconds(work, 3)
-            yield speed(bench, config, [bench.seconds(work, REPEATS) for _ in range(3)], way) | {"loss": float(work())}
+    """The steps whose grains are launched kernel by kernel in `ROWS`, as CUDA graphs."""
+    for name in ("ic-128", "gc-128", "ic-64", "gc-64"):
+        yield from training(bench, recipe(bench.size, **ROWS[name] | GRAPH))
+
+
+class Losses(Observer):
+    """Keeps the mean losses that it is told."""
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """Of the steps since the last line."""
+        self.means.append(record["loss"])
+
+
+def losses(bench: Bench, config: RunConfig) -> list[float]:
+    """Of each tenth of a run."""
+    observer, cadence = Losses(), Cadence(log_every=config.training.steps // 10)
+    train(config, bench.data, initial_state(config, bench.size.shape, bench.device), observer, cadence)
+    return observer.means
+
+
+def equality(bench: Bench) -> Iterator[Row]:
+    """How far the losses of the fast path are from those of TF32 eager, beside those of another seed."""
+    steps, batch = bench.size.compared, bench.size.batch // 2
+    options = {"steps": steps, "snapshot_every": steps, "batch": batch, "grain": max(1, batch // 4)}
+    for method in ("ic", "gc"):
+        exact, fast = (recipe(bench.size, method, **path | options) for path in (TF32, FAST))
+        found = [losses(bench, config) for config in (exact, fast, replace(exact, seed=1))]
+        of_path, of_seed = (
+            max(abs(other / one - 1) for one, other in zip(found[0], others, strict=True)) for others in found[1:]
+        )
+        yield {
+            "what": f"{described(fast)}, {steps} steps against TF32 eager",
+            "note": f"losses off by at most {of_path:.2%}, by another seed {of_seed:.2%}; on {bench.images}",
+            "losses": dict(zip(("tf32", "fast", "tf32, another seed"), found, strict=True)),
+            "largest_difference": of_path,
+            "largest_difference_of_seed": of_seed,
+            "config": to_dict(fast),
+        }
 
 
 @dataclass(frozen=True)
 class Section:
-    """One question. needs: seconds that must be left of the budget for it to start. cuda: asked of a GPU only."""
+    """One question. needs: seconds that must be left of the budget for it to start."""
 
     rows: Callable[[Bench], Iterator[Row]]
     needs: float
-    cuda: bool = False
 
 
 TF32: dict[str, Any] = {"precision": "tf32"}
 FAST: dict[str, Any] = {"precision": "bfloat16", "compile": "fused"}
+GRAPH = {"compile": "graph"}
 COMPILED: dict[str, Any] = {"precision": "bfloat16", "compile": "default"}
 # As params.yaml has it today: what `gcflow plan` reckons with.
 TODAY = "ic-tf32"
@@ -709,13 +717,15 @@ def sections() -> dict[str, Section]:
         "exact-fused": Section(partial(exactness, **FAST), 15),
         "fid": Section(whole_distance, 40),
         "kernels": Section(lambda bench: kernels(bench, recipe(bench.size, **ROWS["ic-128"])), 10),
-        "graphs": Section(graphs, 15, cuda=True),
+        "graphs": Section(graphs, 50),
         "sampling": Section(sampling, 20),
         "features": Section(features, 10),
+        "exact-graph": Section(partial(exactness, **FAST | GRAPH), 15),
         "exact-tf32": Section(partial(exactness, **TF32), 15),
         **rows,
         "exact-compiled": Section(partial(exactness, **COMPILED), 60),
         "processes": Section(processes, 10),
+        "equality": Section(equality, 300),
     }
 
 
@@ -803,13 +813,6 @@ def for_plans(sections: dict[str, Row], size: Size) -> Row:
     }
 
 
-def refusal(section: Section, bench: Bench, left: float) -> str | None:
-    """Why a section is not started, or None."""
-    if section.cuda and not bench.cuda:
-        return "needs CUDA"
-    return f"needs {section.needs:g} s, {left:.0f} are left" if left < section.needs else None
-
-
 def run_section(name: str, section: Section, bench: Bench, report: Report) -> bool:
     """Whether all rows of a section could be measured; those before a failure are kept."""
     start, problem = time.perf_counter(), None
@@ -837,6 +840,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=280.0, help="seconds, within which sections are begun")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of gpu.json")
     parser.add_argument("--inception", type=Path, help="the network's file; without it a surrogate is timed")
+    parser.add_argument("--images", type=Path, help="uint8 [n, 3, 32, 32] in .npy; without it random pixels")
     parser.add_argument("--size", choices=SIZES, help="paper with CUDA, tiny without, unless said")
     return parser.parse_args()
 
@@ -848,11 +852,15 @@ def main() -> None:
     name = chosen.size or ("paper" if device == "cuda" else "tiny")
     report, size = Report(chosen.out, device, name), SIZES[name]
     raw = torch.randint(0, 256, (size.images, *size.shape), dtype=torch.uint8)
-    bench = Bench(device, size, resident(raw, device, 0.5), chosen.inception)
+    if chosen.images:
+        raw = torch.from_numpy(np.load(chosen.images))
+    images = str(chosen.images or "random pixels")
+    bench = Bench(device, size, resident(raw, device, 0.5), images, chosen.inception)
     failed = []
     for section in (section for section in SECTIONS if section in chosen.only):
-        reason = refusal(SECTIONS[section], bench, chosen.budget - report.elapsed)
-        if reason:
+        needs, left = SECTIONS[section].needs, chosen.budget - report.elapsed
+        if left < needs:
+            reason = f"needs {needs:g} s, {left:.0f} are left"
             report.say(f"{section:<20}skipped: {reason}")
             report.note(section, skipped=reason)
         elif not run_section(section, SECTIONS[section], bench, report):

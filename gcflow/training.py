@@ -306,6 +306,24 @@ def update(state: TrainingState, training: TrainingConfig, gradient: Tensor, mea
     return Update(rate, norm)
 
 
+def make_step(
+    config: RunConfig, batches: Batches, state: TrainingState, helpers: Helpers, world: World
+) -> Callable[[bool], Update]:
+    """A step of training as a function that moves `state` by one; see `update`."""
+    training, own = config.training, world.share(config.training.grains)
+    gradient_of = make_gradient(make_loss(config, state, helpers), training, state.flat)
+    if training.compile == "graph" and batches.device.type == "cuda":
+        gradient_of = Replayed(gradient_of, partial(cuda_graph, torch.cuda.graph_pool_handle()))
+
+    def step(measure_norm: bool) -> Update:
+        gradient, losses = gradient_of_batch(gradient_of, batches[state.step], training, world)
+        state.loss_sums[own.start : own.stop] += losses
+        state.loss_count += 1
+        return update(state, training, gradient, measure_norm)
+
+    return step
+
+
 def train(
     config: RunConfig,
     data: Tensor,
@@ -336,13 +354,11 @@ def train(
     training = config.training
     set_precision(training)
     device, own = state.loss_sums.device, world.share(training.grains)
-    gradient_of = make_gradient(make_loss(config, state, helpers or Helpers()), training, state.flat)
-    if training.compile == "graph" and device.type == "cuda":
-        gradient_of = Replayed(gradient_of, partial(cuda_graph, torch.cuda.graph_pool_handle()))
     snapshots = set(training.snapshot_steps)
     window_start, window_images = time.perf_counter(), 0
 
     with Batches(config, data, device, world) as batches:
+        take_step = make_step(config, batches, state, helpers or Helpers(), world)
         while state.step < training.steps:
             reason = observer.stop_requested()
             if world.any(reason is not None):
@@ -353,12 +369,9 @@ def train(
                 raise Preempted(f"{config.name}: {reason}; saved at step {state.step} of {training.steps}")
 
             step = state.step
-            gradient, losses = gradient_of_batch(gradient_of, batches[step], training, world)
             last = step + 1 == training.steps
             logging = (step + 1) % cadence.log_every == 0 or last
-            rate, gradient_norm = update(state, training, gradient, logging)
-            state.loss_sums[own.start : own.stop] += losses
-            state.loss_count += 1
+            rate, gradient_norm = take_step(logging)
             window_images += training.batch
             checkpointing = state.step % cadence.checkpoint_every == 0 or last
             if logging or checkpointing or state.step in snapshots:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from operator import truediv
@@ -17,8 +18,9 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from gcflow.batches import resident
+from gcflow.batches import Batches, resident
 from gcflow.config import RunConfig, to_dict
+from gcflow.distributed import World
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.model import PreconditionedNetwork
@@ -33,7 +35,7 @@ from gcflow.precision import set_precision, tune
 from gcflow.readable import scaled, size
 from gcflow.sampling import Sampler, generate
 from gcflow.tools.plan import pass_operations, passes_per_sample
-from gcflow.training import Helpers, initial_state, train
+from gcflow.training import Helpers, initial_state, make_step
 from gcflow.weights import spec_of
 
 MATRIX = {"cpu": 2048, "cuda": 8192}
@@ -81,7 +83,7 @@ def settings_of(words: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 class Trainer:
-    """The real loop of a run, with untrained weights in every role.
+    """The real steps of a run, with untrained weights in every role.
 
     config: the run's, with the mean of its mu from the first step on, as if it were so in every step.
     """
@@ -92,7 +94,7 @@ class Trainer:
         config = params.run_config(run.name, overrides)
         mu = config.method.mu if config.method.mu is None else statistics.fmean(config.method.mu_range)
         self.config = replace(config, method=replace(config.method, mu=mu, mu_from_step=None))
-        self.data, shape = data, tuple(data.shape[1:])
+        shape = tuple(data.shape[1:])
 
         def untrained(role: str) -> PreconditionedNetwork | None:
             needed = params.needed_runs(run).get(role)
@@ -106,13 +108,15 @@ class Trainer:
         if config.method.teacher == "exact":
             exact = params.dataset(run.dataset).data.exact_mixture(data, config.process).denoise
         self.helpers = Helpers(untrained("predictor"), untrained("teacher"), exact)
+        self.batches = Batches(self.config, data, torch.device(device), World())
         self.state = initial_state(self.config, shape, device)
+        self.step = make_step(self.config, self.batches, self.state, self.helpers, World())
 
     def steps(self, count: int) -> None:
-        """`count` more steps."""
-        end = self.state.step + count
-        training = replace(self.config.training, steps=end, snapshot_every=end)
-        train(replace(self.config, training=training), self.data, self.state, helpers=self.helpers)
+        """`count` more steps, after the last one from the first again."""
+        for _ in range(count):
+            self.state.step %= self.config.training.steps
+            self.step(False)
 
 
 def bench_training(build: Mapping[str, Callable[[], Trainer]], device: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -123,12 +127,13 @@ def bench_training(build: Mapping[str, Callable[[], Trainer]], device: str, step
     trainers: dict[str, Trainer] = {}
     memory: dict[str, int | None] = {}
     times: dict[str, list[float]] = {name: [] for name in build}
-    with Progress("bench", rounds + 1, unit="round") as progress:
+    with Progress("bench", rounds + 1, unit="round") as progress, ExitStack() as threads:
         for name, of in build.items():
             before = torch.cuda.memory_allocated(device) if device.startswith("cuda") else None
             if before is not None:
                 torch.cuda.reset_peak_memory_stats(device)
             trainers[name] = of()
+            threads.enter_context(trainers[name].batches)
             trainers[name].steps(steps)
             memory[name] = torch.cuda.max_memory_allocated(device) - before if before is not None else None
         for turn in range(rounds):
@@ -137,7 +142,7 @@ def bench_training(build: Mapping[str, Callable[[], Trainer]], device: str, step
                 times[name].append(seconds(partial(trainer.steps, steps), device) / steps)
         progress.update(rounds + 1)
     first = next(iter(trainers.values())).config
-    shape = tuple(next(iter(trainers.values())).data.shape[1:])
+    shape = tuple(next(iter(trainers.values())).batches.data.shape[1:])
     peak = peak_rate(first.training.precision, device)
     methods: dict[str, Any] = {}
     for name, trainer in trainers.items():

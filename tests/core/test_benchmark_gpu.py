@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from projects import ROOT
@@ -37,10 +38,10 @@ ROWS = {
     "gc-compiled": ("gc", "bfloat16", "default", 4, 0.0),
     "ic-float32": ("ic", "float32", "none", 4, 0.0),
 }
-EXACT = {"exact-fused": "fused", "exact-tf32": "none", "exact-compiled": "default"}
+EXACT = {"exact-fused": "fused", "exact-graph": "graph", "exact-tf32": "none", "exact-compiled": "default"}
 PASSES = {"ic": 4, "ot": 4, "gc": 4.5, "cd": 5, "ect": 4}
-CUDA_ONLY = {"graphs"}
-OTHER = {"env", "peaks", "convolutions", "fid", "kernels", "sampling", "features", "processes", *CUDA_ONLY}
+GRAPHS = ["ic-128", "gc-128", "ic-64", "gc-64"]
+OTHER = {"env", "peaks", "convolutions", "fid", "kernels", "graphs", "sampling", "features", "processes", "equality"}
 COMPILER = shutil.which("g++") is not None
 COMPILED = {name for name, (*_, how, _, _) in ROWS.items() if how == "default"} | {"exact-compiled"}
 EXPECTED = ({*ROWS, *EXACT} | OTHER) - (set() if COMPILER else COMPILED)
@@ -92,15 +93,13 @@ def numbers(value):
             yield key, part
 
 
-def test_only_what_needs_cuda_is_skipped_and_nothing_fails(measured):
+def test_nothing_is_skipped_and_nothing_fails(measured):
     _, result, sections = measured
     assert set(sections) == EXPECTED
-    assert {name for name, section in sections.items() if "skipped" in section} == CUDA_ONLY
-    assert sections["graphs"] == {"rows": [], "skipped": "needs CUDA"}
-    for name in EXPECTED - CUDA_ONLY:
+    for name in EXPECTED:
         assert sections[name]["rows"], name
         assert sections[name]["seconds"] > 0
-        assert "failed" not in sections[name]
+        assert not {"failed", "skipped"} & sections[name].keys()
         for row in sections[name]["rows"]:
             assert row["what"] in result.stdout
 
@@ -146,7 +145,7 @@ def test_a_steps_time_and_its_rates_say_the_same(measured):
         "share_of_peak": rows(measured, "peaks")[0]["flop_per_second"],
         "share_of_convolutions": rows(measured, "convolutions")[0]["flop_per_second"],
     }
-    assert {name for name, _ in steps(measured)} == ROWS.keys() & EXPECTED
+    assert {name for name, _ in steps(measured)} == (ROWS.keys() | {"graphs"}) & EXPECTED
     for name, row in steps(measured):
         assert row["seconds_per_step"] == statistics.median(row["seconds_of_rounds"])
         batch = row["config"]["training"]["batch"]
@@ -159,7 +158,26 @@ def test_a_steps_time_and_its_rates_say_the_same(measured):
         if name not in COMPILED:
             (today,) = rows(measured, "ic-tf32")
             cost, of_ic = (each["flop_per_second"] / each["images_per_second"] for each in (row, today))
-            assert cost / of_ic == pytest.approx(PASSES[ROWS[name][0]] / 4), name
+            assert cost / of_ic == pytest.approx(PASSES[row["config"]["method_name"]] / 4), name
+
+
+def test_the_steps_of_graphs_are_those_that_are_launched_kernel_by_kernel_too(measured):
+    for name, row in zip(GRAPHS, rows(measured, "graphs"), strict=True):
+        (plain,) = rows(measured, name)
+        assert row["config"]["training"].pop("compile") == "graph"
+        assert plain["config"]["training"].pop("compile") == "fused"
+        assert row["config"] == plain["config"]
+
+
+def test_losses_of_the_fast_path_are_nearer_to_those_of_tf32_than_those_of_another_seed(measured):
+    for method, row in zip(("ic", "gc"), rows(measured, "equality"), strict=True):
+        exact, fast, seed = row["losses"].values()
+        assert row["config"]["method_name"] == method
+        assert len(exact) == len(fast) == len(seed) == 10
+        found = [max(abs(b / a - 1) for a, b in zip(exact, other, strict=True)) for other in (fast, seed)]
+        assert found == [row["largest_difference"], row["largest_difference_of_seed"]]
+        assert 0 < found[0] < found[1]
+        assert row["note"].endswith("on random pixels")
 
 
 def test_a_run_repeats_and_resumes_to_the_bit(measured):
@@ -251,6 +269,13 @@ def test_a_section_that_fails_stops_no_other(tmp_path):
     assert sections["features"]["failed"].startswith("GcflowError: ")
     assert len(sections["processes"]["rows"]) == 1
     assert "failed" not in sections["processes"]
+
+
+def test_images_of_a_file_take_the_place_of_random_pixels(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((20, 3, 8, 8), np.uint8))
+    result = run(tmp_path, "--images", str(tmp_path / "images.npy"), "--only", "equality", "--budget", "1000")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(f"on {tmp_path / 'images.npy'}") == 2
 
 
 def test_an_unknown_section_is_refused(tmp_path):

@@ -29,26 +29,27 @@ class Captured(NamedTuple):
 Capture = Callable[[Callable[[], Gradient]], tuple[Callable[[], object], Gradient]]
 
 
-def cuda_graph(pool: Any, work: Callable[[], Gradient]) -> tuple[Callable[[], object], Gradient]:
+def cuda_graph(device: torch.device, pool: Any, work: Callable[[], Gradient]) -> tuple[Callable[[], object], Gradient]:
     """Captures the kernels that `work` launches: what launches them again, and the tensors that they write.
 
     Args:
+        device: where they run.
         pool: of `torch.cuda.graph_pool_handle`. Graphs share its memory, but for what they give.
         work: what is captured, after a first call that is not.
 
     Raises:
         GcflowError: it waits for the device, or does what else no CUDA graph can hold.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         # What is compiled or loaded at a first call cannot be captured.
         work()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         # Only this thread must keep to what a capture allows: pairings are computed beside it.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = work()
     except torch.OutOfMemoryError:
         raise

@@ -313,7 +313,7 @@ def make_step(
     training, own = config.training, world.share(config.training.grains)
     gradient_of = make_gradient(make_loss(config, state, helpers), training, state.flat)
     if training.compile == "graph" and batches.device.type == "cuda":
-        gradient_of = Replayed(gradient_of, partial(cuda_graph, torch.cuda.graph_pool_handle()))
+        gradient_of = Replayed(gradient_of, partial(cuda_graph, batches.device, torch.cuda.graph_pool_handle()))
 
     def step(measure_norm: bool) -> Update:
         gradient, losses = gradient_of_batch(gradient_of, batches[state.step], training, world)

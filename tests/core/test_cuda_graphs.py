@@ -164,7 +164,7 @@ class Graph:
     ],
 )
 def test_a_grain_that_is_no_graph_is_refused_with_what_to_choose(monkeypatch, problem, expected):
-    for name in ("Stream", "CUDAGraph", "stream", "graph", "current_stream"):
+    for name in ("Stream", "CUDAGraph", "device", "stream", "graph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Graph)
     calls = []
 
@@ -174,7 +174,7 @@ def test_a_grain_that_is_no_graph_is_refused_with_what_to_choose(monkeypatch, pr
             raise problem
 
     with pytest.raises(expected) as caught:
-        cuda_graph(None, work)
+        cuda_graph(torch.device("cuda"), None, work)
     if expected is GcflowError:
         message = "a grain of this run is no CUDA graph (CUDA error: operation not permitted); choose training.compile "
         assert str(caught.value) == message + "fused in place of graph"

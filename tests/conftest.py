@@ -15,6 +15,8 @@ from gcflow.cli import main
 
 # Tests run side by side: one thread each is faster and makes floating-point sums repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch.compile's scalar code will do: to find the vector instructions takes it a quarter of a minute in every process.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 # `make test-all` tells every make below it that it is one of its own, which then says where it is.
 for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(variable, None)

@@ -114,8 +114,28 @@ class Size(NamedTuple):
 UNET = NetworkConfig("ddpm++", channels=128, blocks=3, multipliers=(1, 2, 2))
 SMALL_UNET = NetworkConfig("ddpm++", channels=8, blocks=1, multipliers=(1, 2))
 SIZES = {
-    "paper": Size(UNET, UNET, (3, 32, 32), 50_000, 512, samples=50_000, generated=500, matrix=8192, compared=300),
-    "tiny": Size(SMALL_UNET, SingleLayer(), (3, 8, 8), 64, 4, samples=32, generated=16, matrix=256, compared=10),
+    "paper": Size(
+        UNET,
+        UNET,
+        shape=(3, 32, 32),
+        images=50_000,
+        batch=512,
+        samples=50_000,
+        generated=500,
+        matrix=8192,
+        compared=300,
+    ),
+    "tiny": Size(
+        SMALL_UNET,
+        SingleLayer(),
+        shape=(3, 8, 8),
+        images=64,
+        batch=4,
+        samples=32,
+        generated=16,
+        matrix=256,
+        compared=10,
+    ),
 }
 
 
@@ -845,15 +865,30 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def random_images(size: Size) -> Tensor:
+    """Of random pixels, uint8 [n, C, H, W]."""
+    return torch.randint(0, 256, (size.images, *size.shape), dtype=torch.uint8)
+
+
+def images_of(path: Path, size: Size) -> Tensor:
+    """Those in a file; exits where it has no such images."""
+    try:
+        images = np.load(path)
+    except (OSError, ValueError) as error:
+        sys.exit(f"--images {path}: {error}")
+    if images.dtype != np.uint8 or images.shape[1:] != size.shape:
+        expected = ", ".join(map(str, size.shape))
+        sys.exit(f"--images {path}: has {images.dtype} {list(images.shape)}, expected uint8 [n, {expected}]")
+    return torch.from_numpy(images)
+
+
 def main() -> None:
     """Measures what is asked for and the budget allows; exits with 1 if a section failed."""
     chosen = options()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = chosen.size or ("paper" if device == "cuda" else "tiny")
     report, size = Report(chosen.out, device, name), SIZES[name]
-    raw = torch.randint(0, 256, (size.images, *size.shape), dtype=torch.uint8)
-    if chosen.images:
-        raw = torch.from_numpy(np.load(chosen.images))
+    raw = images_of(chosen.images, size) if chosen.images else random_images(size)
     images = str(chosen.images or "random pixels")
     bench = Bench(device, size, resident(raw, device, 0.5), images, chosen.inception)
     failed = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gcflow.config import RunConfig
-from gcflow.couplings import Coupling, choose
+from gcflow.couplings import Coupling, samples_to_predict
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import GcflowError
@@ -175,7 +175,7 @@ class Batches:
             noise = noise[self.assignments[step].to(self.device, non_blocking=True)]
         low, high, take_gc = (drawn[self.rank_slice] for drawn in draw_levels(self.config, step))
         multiple = share_multiple(self.config.training)
-        chosen = [choose(part, multiple).to(self.device, non_blocking=True) for part in take_gc.split(self.grain)]
+        to_predict = (samples_to_predict(part, multiple) for part in take_gc.split(self.grain))
         share = (
             to_model_space(self._samples(step), self.config.process),
             noise[self.rank_slice],
@@ -183,4 +183,8 @@ class Batches:
             self._dropout(step, "dropout"),
             self._dropout(step, "predictor-dropout"),
         )
-        return [Batch(*parts) for parts in zip(*(drawn.split(self.grain) for drawn in share), chosen, strict=True)]
+        grains = [
+            *(drawn.split(self.grain) for drawn in share),
+            [samples.to(self.device, non_blocking=True) for samples in to_predict],
+        ]
+        return [Batch(*parts) for parts in zip(*grains, strict=True)]

@@ -27,29 +27,29 @@ class CouplingContext:
 
     sigma_low: [B], the lower noise level of each sample's interval, or a denoiser's only one.
     take_gc: [B] bool, which samples take a predicted endpoint: each with probability mu.
-    chosen: int64 [B'], of which samples an endpoint is to be predicted; see `choose`.
+    to_predict: int64 [B'], of which samples an endpoint is to be predicted; see `samples_to_predict`.
     predict: endpoint predictor g(x_t [B', ...], sigma [B']) -> endpoint [B', ...], without gradient.
     dropout: int32 [B], keys of a predictor in training, whose third argument are those of its samples; else None.
     """
 
     sigma_low: Tensor
     take_gc: Tensor
-    chosen: Tensor
+    to_predict: Tensor
     predict: EndpointPredictor
     dropout: Tensor | None = None
 
 
-def choose(take_gc: Tensor, multiple: int = 1) -> Tensor:
-    """Of which samples an endpoint is predicted: of those that take one, and of others up to a multiple.
+def samples_to_predict(take_gc: Tensor, multiple: int = 1) -> Tensor:
+    """The samples that take a predicted endpoint, then others up to a multiple of them.
 
-    A compiled or captured predictor sees few shapes so.
+    So a compiled or captured predictor sees few shapes.
 
     Args:
         take_gc: bool [B], on the CPU, so that their number is known without a wait for the device.
-        multiple: at least 1; at the most B are chosen.
+        multiple: at least 1.
 
     Returns:
-        int64 [B'], all different.
+        int64 [B'], B' <= B, all different.
     """
     count = -(-int(take_gc.sum()) // multiple) * multiple
     return take_gc.argsort(descending=True, stable=True)[:count]
@@ -112,9 +112,9 @@ def generator_augmented(x: Tensor, z: Tensor, context: CouplingContext) -> Tenso
     """GC(mu): where `take_gc`, the endpoint is the prediction g(x + sigma_low z, sigma_low).
 
     The prediction (the paper's Eqs. 13 to 15; mixed with independent pairs Eq. 21, Algorithm 1) is computed only for
-    the `chosen` samples; their noise is kept.
+    the samples `to_predict`; their noise is kept.
     """
-    chosen = context.chosen
+    chosen = context.to_predict
     if len(chosen) == 0:
         return x
     data, sigma = x[chosen], context.sigma_low[chosen]

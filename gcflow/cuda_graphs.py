@@ -78,7 +78,7 @@ class Replayed:
 
     def __call__(self, grain: Batch) -> Gradient:
         """What `work` gives, in tensors of its own."""
-        count = len(grain.chosen)
+        count = len(grain.to_predict)
         if count not in self.captured:
             inputs = Batch(*(tensor.clone() for tensor in grain))
             self.captured[count] = Captured(inputs, *self.capture(partial(self.work, inputs)))

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     low, high: noise levels of the two points, [B]. take_gc: [B] bool, whether the endpoint is predicted.
     dropout: keys of student and teacher, int32 [B]. predictor_dropout: those of the online endpoint predictor, which is
     in training as in the paper's authors' code; the EMA and frozen weights predict without dropout.
-    chosen: int64 [B'], of which samples an endpoint is predicted; see `gcflow.couplings.choose`.
+    to_predict: int64 [B'], of which samples an endpoint is predicted; see `gcflow.couplings.samples_to_predict`.
     """
 
     data: Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     take_gc: Tensor
     dropout: Tensor
     predictor_dropout: Tensor
-    chosen: Tensor
+    to_predict: Tensor
 
 
 def in_words(found: object) -> str:
@@ -85,7 +85,7 @@ class ObjectiveContext:
             return batch.data
         with torch.no_grad():
             keys = batch.predictor_dropout if self.predictor_drops else None
-            context = CouplingContext(batch.low, batch.take_gc, batch.chosen, self.predict, keys)
+            context = CouplingContext(batch.low, batch.take_gc, batch.to_predict, self.predict, keys)
             found: object = self.coupling.endpoints(batch.data, batch.noise, context)
         if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (batch.data.shape, batch.data.dtype):
             problem = f"endpoints gives {in_words(found)}; expected {in_words(batch.data)}"

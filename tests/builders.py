@@ -111,7 +111,7 @@ def grains_of(config: RunConfig, data: Tensor, step: int = 0) -> list[Batch]:
 
 
 def joined(grains: Iterable[Batch]) -> Batch:
-    """Several grains end to end; `chosen` counts in each from 0."""
+    """Several grains end to end; `to_predict` counts in each from 0."""
     return Batch(*(torch.cat(parts) for parts in zip(*grains, strict=True)))
 
 

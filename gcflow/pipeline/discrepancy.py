@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from gcflow.config import to_dict
-from gcflow.couplings import CouplingContext, choose
+from gcflow.couplings import CouplingContext, samples_to_predict
 from gcflow.errors import GcflowError
 from gcflow.files import write_json
 from gcflow.metrics import mean_and_error, transport_cost
@@ -49,7 +49,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
     z = torch.randn(x.shape, generator=generator(settings.seed, "discrepancy-noise")).to(device)
     uniform = torch.rand(settings.samples, generator=generator(settings.seed, "discrepancy-share"))
     take_gc, coupling = uniform < config.mu_at(steps), config.method.coupling
-    chosen = choose(take_gc).to(device)
+    to_predict = samples_to_predict(take_gc).to(device)
     if coupling.assigns:
         drawn = coupling_uniforms(settings.seed, 0, len(x))
         parts = zip(*(part.split(config.training.batch) for part in (x, z, drawn)), strict=True)
@@ -67,7 +67,7 @@ def measure_discrepancy(params: Params, name: str, device: str = "cpu") -> None:
             endpoints = x
             if coupling.predicts:
                 assert predict is not None
-                context = CouplingContext(sigma, take_gc.to(device), chosen, predict)
+                context = CouplingContext(sigma, take_gc.to(device), to_predict, predict)
                 endpoints = coupling.endpoints(x, z, context)
             noisy = endpoints + level * z
             for estimate, denoiser in estimators.items():

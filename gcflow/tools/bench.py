@@ -114,6 +114,7 @@ class Trainer:
 
     def steps(self, count: int) -> None:
         """`count` more steps, after the last one from the first again."""
+        set_precision(self.config.training)
         for _ in range(count):
             self.state.step %= self.config.training.steps
             self.step(False)

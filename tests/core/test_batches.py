@@ -93,7 +93,7 @@ def test_steps_and_seeds_have_their_own_draws(method):
         batches_of(run_config(method), steps=[4, 5]),
         batches_of(run_config(method, seed=1), steps=[4]),
     )
-    fields = set(Batch._fields) - (set() if "gc" in method else {"take_gc", "chosen"})
+    fields = set(Batch._fields) - (set() if "gc" in method else {"take_gc", "to_predict"})
     for name in fields:
         assert not torch.equal(getattr(first, name), getattr(later, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
@@ -117,7 +117,7 @@ def test_grains_are_the_batch_cut_in_order_and_choose_their_own_samples(grain):
     for name in Batch._fields[:-1]:
         assert torch.equal(torch.cat([getattr(part, name) for part in grains]), getattr(whole, name))
     for part in grains:
-        assert part.chosen.tolist() == [i for i, takes in enumerate(part.take_gc) if takes]
+        assert part.to_predict.tolist() == [i for i, takes in enumerate(part.take_gc) if takes]
 
 
 # Optimal transport.

@@ -278,6 +278,16 @@ def test_images_of_a_file_take_the_place_of_random_pixels(tmp_path):
     assert result.stdout.count(f"on {tmp_path / 'images.npy'}") == 2
 
 
+def test_a_file_without_such_images_is_refused_in_one_line(tmp_path):
+    np.save(tmp_path / "pixels.npy", np.zeros((20, 8, 8, 3), np.uint8))
+    (tmp_path / "text.npy").write_text("text")
+    for name, problem in (("pixels", "has uint8 [20, 8, 8, 3], expected uint8 [n, 3, 8, 8]"), ("text", ""), ("no", "")):
+        result = run(tmp_path, "--images", str(tmp_path / f"{name}.npy"), "--only", "equality")
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"--images {tmp_path / name}.npy: {problem}")
+
+
 def test_an_unknown_section_is_refused(tmp_path):
     result = run(tmp_path, "--only", "peak")
     assert result.returncode == 2

@@ -19,7 +19,7 @@ from gcflow.config import (
     MethodConfig,
     NoiseProcess,
 )
-from gcflow.couplings import CouplingContext, choose, generator_augmented, optimal_assignment
+from gcflow.couplings import CouplingContext, generator_augmented, optimal_assignment, samples_to_predict
 from gcflow.model import PreconditionedNetwork
 from gcflow.weights import spec_of
 
@@ -97,7 +97,7 @@ def test_generator_augmentation_without_takers_is_the_independent_coupling_and_p
     x, z = gaussian(0, 5, 2), gaussian(1, 5, 2)
     takers = torch.zeros(5, dtype=torch.bool)
     for multiple in (1, 4):
-        nobody = CouplingContext(torch.ones(5), takers, choose(takers, multiple), must_not_be_called)
+        nobody = CouplingContext(torch.ones(5), takers, samples_to_predict(takers, multiple), must_not_be_called)
         assert torch.equal(generator_augmented(x, z, nobody), x)
 
 
@@ -109,7 +109,7 @@ def test_only_takers_are_predicted_from_their_own_noisy_point_at_the_lower_level
     low = torch.arange(1.0, count + 1)
     predictor = Predictor()
     taking = torch.tensor(takers)
-    endpoint = generator_augmented(x, z, CouplingContext(low, taking, choose(taking), predictor))
+    endpoint = generator_augmented(x, z, CouplingContext(low, taking, samples_to_predict(taking), predictor))
     assert torch.equal(x, before[0])
     assert torch.equal(z, before[1])
     chosen = [i for i, taken in enumerate(takers) if taken]
@@ -130,8 +130,8 @@ def test_rounding_up_the_number_of_predictions_changes_no_endpoint(takers, multi
     count, taking = len(takers), torch.tensor(takers)
     x, z, low = gaussian(0, count, 3), gaussian(1, count, 3), torch.arange(1.0, count + 1)
     exact, rounded = Predictor(), Predictor()
-    expected = generator_augmented(x, z, CouplingContext(low, taking, choose(taking), exact))
-    endpoint = generator_augmented(x, z, CouplingContext(low, taking, choose(taking, multiple), rounded))
+    expected = generator_augmented(x, z, CouplingContext(low, taking, samples_to_predict(taking), exact))
+    endpoint = generator_augmented(x, z, CouplingContext(low, taking, samples_to_predict(taking, multiple), rounded))
     assert torch.equal(endpoint, expected)
     if any(takers):
         ((seen, sigma),) = rounded.calls
@@ -147,7 +147,7 @@ def test_a_taker_has_the_endpoint_of_its_own_prediction_however_many_are_added_a
 
     for takers in range(1, 9):
         taking = torch.arange(10) < takers
-        context = CouplingContext(torch.ones(10), taking, choose(taking, 8), numbered)
+        context = CouplingContext(torch.ones(10), taking, samples_to_predict(taking, 8), numbered)
         endpoints = generator_augmented(torch.full((10, 2), -1.0), torch.zeros(10, 2), context)
         assert endpoints[:, 0].tolist() == [*range(takers), *[-1] * (10 - takers)]
 

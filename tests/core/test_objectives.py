@@ -19,7 +19,7 @@ from gcflow.config import (
     NoiseProcess,
     RunReference,
 )
-from gcflow.couplings import choose
+from gcflow.couplings import samples_to_predict
 from gcflow.dropout import Dropout, dropout_keys
 from gcflow.model import PreconditionedNetwork
 from gcflow.weights import spec_of
@@ -484,7 +484,7 @@ def test_a_predictor_of_a_denoiser_is_asked_for_a_multiple_of_samples_without_ch
         asked.append(len(x))
         return gaussian_flow(x, sigma)
 
-    batches = [batch._replace(chosen=choose(batch.take_gc, multiple)) for multiple in (1, 8)]
+    batches = [batch._replace(to_predict=samples_to_predict(batch.take_gc, multiple)) for multiple in (1, 8)]
     losses = [Loss(config, LinearModel(gain), predict)(batch).item() for batch in batches]
     assert asked == [batch.take_gc.sum(), -(-batch.take_gc.sum() // 8) * 8]
     assert losses[0] == losses[1]

@@ -15,7 +15,7 @@ from gcflow.config import (
     NetworkConfig,
     NoiseProcess,
 )
-from gcflow.couplings import CouplingContext, choose, generator_augmented
+from gcflow.couplings import CouplingContext, generator_augmented, samples_to_predict
 from gcflow.distributed import World
 from gcflow.dropout import dropout_keys
 from gcflow.errors import Preempted
@@ -310,7 +310,9 @@ def test_a_compiled_predictor_of_a_rounded_number_of_samples_gives_the_same_endp
     x, sigma, _ = inputs()
     noise, takers = torch.ones_like(x), torch.tensor([1, 0, 1, 1, 0, 1, 0, 1], dtype=torch.bool)
     with torch.no_grad():
-        expected = generator_augmented(x, noise, CouplingContext(sigma, takers, choose(takers), plain))
-        endpoints = generator_augmented(x, noise, CouplingContext(sigma, takers, choose(takers, 8), compiled))
+        expected, endpoints = (
+            generator_augmented(x, noise, CouplingContext(sigma, takers, samples_to_predict(takers, multiple), model))
+            for multiple, model in ((1, plain), (8, compiled))
+        )
     torch.testing.assert_close(endpoints, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(endpoints[~takers], x[~takers])

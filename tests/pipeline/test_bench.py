@@ -109,6 +109,27 @@ def test_weights_from_files_are_timed_as_the_runs_own_network(tmp_path):
         assert helpers == ({role} if role else set())
 
 
+def test_each_method_is_timed_in_its_own_precision(tmp_path):
+    document = tiny_params()
+    document["datasets"]["digits"]["methods"]["gc"]["training"] = {"precision": "tf32"}
+    params = Params(write_project(tmp_path, document) / "params.yaml")
+    data = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    trainers = [Trainer(params, Run("digits", method, 0), {}, data, "cpu") for method in ("ic", "gc")]
+    found = []
+    for trainer in trainers:
+        trainer.steps(1)
+        found.append(torch.backends.cuda.matmul.allow_tf32)
+    assert found == [False, True]
+    trainers[0].steps(1)
+
+
+def test_a_run_that_ends_is_timed_from_its_first_step_again(tmp_path):
+    params = Params(write_project(tmp_path) / "params.yaml")
+    trainer = Trainer(params, Run("digits", "gc", 0), {}, torch.zeros(20, 1, 8, 8, dtype=torch.uint8), "cpu")
+    trainer.steps(95)
+    assert trainer.state.step == 15
+
+
 def test_the_peak_rate_is_that_of_a_product_of_matrices():
     assert 1e8 < peak_rate("float32", "cpu") < 1e14
 

@@ -60,15 +60,20 @@ def published_values(params: Params, table: Table) -> dict[str, dict[str, Publis
 def cell(values: list[list[float]]) -> str:
     """`mean ± std over training seeds (std over generation seeds)`; what has a single seed has no deviation.
 
-    The latter is the root mean square of each training seed's. values: per training seed, one per generation seed.
+    The latter is the root mean square of each training seed's. values: per training seed, one per generation seed. Two
+    decimals; of small values two significant digits of the largest of the three.
     """
     means_of_runs = [fmean(of_run) for of_run in values]
-    text = f"{fmean(means_of_runs):.2f}"
+    numbers, forms = [fmean(means_of_runs)], ["{}"]
     if len(values) > 1:
-        text += f" ± {stdev(means_of_runs):.2f}"
+        numbers.append(stdev(means_of_runs))
+        forms.append(" ± {}")
     if all(len(of_run) > 1 for of_run in values):
-        text += f" ({math.sqrt(fmean(variance(of_run) for of_run in values)):.2f})"
-    return text
+        numbers.append(math.sqrt(fmean(variance(of_run) for of_run in values)))
+        forms.append(" ({})")
+    largest = max(map(abs, numbers))
+    places = max(2, 1 - math.floor(math.log10(largest))) if largest else 2
+    return "".join(forms).format(*(f"{number:.{places}f}" for number in numbers))
 
 
 def _metrics_shown(params: Params, dataset: str) -> list[MetricName]:

@@ -15,7 +15,7 @@ from gcflow.pipeline.evaluate import samplers
 from gcflow.pipeline.features import KINDS, metric_name
 from gcflow.pipeline.folders import reference_path, run_folder
 from gcflow.pipeline.params import Params, Run
-from gcflow.pipeline.table import build_table, write_table
+from gcflow.pipeline.table import build_table, cell, write_table
 from gcflow.weights import save_tensors
 
 FINAL = {0: [7.0, 7.2], 1: [7.4, 7.6], 2: [7.8, 8.0]}
@@ -77,6 +77,21 @@ def evaluated(params):
 def row(rows, label):
     (found,) = (found for found in rows if found["method"] == label)
     return found
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0.0152, 0.0161], [0.0210, 0.0200]], "0.018 ± 0.003 (0.001)"),
+        ([[0.0003, -0.0002], [0.04, 0.05]], "0.023 ± 0.032 (0.005)"),
+        ([[0.00304]], "0.0030"),
+        ([[0.12], [0.1]], "0.11 ± 0.01"),
+        ([[0.0]], "0.00"),
+        ([[125.087, 124.9]], "124.99 (0.13)"),
+    ],
+)
+def test_small_values_have_two_significant_digits_and_others_two_decimals(values, expected):
+    assert cell(values) == expected
 
 
 def test_a_cell_is_the_mean_with_both_deviations_told_apart(evaluated):

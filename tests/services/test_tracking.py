@@ -420,8 +420,10 @@ def test_a_server_that_comes_back_while_a_run_is_trained_has_all_of_it(tmp_path,
         assert all(0 <= value <= 100 for _, value in there[name])
 
 
-def test_a_database_that_cannot_be_written_costs_a_warning(copied, sync, capsys):
+def test_a_database_that_cannot_be_written_costs_a_warning(copied, sync, capsys, monkeypatch):
     folder = copied("readonly")
+    # MLflow makes a folder `file:` of such an address.
+    monkeypatch.chdir(folder)
     database = folder / "mlflow.db"
     sync(folder, f"sqlite:///{database}")
     before = found(folder).everything()

@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHERS := service or browser or slow
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# A machine that sets it compiles everything again in each of hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## list the targets

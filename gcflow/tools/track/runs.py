@@ -114,7 +114,7 @@ def _evaluation(path: Path, milliseconds: int) -> list[Point]:
     """One point per protocol, metric, weights, sampler and step: the mean over generation seeds."""
     if not path.exists():
         return []
-    frame = pd.DataFrame.from_records(read_json(path))
+    frame = pd.DataFrame(read_json(path))
     if frame["protocol"].nunique() > 1:
         frame["metric"] = frame["metric"] + "/" + frame["protocol"]
     frame["name"] = frame["metric"] + "/" + frame["weights"] + "-" + frame["network_evaluations"].astype(str) + "-evals"

@@ -19,22 +19,18 @@ class Gradient(NamedTuple):
 
 
 class Captured(NamedTuple):
-    """A call that can be done again. replay: does it, with what `inputs` hold by then; `outputs` is where it writes."""
+    """A call that can be done again. replay: does it, with what `inputs` hold by then."""
 
     inputs: Batch
     replay: Callable[[], object]
-    outputs: Gradient
 
 
-Capture = Callable[[Callable[[], Gradient]], tuple[Callable[[], object], Gradient]]
-
-
-def cuda_graph(device: torch.device, pool: Any, work: Callable[[], Gradient]) -> tuple[Callable[[], object], Gradient]:
-    """Captures the kernels that `work` launches: what launches them again, and the tensors that they write.
+def cuda_graph(device: torch.device, pool: Any, work: Callable[[], object]) -> Callable[[], object]:
+    """Captures the kernels that `work` launches; returns what launches them again.
 
     Args:
         device: where they run.
-        pool: of `torch.cuda.graph_pool_handle`. Graphs share its memory, but for what they give.
+        pool: of `torch.cuda.graph_pool_handle`. Graphs share its memory, so none keeps what another needs.
         work: what is captured, after a first call that is not.
 
     Raises:
@@ -50,7 +46,7 @@ def cuda_graph(device: torch.device, pool: Any, work: Callable[[], Gradient]) ->
     try:
         # Only this thread must keep to what a capture allows: pairings are computed beside it.
         with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            outputs = work()
+            work()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -58,7 +54,8 @@ def cuda_graph(device: torch.device, pool: Any, work: Callable[[], Gradient]) ->
         raise GcflowError(
             f"a grain of this run is no CUDA graph ({problem}); choose training.compile fused in place of graph"
         ) from error
-    return graph.replay, outputs
+    replay: Callable[[], object] = graph.replay
+    return replay
 
 
 class Replayed:
@@ -69,21 +66,33 @@ class Replayed:
 
     Args:
         work: a function of the grain's tensors, and of weights that stay where they are in memory.
-        capture: how; see `cuda_graph`.
+        capture: what makes a replay of a call; see `cuda_graph`.
     """
 
-    def __init__(self, work: Callable[[Batch], Gradient], capture: Capture) -> None:
+    def __init__(
+        self, work: Callable[[Batch], Gradient], capture: Callable[[Callable[[], object]], Callable[[], object]]
+    ) -> None:
         self.work, self.capture = work, capture
         self.captured: dict[int, Captured] = {}
+        # Of every replay, so that there is one gradient more in memory, and not one more for each graph.
+        self.outputs: Gradient | None = None
+
+    def _fill_outputs(self, inputs: Batch) -> None:
+        found = self.work(inputs)
+        if self.outputs is None:
+            self.outputs = Gradient(*(tensor.clone() for tensor in found))
+        for held, given in zip(self.outputs, found, strict=True):
+            held.copy_(given)
 
     def __call__(self, grain: Batch) -> Gradient:
         """What `work` gives, in tensors of its own."""
         count = len(grain.to_predict)
         if count not in self.captured:
             inputs = Batch(*(tensor.clone() for tensor in grain))
-            self.captured[count] = Captured(inputs, *self.capture(partial(self.work, inputs)))
-        inputs, replay, outputs = self.captured[count]
+            self.captured[count] = Captured(inputs, self.capture(partial(self._fill_outputs, inputs)))
+        inputs, replay = self.captured[count]
         for held, given in zip(inputs, grain, strict=True):
             held.copy_(given)
         replay()
-        return Gradient(*(tensor.clone() for tensor in outputs))
+        assert self.outputs is not None
+        return Gradient(*(tensor.clone() for tensor in self.outputs))

@@ -209,23 +209,24 @@ def unpickled(data: bytes) -> Any:
     Raises:
         Refusal: it asks for something that no EDM model needs. Damaged ones raise almost anything.
     """
-    # Without running: is it whole, and does it keep to plain opcodes? A memo index far beyond the size would make
-    # the unpickler reserve and clear that much memory.
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in REFUSED_OPCODES:
-            raise Refusal(
-                f"refused: it has the pickle opcode {opcode.name}, which no EDM model needs; nothing of it was run"
-            )
-        if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > len(data):
-            raise Refusal(NOT_A_PICKLE)
-    return _InertUnpickler(io.BytesIO(data)).load()
+    # A refusal is one line; Python would warn of escapes in damaged text.
+    with warnings.catch_warnings(action="ignore"):
+        # Without running: is it whole, and does it keep to plain opcodes? A memo index far beyond the size would make
+        # the unpickler reserve and clear that much memory.
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in REFUSED_OPCODES:
+                raise Refusal(
+                    f"refused: it has the pickle opcode {opcode.name}, which no EDM model needs; nothing of it was run"
+                )
+            if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"} and isinstance(argument, int) and argument > len(data):
+                raise Refusal(NOT_A_PICKLE)
+        return _InertUnpickler(io.BytesIO(data)).load()
 
 
 def torch_loaded(data: bytes) -> Any:
     """What torch.save wrote, if it is made of tensors and plain values alone."""
-    with warnings.catch_warnings():
-        # A refusal is one line; torch would warn of the content it refuses.
-        warnings.simplefilter("ignore")
+    # As above; torch would warn of the content it refuses.
+    with warnings.catch_warnings(action="ignore"):
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 

@@ -916,6 +916,12 @@ def test_damaged_checkpoints_never_raise_anything_else(tmp_path_factory, plain, 
     read(tmp_path_factory.getbasetemp() / "damaged", bytes(content))
 
 
+def test_an_escape_in_damaged_text_is_not_warned_of(tmp_path):
+    """A byte that makes the rest of a pickle a text of Python, as `test_damaged_checkpoints…` once found."""
+    path = write(tmp_path / "edm.pkl", b"\x80\x02S'\\\x01'\n.")
+    assert "EDM" in refusal(lambda: read_model(path))
+
+
 def test_a_memo_index_far_beyond_the_file_costs_no_memory(tmp_path):
     path = write(tmp_path / "edm.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")
     assert "is not a whole pickle of an EDM network" in refusal(lambda: read_model(path))

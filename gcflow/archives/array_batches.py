@@ -6,6 +6,7 @@ what the array would be made of; numpy itself makes it afterwards, from checked 
 
 import pickle
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -72,7 +73,8 @@ def read_batch(file: IO[bytes], where: str, numpy_format: bool, labels: range) -
     Raises:
         GcflowError: it is damaged, of another data set, or holds anything else than arrays.
     """
-    with whole(where), ExitStack() as stack:
+    # A refusal is one line; Python and numpy would warn of some damage besides.
+    with whole(where), warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         if numpy_format:
             content: Any = stack.enter_context(np.load(file, allow_pickle=False))
         else:

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -616,3 +617,9 @@ def test_shape_count_and_samples_to_time_are_known_without_an_archive(source, sh
 def test_impossible_options_are_refused_by_key(call, key):
     with pytest.raises(ValueError, match=rf"\n{key}\n"):
         call()
+
+
+def test_an_escape_in_the_text_of_a_damaged_batch_is_not_warned_of():
+    with warnings.catch_warnings(record=True) as said, pytest.raises(GcflowError, match=r"^a batch: "):
+        read_batch(io.BytesIO(b"\x80\x02S'\\\x01'\n."), "a batch", False, range(10))
+    assert not said
